@@ -1,0 +1,31 @@
+# Everything comes from Debian packages and the torch wheel; tools/setup names them all.
+
+# libtorch: an explicit CMAKE_PREFIX_PATH or Torch_DIR wins, else the torch of the project's own .venv.
+if(NOT Torch_DIR AND NOT CMAKE_PREFIX_PATH)
+  file(GLOB _torch_config ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch/share/cmake)
+  list(APPEND CMAKE_PREFIX_PATH ${_torch_config})
+endif()
+# The wheel's CMake files mention optional parts that are not ours to warn about.
+find_package(Torch REQUIRED QUIET)
+if(GLIMPSE_REQUIRE_CUDA AND NOT TORCH_CUDA_LIBRARIES AND NOT TARGET torch_cuda)
+  message(FATAL_ERROR "the cuda preset needs a libtorch built with CUDA; found ${TORCH_INSTALL_PREFIX}")
+endif()
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+find_package(nlohmann_json 3.11 REQUIRED)
+find_package(CLI11 2.1 REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
+pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(utf8proc REQUIRED IMPORTED_TARGET libutf8proc)
+pkg_check_modules(libzip REQUIRED IMPORTED_TARGET libzip)
+pkg_check_modules(turbojpeg REQUIRED IMPORTED_TARGET libturbojpeg)
+pkg_check_modules(png REQUIRED IMPORTED_TARGET libpng)
+pkg_check_modules(webp REQUIRED IMPORTED_TARGET libwebp)
+pkg_check_modules(tiff REQUIRED IMPORTED_TARGET libtiff-4)
+pkg_check_modules(exif REQUIRED IMPORTED_TARGET libexif)
+find_package(GIF REQUIRED)
+
+# libtorch as one imported target: system headers (their warnings are not ours) and a single OpenMP runtime.
+add_library(glimpse_torch INTERFACE)
+target_include_directories(glimpse_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
+target_link_libraries(glimpse_torch INTERFACE ${TORCH_LIBRARIES} OpenMP::OpenMP_CXX)
