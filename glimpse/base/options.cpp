@@ -1,0 +1,63 @@
+#include "glimpse/base/options.h"
+
+#include <algorithm>
+
+namespace glimpse {
+
+nlohmann::json Fields::to_json() const {
+  nlohmann::json object = nlohmann::json::object();
+  for (const Field& field : list_) object[field.name] = field.get();
+  return object;
+}
+
+const Field& Fields::find(std::string_view name, std::string_view owner) const {
+  std::string wanted(name);
+  std::replace(wanted.begin(), wanted.end(), '-', '_');
+  std::vector<std::string> known;
+  for (const Field& field : list_) {
+    if (field.name == wanted) return field;
+    known.push_back(field.name);
+  }
+  const std::string near = nearest(wanted, known);
+  std::string all;
+  for (const std::string& each : known) all += (all.empty() ? "" : ", ") + each;
+  fail(owner, ": unknown setting '", name, "'", near.empty() ? "" : "; did you mean '" + near + "'?",
+       " (known: ", all.empty() ? "none" : all, ")");
+}
+
+void Fields::from_json(const nlohmann::json& object, std::string_view owner) {
+  check(object.is_object(), owner, ": expected an object of settings, got ", object.dump());
+  for (const auto& [key, value] : object.items()) {
+    const Field& field = find(key, owner);
+    try {
+      field.set(value);
+    } catch (const Error& error) {
+      fail(owner, ": ", error.what());
+    }
+  }
+}
+
+void Fields::set(std::string_view name, std::string_view text, std::string_view owner) {
+  const Field& field = find(name, owner);
+  const auto attempt = [&](const nlohmann::json& value) {
+    try {
+      field.set(value);
+      return std::string();
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+  };
+  // The text is tried as JSON (numbers, booleans), then as text, then as a '+'-separated list.
+  nlohmann::json parsed = text == "none" ? nlohmann::json(nullptr) : nlohmann::json::parse(text, nullptr, false);
+  std::string problem;
+  if (!parsed.is_discarded() && (problem = attempt(parsed)).empty()) return;
+  std::string as_text = attempt(std::string(text));
+  if (as_text.empty()) return;
+  nlohmann::json items = nlohmann::json::array();
+  std::istringstream stream{std::string(text)};
+  for (std::string item; std::getline(stream, item, '+');) items.push_back(item);
+  if (attempt(items).empty()) return;
+  fail(owner, ": ", problem.empty() ? as_text : problem);
+}
+
+}  // namespace glimpse

@@ -1,0 +1,110 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "glimpse/base/check.h"
+
+namespace glimpse {
+
+/// Allowed values of a number, both ends included.
+struct Range {
+  double low = -std::numeric_limits<double>::infinity();
+  double high = std::numeric_limits<double>::infinity();
+};
+
+/// One setting of a component: its name, its meaning in one line, and access to the value as JSON.
+struct Field {
+  std::string name;  ///< snake_case; flags spell it with '-'
+  std::string help;
+  std::function<nlohmann::json()> get;
+  std::function<void(const nlohmann::json&)> set;  ///< throws Error on a wrong type or range
+  bool is_switch = false;
+};
+
+/// The settings of a component. A component lists each once; JSON, composition strings, flags, --help and the record
+/// in results all come from that list.
+class Fields {
+ public:
+  /// `value` (bool, integer, floating point, string, optional of one, or vector of strings) must outlive the list.
+  template <class T>
+  Fields& add(std::string name, T& value, std::string help, Range range = {});
+
+  const std::vector<Field>& list() const { return list_; }
+  nlohmann::json to_json() const;
+  /// Sets every key of the object; an unknown key is an error that names the nearest known one. `owner` is used in
+  /// errors.
+  void from_json(const nlohmann::json& object, std::string_view owner);
+  /// Sets one field from text ("0.5", "true", "tl+tr"; "none" empties an optional).
+  void set(std::string_view name, std::string_view text, std::string_view owner);
+
+ private:
+  const Field& find(std::string_view name, std::string_view owner) const;
+  std::vector<Field> list_;
+};
+
+namespace detail {
+
+template <class T>
+struct IsOptional : std::false_type {};
+template <class T>
+struct IsOptional<std::optional<T>> : std::true_type {};
+
+template <class T>
+void read_value(const nlohmann::json& json, T& value, const std::string& name, Range range) {
+  if constexpr (IsOptional<T>::value) {
+    if (json.is_null()) return value.reset();
+    typename T::value_type inner{};
+    read_value(json, inner, name, range);
+    value = inner;
+  } else if constexpr (std::is_same_v<T, bool>) {
+    check(json.is_boolean(), name, ": expected true or false, got ", json.dump());
+    value = json.get<bool>();
+  } else if constexpr (std::is_arithmetic_v<T>) {
+    check(json.is_number() && (!std::is_integral_v<T> || json.is_number_integer()), name, ": expected ",
+          std::is_integral_v<T> ? "an integer" : "a number", ", got ", json.dump());
+    const double number = json.get<double>();
+    check(number >= range.low && number <= range.high, name, ": ", json.dump(), " is outside [", range.low, ", ",
+          range.high, "]");
+    value = json.get<T>();
+  } else if constexpr (std::is_same_v<T, std::string>) {
+    check(json.is_string(), name, ": expected text, got ", json.dump());
+    value = json.get<std::string>();
+  } else {
+    if (json.is_null()) return value.clear();
+    check(json.is_array(), name, ": expected a list of texts, got ", json.dump());
+    value.clear();
+    for (const auto& item : json) {
+      check(item.is_string(), name, ": expected a list of texts, got ", json.dump());
+      value.push_back(item.get<std::string>());
+    }
+  }
+}
+
+template <class T>
+nlohmann::json write_value(const T& value) {
+  if constexpr (IsOptional<T>::value)
+    return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
+  else
+    return value;
+}
+
+}  // namespace detail
+
+template <class T>
+Fields& Fields::add(std::string name, T& value, std::string help, Range range) {
+  Field field{name, std::move(help), [&value] { return detail::write_value(value); },
+              [&value, name, range](const nlohmann::json& json) { detail::read_value(json, value, name, range); },
+              std::is_same_v<T, bool>};
+  list_.push_back(std::move(field));
+  return *this;
+}
+
+}  // namespace glimpse

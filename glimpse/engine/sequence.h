@@ -1,0 +1,47 @@
+#pragma once
+
+#include <functional>
+#include <span>
+#include <stop_token>
+
+#include "glimpse/models/vlm.h"
+#include "glimpse/prune/compact.h"
+#include "glimpse/prune/registry.h"
+
+namespace glimpse {
+
+/// Wall time of the stages of one request, in ms.
+struct StageTimes {
+  double vision = 0, prefill = 0, prune = 0, decode = 0;  ///< prune is part of prefill
+};
+
+/// Thrown inside the forward pass when a stop was requested.
+struct Cancelled {};
+
+/// One sequence between its prompt and its last token.
+struct Sequence {
+  Prompt prompt;
+  PrunerChain pruners;
+  Budget budget;
+  std::vector<std::vector<Box>> boxes;  ///< reference boxes per image, normalised
+  std::stop_token stop;
+
+  KvCache cache;
+  at::Tensor position_ids;     ///< of the rows that are left after prefill [components, T']
+  std::vector<int64_t> kept;   ///< indices of the visual tokens that are left, ascending
+  at::Tensor scores;           ///< [N] float32: probability per visual token (0 where a cut came first), or undefined
+  int64_t next_position = 0;
+  StageTimes times;
+};
+
+/// Looks at the hidden states on their way: layer, output [R, D] of the whole ragged batch.
+using Observer = std::function<void(int64_t layer, const at::Tensor& hidden)>;
+
+/// Encodes the images and runs the prompts of all sequences as one ragged batch, pruning each at its own cuts.
+/// Returns the next-token logits [sequences, V] float32. Throws Cancelled when any sequence's stop is requested.
+at::Tensor prefill(const Vlm& model, std::span<Sequence* const> sequences, const Observer& observe = {});
+
+/// One decoding step: `tokens` [sequences], the token just chosen for each. Returns logits [sequences, V].
+at::Tensor decode_step(const Vlm& model, std::span<Sequence* const> sequences, const std::vector<int64_t>& tokens);
+
+}  // namespace glimpse

@@ -1,0 +1,64 @@
+#include "glimpse/models/mrope.h"
+
+#include <algorithm>
+
+#include "glimpse/base/check.h"
+
+namespace glimpse {
+
+MropePositions mrope_positions(const std::vector<int64_t>& ids, const std::vector<Grid>& images,
+                               const std::vector<Grid>& videos, const std::vector<double>& seconds_per_grid,
+                               const MropeConfig& config) {
+  const auto count = static_cast<int64_t>(ids.size());
+  MropePositions out;
+  out.ids = at::empty({3, count}, at::kLong);
+  int64_t* time = out.ids.data_ptr<int64_t>();
+  int64_t *row = time + count, *col = row + count;
+  size_t image = 0, video = 0;
+  for (int64_t i = 0; i < count;) {
+    const bool is_image = ids[i] == config.image_token, is_video = ids[i] == config.video_token;
+    if (!is_image && !is_video) {
+      time[i] = row[i] = col[i] = out.next++;
+      ++i;
+      continue;
+    }
+    const std::vector<Grid>& grids = is_image ? images : videos;
+    size_t& used = is_image ? image : video;
+    check(used < grids.size(), "prompt: more ", is_image ? "image" : "video", " places than the ", grids.size(),
+          " given");
+    const Grid& grid = grids[used];
+    const int64_t rows = grid.h / config.merge, cols = grid.w / config.merge, tokens = grid.t * rows * cols;
+    const bool fits = i + tokens <= count &&
+                      std::all_of(ids.begin() + i, ids.begin() + i + tokens, [&](int64_t id) { return id == ids[i]; });
+    check(fits, "prompt: image ", used + 1, " needs ", tokens, " visual tokens, but the ids hold fewer at place ", i);
+    const double seconds = is_video ? seconds_per_grid.at(used) : 0.0;
+    ++used;
+    int64_t largest = out.next;
+    for (int64_t t = 0; t < grid.t; ++t)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < cols; ++c, ++i) {
+          time[i] = out.next + static_cast<int64_t>(static_cast<double>(t) * seconds * config.tokens_per_second);
+          row[i] = out.next + r;
+          col[i] = out.next + c;
+          largest = std::max({largest, time[i], row[i], col[i]});
+        }
+    out.next = largest + 1;
+  }
+  check(image == images.size() && video == videos.size(), "prompt: ", images.size(), " images were given but it has ",
+        image, " places for them");
+  return out;
+}
+
+Rope mrope_tables(const at::Tensor& positions, const std::vector<int64_t>& sections, int64_t head_dim, double theta) {
+  const at::Tensor frequencies = inverse_frequencies(head_dim, theta).to(positions.device());
+  std::vector<at::Tensor> parts;
+  int64_t first = 0;
+  for (size_t s = 0; s < sections.size(); ++s) {
+    const at::Tensor own = frequencies.narrow(0, first, sections[s]);
+    parts.push_back(at::outer(positions[static_cast<int64_t>(s) % 3].to(at::kFloat), own));
+    first += sections[s];
+  }
+  return rope_from_angles(at::cat(parts, 1));
+}
+
+}  // namespace glimpse

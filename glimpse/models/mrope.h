@@ -1,0 +1,35 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <array>
+#include <vector>
+
+#include "glimpse/image/qwen_image.h"
+#include "glimpse/nn/rotary.h"
+
+namespace glimpse {
+
+/// Ids and settings that decide Qwen2.5-VL's three-component positions.
+struct MropeConfig {
+  int64_t image_token = 0, video_token = 0, merge = 2;
+  double tokens_per_second = 2;
+};
+
+/// Positions of a prompt: text counts on in all three components; the tokens of an image share a time and take
+/// their row and column; what follows starts after the largest position so far.
+struct MropePositions {
+  at::Tensor ids;    ///< [3, T] int64: time, row, column
+  int64_t next = 0;  ///< first free position
+};
+
+/// `ids` hold one image (video) id per visual token. Errors when the runs of those ids do not fit the grids.
+/// `seconds_per_grid`: per video, seconds between two grid frames.
+MropePositions mrope_positions(const std::vector<int64_t>& ids, const std::vector<Grid>& images,
+                               const std::vector<Grid>& videos, const std::vector<double>& seconds_per_grid,
+                               const MropeConfig& config);
+
+/// Rotary tables for positions [3, T]: pair t turns with the component whose section holds it.
+Rope mrope_tables(const at::Tensor& positions, const std::vector<int64_t>& sections, int64_t head_dim, double theta);
+
+}  // namespace glimpse

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "glimpse/image/qwen_image.h"
+#include "glimpse/models/vision.h"
+#include "glimpse/nn/linear.h"
+
+namespace glimpse {
+
+/// Order in which Qwen2.5-VL's encoder walks the merge units (one visual token each) of its images.
+struct VitWindows {
+  at::Tensor index;                     ///< [N] int64: row-major token of each position in window order
+  std::vector<int64_t> window_lengths;  ///< tokens per window
+  std::vector<int64_t> frame_lengths;   ///< tokens per frame: the segments of the full-attention blocks
+};
+VitWindows vit_windows(const std::vector<Grid>& grids, int64_t merge, int64_t window_tokens);
+
+/// Qwen2.5-VL's vision encoder: RMSNorm, 2-D rotary, attention inside windows of 112 pixels except in a few full
+/// blocks, a merger that joins 2 x 2 patches into one visual token.
+class Qwen25Vit {
+ public:
+  static Qwen25Vit load(const nlohmann::json& vision_config, const Weights& weights, at::TensorOptions options);
+
+  /// Patches [P, 3 * 2 * 14 * 14] of all images, one after the other. `tap_layers`: blocks whose output is recorded,
+  /// averaged over each merge unit.
+  VisionOutput operator()(const at::Tensor& pixel_values, const std::vector<Grid>& grids,
+                          const std::vector<int64_t>& tap_layers) const;
+
+  int64_t depth() const { return static_cast<int64_t>(blocks_.size()); }
+  int64_t hidden_size() const { return hidden_size_; }
+  int64_t merge() const { return merge_; }
+
+ private:
+  struct Block {
+    at::Tensor norm1, norm2;
+    Linear qkv, proj, gate_proj, up_proj, down_proj;
+    bool full = false;
+  };
+  Rope rope(const std::vector<Grid>& grids) const;
+  at::Tensor attention(const Block& block, const at::Tensor& x, const Rope& rope,
+                       const std::vector<int64_t>& lengths) const;
+
+  int64_t hidden_size_ = 0, heads_ = 0, merge_ = 2, window_tokens_ = 4;
+  Linear patch_embed_, merger_0_, merger_2_;
+  at::Tensor ln_q_;
+  std::vector<Block> blocks_;
+};
+
+}  // namespace glimpse

@@ -1,0 +1,159 @@
+#include "glimpse/models/qwen2_5_vl.h"
+
+#include <numeric>
+
+namespace glimpse {
+
+namespace {
+
+using nlohmann::json;
+
+template <class T>
+T need(const json& object, const char* key, const std::string& where) {
+  const auto found = object.find(key);
+  check(found != object.end() && !found->is_null(), where, ": ", key, " is missing");
+  try {
+    return found->get<T>();
+  } catch (const json::exception&) {
+    fail(where, ": ", key, " has an unexpected value ", found->dump());
+  }
+}
+
+DecoderConfig decoder_config(const json& text, const json& top, const std::string& where) {
+  DecoderConfig c;
+  c.hidden_size = need<int64_t>(text, "hidden_size", where);
+  c.intermediate_size = need<int64_t>(text, "intermediate_size", where);
+  c.layers = need<int64_t>(text, "num_hidden_layers", where);
+  c.heads = need<int64_t>(text, "num_attention_heads", where);
+  c.kv_heads = text.value("num_key_value_heads", c.heads);
+  check(c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && c.hidden_size % c.heads == 0, where,
+        ": hidden_size ", c.hidden_size, ", num_attention_heads ", c.heads, " and num_key_value_heads ", c.kv_heads,
+        " do not divide");
+  c.head_dim = text.value("head_dim", c.hidden_size / c.heads);
+  c.vocab_size = need<int64_t>(text, "vocab_size", where);
+  c.rms_norm_eps = text.value("rms_norm_eps", 1e-6);
+  c.attention_bias = true;
+  c.tied_head = top.value("tie_word_embeddings", text.value("tie_word_embeddings", false));
+  return c;
+}
+
+}  // namespace
+
+std::string Qwen25Vl::canonical_name(std::string_view name) {
+  const auto swap = [&](std::string_view from, std::string_view to) {
+    return std::string(to) + std::string(name.substr(from.size()));
+  };
+  for (const auto& [from, to] : {std::pair<std::string_view, std::string_view>{"model.visual.", "visual."},
+                                 {"model.language_model.", "model."},
+                                 {"language_model.", "model."}})
+    if (name.starts_with(from)) return swap(from, to);
+  return std::string(name);
+}
+
+std::unique_ptr<Vlm> Qwen25Vl::load(const std::filesystem::path& dir, const json& config, const LoadOptions& load) {
+  const std::string where = (dir / "config.json").string();
+  const json& text = config.contains("text_config") ? config["text_config"] : config;
+  auto model = std::make_unique<Qwen25Vl>();
+  model->dir_ = dir;
+  const DecoderConfig shape = decoder_config(text, config, where);
+  const json vision = need<json>(config, "vision_config", where);
+
+  // The older layout calls it rope_scaling, the newest rope_parameters; theta moved into it.
+  const char* const rope_key = text.contains("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  const json scaling = need<json>(text, rope_key, where);
+  model->mrope_section_ = need<std::vector<int64_t>>(scaling, "mrope_section", where);
+  model->rope_theta_ = scaling.value("rope_theta", text.value("rope_theta", 1e6));
+  const int64_t pairs = std::accumulate(model->mrope_section_.begin(), model->mrope_section_.end(), int64_t{0});
+  check(pairs == shape.head_dim / 2, where, ": mrope_section sums to ", pairs, ", expected half of the head size ",
+        shape.head_dim);
+  check(!text.value("use_sliding_window", false), where, ": sliding-window attention is not supported");
+  model->max_positions_ = text.value("max_position_embeddings", int64_t{32768});
+  model->mrope_ = {config.value("image_token_id", int64_t{151655}), config.value("video_token_id", int64_t{151656}),
+                   vision.value("spatial_merge_size", int64_t{2}), vision.value("tokens_per_second", 2.0)};
+
+  Weights weights = Weights::open(dir, canonical_name);
+  for (const auto& adapter : load.adapters) weights.merge_adapter(adapter);
+  const at::TensorOptions options = at::TensorOptions(load.dtype).device(load.device);
+  model->visual_ = Qwen25Vit::load(vision, weights, options);
+  model->decoder_ = Decoder::load(shape, weights, "model.", "lm_head.weight", options);
+  weights.expect_all_taken([&](std::string_view name) {
+    // A tied checkpoint may still store its head; old ones store the rotary frequencies.
+    return (shape.tied_head && name == "lm_head.weight") || name.ends_with("rotary_emb.inv_freq");
+  });
+
+  if (std::filesystem::exists(dir / "preprocessor_config.json"))
+    model->image_options_ = QwenImageOptions::from_json(read_json(dir / "preprocessor_config.json"));
+  if (std::filesystem::exists(dir / "tokenizer.json") || std::filesystem::exists(dir / "vocab.json"))
+    model->tokenizer_ = Tokenizer::load(dir);
+  return model;
+}
+
+const Tokenizer& Qwen25Vl::tokenizer() const {
+  check(tokenizer_ != nullptr, dir_.string(), ": no tokenizer.json and no vocab.json with merges.txt");
+  return *tokenizer_;
+}
+
+Prompt Qwen25Vl::prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+                        const ImageBounds& bounds) const {
+  QwenImageOptions options = image_options_;
+  if (bounds.min_pixels) options.min_pixels = *bounds.min_pixels;
+  if (bounds.max_pixels) options.max_pixels = *bounds.max_pixels;
+  check(options.min_pixels > 0 && options.min_pixels <= options.max_pixels, "image bounds: min-pixels ",
+        options.min_pixels, " must be positive and at most max-pixels ", options.max_pixels);
+  std::vector<Patches> patches;
+  for (const Image& image : images) patches.push_back(qwen_patches(image, options));
+  return prompt(encode_chat(tokenizer(), messages, true), std::move(patches));
+}
+
+Prompt Qwen25Vl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const {
+  Prompt out;
+  std::vector<Grid> grids;
+  for (const Patches& each : patches) grids.push_back(each.grid);
+  int64_t first = 0;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    check(ids[i] >= 0 && ids[i] < decoder_.config().vocab_size, "prompt: token id ", ids[i],
+          " is outside the vocabulary of ", decoder_.config().vocab_size);
+    if (ids[i] != mrope_.image_token) {
+      out.ids.push_back(ids[i]);
+      continue;
+    }
+    check(out.images.size() < grids.size(), "prompt: more image places than the ", grids.size(), " images given");
+    const Grid& grid = grids[out.images.size()];
+    const ImageSpan span{grid.t * grid.h / mrope_.merge, grid.w / mrope_.merge, first};
+    size_t run = i;
+    while (run < ids.size() && ids[run] == ids[i] && run - i < static_cast<size_t>(span.count())) ++run;
+    check(run - i == 1 || static_cast<int64_t>(run - i) == span.count(), "prompt: image ", out.images.size() + 1,
+          " has ", run - i, " places, expected 1 or ", span.count());
+    for (int64_t t = 0; t < span.count(); ++t) {
+      out.visual_rows.push_back(static_cast<int64_t>(out.ids.size()));
+      out.ids.push_back(mrope_.image_token);
+    }
+    out.images.push_back(span);
+    first += span.count();
+    i = run - 1;
+  }
+  check(!out.ids.empty(), "prompt: it is empty");
+  check(static_cast<int64_t>(out.ids.size()) < max_positions_, "prompt: ", out.ids.size(),
+        " tokens do not fit the model's context of ", max_positions_, "; lower --max-pixels or give fewer images");
+  const MropePositions positions = mrope_positions(out.ids, grids, {}, {}, mrope_);
+  out.position_ids = positions.ids;
+  out.next_position = positions.next;
+  out.patches = std::move(patches);
+  return out;
+}
+
+VisionOutput Qwen25Vl::encode(const std::vector<Patches>& patches, const std::vector<int64_t>& taps) const {
+  std::vector<at::Tensor> pixels;
+  std::vector<Grid> grids;
+  for (const Patches& each : patches) {
+    pixels.push_back(each.pixel_values);
+    grids.push_back(each.grid);
+  }
+  return visual_(pixels.size() == 1 ? pixels[0] : at::cat(pixels), grids, taps);
+}
+
+Rope Qwen25Vl::rope(const at::Tensor& position_ids) const {
+  return mrope_tables(position_ids, mrope_section_, decoder_.config().head_dim, rope_theta_);
+}
+
+}  // namespace glimpse

@@ -1,0 +1,40 @@
+#pragma once
+
+#include "glimpse/models/mrope.h"
+#include "glimpse/models/qwen2_5_vit.h"
+#include "glimpse/models/vlm.h"
+
+namespace glimpse {
+
+/// Qwen2.5-VL: window-attention vision encoder, Qwen2 decoder with M-RoPE.
+class Qwen25Vl : public Vlm {
+ public:
+  static std::unique_ptr<Vlm> load(const std::filesystem::path& dir, const nlohmann::json& config,
+                                   const LoadOptions& options);
+  /// Canonical (older) name of a tensor, whichever of the two published layouts its file uses.
+  static std::string canonical_name(std::string_view name);
+
+  Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+                const ImageBounds& bounds) const override;
+  Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
+  VisionOutput encode(const std::vector<Patches>& patches, const std::vector<int64_t>& taps) const override;
+  Rope rope(const at::Tensor& position_ids) const override;
+  const Decoder& decoder() const override { return decoder_; }
+  const Tokenizer& tokenizer() const override;
+  int64_t vision_depth() const override { return visual_.depth(); }
+  int64_t vision_width() const override { return visual_.hidden_size(); }
+  int64_t max_positions() const override { return max_positions_; }
+
+ private:
+  std::filesystem::path dir_;
+  std::unique_ptr<Tokenizer> tokenizer_;  // null for checkpoints without one (golden data)
+  QwenImageOptions image_options_;
+  MropeConfig mrope_;
+  std::vector<int64_t> mrope_section_;
+  double rope_theta_ = 1e6;
+  int64_t max_positions_ = 0;
+  Qwen25Vit visual_;
+  Decoder decoder_;
+};
+
+}  // namespace glimpse

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "glimpse/image/image.h"
+#include "glimpse/image/qwen_image.h"
+#include "glimpse/models/vision.h"
+#include "glimpse/nn/decoder.h"
+#include "glimpse/prune/pruner.h"
+#include "glimpse/text/chat.h"
+#include "glimpse/text/tokenizer.h"
+
+namespace glimpse {
+
+/// Bounds on an image's size, in pixels; unset: the checkpoint's own.
+struct ImageBounds {
+  std::optional<int64_t> min_pixels, max_pixels;
+};
+
+/// A prompt as the language model sees it.
+struct Prompt {
+  std::vector<int64_t> ids;        ///< [T]; every visual token has the image id
+  at::Tensor position_ids;         ///< [components, T] int64 (3 for M-RoPE, 1 for RoPE)
+  int64_t next_position = 0;       ///< position of the token after the prompt, in every component
+  std::vector<ImageSpan> images;   ///< token grids, in order of appearance
+  std::vector<int64_t> visual_rows;  ///< [N]: where the visual tokens stand
+  std::vector<Patches> patches;    ///< encoder input, one per image
+};
+
+/// A vision-language model family: what differs between families, and nothing else.
+class Vlm {
+ public:
+  virtual ~Vlm() = default;
+
+  /// Turns messages and their images (one per image part, in order) into a prompt. Errors: counts differ, the prompt
+  /// is longer than the model's context.
+  virtual Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+                        const ImageBounds& bounds) const = 0;
+  /// A prompt from ids in which each image has one place (its id once, or already repeated per token).
+  virtual Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const = 0;
+  /// Runs the vision encoder over a prompt's images; records the encoder layers `taps`.
+  virtual VisionOutput encode(const std::vector<Patches>& patches, const std::vector<int64_t>& taps) const = 0;
+  /// Rotary tables for position_ids [components, T].
+  virtual Rope rope(const at::Tensor& position_ids) const = 0;
+
+  virtual const Decoder& decoder() const = 0;
+  virtual const Tokenizer& tokenizer() const = 0;
+  /// Encoder depth and width, as the pruning modules refer to them.
+  virtual int64_t vision_depth() const = 0;
+  virtual int64_t vision_width() const = 0;
+  virtual int64_t max_positions() const = 0;
+};
+
+/// How to load a model.
+struct LoadOptions {
+  at::ScalarType dtype = at::kBFloat16;
+  at::Device device = at::kCPU;
+  std::vector<std::filesystem::path> adapters;  ///< PEFT directories, merged at load
+  nlohmann::json config_overrides;              ///< a new-modules config: its fields win over the base's
+};
+
+/// Loads the model in `dir` by its config.json's model_type. Errors name the file and what was expected.
+std::unique_ptr<Vlm> load_vlm(const std::filesystem::path& dir, const LoadOptions& options);
+
+/// The dtype a checkpoint was saved in (its config's torch_dtype), or bf16.
+at::ScalarType checkpoint_dtype(const nlohmann::json& config);
+
+}  // namespace glimpse

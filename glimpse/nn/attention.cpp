@@ -1,0 +1,89 @@
+#include "glimpse/nn/attention.h"
+
+#include <ATen/Parallel.h>
+
+#include <cmath>
+#include <map>
+
+#include "glimpse/nn/kernels.h"
+#include "glimpse/nn/ops.h"
+
+namespace glimpse {
+
+namespace {
+
+// One new row: the query heads of a cache head are folded into rows, so its keys and values are read once.
+at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
+  const at::Tensor keys = cache.keys(), values = cache.values();
+  const int64_t kv_heads = keys.size(0), length = keys.size(1), d = keys.size(2), heads = q.size(1);
+  const int64_t group = heads / kv_heads, stride = keys.stride(0);
+  const at::Tensor wide = q.to(at::kFloat).mul(1.0 / std::sqrt(static_cast<double>(d))).contiguous();
+  at::Tensor scores = at::empty({heads, length}, wide.options());
+  at::Tensor out = at::empty({heads, d}, wide.options());
+  with_element(q.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    at::parallel_for(0, kv_heads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t h = begin; h < end; ++h)
+        for (int64_t g = 0; g < group; g += kernels::max_rows) {
+          const int64_t first = h * group + g, rows = std::min(kernels::max_rows, group - g);
+          float* s = scores.data_ptr<float>() + first * length;
+          kernels::dots(wide.const_data_ptr<float>() + first * d, rows, d, element_data<T>(keys) + h * stride, 0,
+                        length, s, length);
+          for (int64_t r = 0; r < rows; ++r) kernels::softmax(s + r * length, length);
+          kernels::mix(s, length, rows, length, element_data<T>(values) + h * stride, d,
+                       out.data_ptr<float>() + first * d);
+        }
+    });
+  });
+  return out.to(q.scalar_type()).view({1, heads * d});
+}
+
+}  // namespace
+
+at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
+  const int64_t rows = q.size(0), length = cache.length();
+  if (rows == 1 && has_kernel(q)) return decode_attention(q, cache);
+  const bool grouped = q.size(1) != cache.keys().size(0);
+  std::optional<at::Tensor> mask;
+  // Rows that continue a cache: row i sees length - rows + i + 1 keys.
+  if (rows > 1 && rows != length)
+    mask = at::ones({rows, length}, q.options().dtype(at::kBool)).tril(length - rows);
+  const at::Tensor out =
+      at::scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), cache.keys().unsqueeze(0),
+                                       cache.values().unsqueeze(0), mask, 0.0, rows == length && rows > 1,
+                                       std::nullopt, grouped);
+  return out.squeeze(0).transpose(0, 1).reshape({rows, -1});
+}
+
+at::Tensor attention_logits(const at::Tensor& q, const LayerCache& cache) {
+  const at::Tensor keys = cache.keys().to(at::kFloat);  // [Hkv, S, d]
+  const int64_t kv_heads = keys.size(0), d = keys.size(2);
+  const at::Tensor rows = q.to(at::kFloat).view({kv_heads, -1, d});
+  return (at::matmul(rows, keys.transpose(1, 2)) / std::sqrt(static_cast<double>(d))).flatten(0, 1);
+}
+
+at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                             const std::vector<int64_t>& lengths) {
+  const int64_t tokens = q.size(0), heads = q.size(1), d = q.size(2);
+  std::map<int64_t, std::vector<int64_t>> starts;  // segment length -> first rows
+  int64_t row = 0;
+  for (const int64_t length : lengths) {
+    starts[length].push_back(row);
+    row += length;
+  }
+  const auto attend = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, int64_t length) {
+    const auto split = [&](const at::Tensor& t) { return t.view({-1, length, heads, d}).transpose(1, 2); };
+    return at::scaled_dot_product_attention(split(a), split(b), split(c)).transpose(1, 2).reshape({-1, heads * d});
+  };
+  if (starts.size() == 1) return attend(q, k, v, starts.begin()->first);
+  at::Tensor out = at::empty({tokens, heads * d}, q.options());
+  for (const auto& [length, firsts] : starts) {
+    const at::Tensor first = at::tensor(firsts, at::kLong);
+    const at::Tensor index = (first.unsqueeze(1) + at::arange(length)).flatten().to(q.device());
+    const auto pick = [&](const at::Tensor& t) { return t.index_select(0, index); };
+    out.index_copy_(0, index, attend(pick(q), pick(k), pick(v), length));
+  }
+  return out;
+}
+
+}  // namespace glimpse

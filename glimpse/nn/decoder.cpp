@@ -1,0 +1,65 @@
+#include "glimpse/nn/decoder.h"
+
+#include "glimpse/nn/attention.h"
+#include "glimpse/nn/ops.h"
+
+namespace glimpse {
+
+Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std::string& prefix,
+                      const std::string& head, at::TensorOptions options) {
+  Decoder model;
+  model.config_ = c;
+  model.embed_tokens_ = weights.take(prefix + "embed_tokens.weight", {c.vocab_size, c.hidden_size}, options);
+  for (int64_t l = 0; l < c.layers; ++l) {
+    const std::string p = prefix + "layers." + std::to_string(l) + ".";
+    const auto linear = [&](const std::string& name, int64_t out, int64_t in, bool bias) {
+      Linear layer{weights.take(p + name + ".weight", {out, in}, options), {}};
+      if (bias) layer.bias = weights.take(p + name + ".bias", {out}, options);
+      return layer;
+    };
+    const int64_t d = c.hidden_size, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim, ff = c.intermediate_size;
+    model.layers_.push_back({weights.take(p + "input_layernorm.weight", {d}, options),
+                             weights.take(p + "post_attention_layernorm.weight", {d}, options),
+                             linear("self_attn.q_proj", q, d, c.attention_bias),
+                             linear("self_attn.k_proj", kv, d, c.attention_bias),
+                             linear("self_attn.v_proj", kv, d, c.attention_bias),
+                             linear("self_attn.o_proj", d, q, false), linear("mlp.gate_proj", ff, d, false),
+                             linear("mlp.up_proj", ff, d, false), linear("mlp.down_proj", d, ff, false)});
+  }
+  model.norm_ = weights.take(prefix + "norm.weight", {c.hidden_size}, options);
+  model.lm_head_.weight =
+      c.tied_head ? model.embed_tokens_ : weights.take(head, {c.vocab_size, c.hidden_size}, options);
+  return model;
+}
+
+at::Tensor Decoder::embed(const at::Tensor& ids) const { return embed_tokens_.index_select(0, ids); }
+
+at::Tensor Decoder::layer(int64_t l, at::Tensor x, const RaggedBatch& batch) const {
+  const Layer& layer = layers_[l];
+  const int64_t d = config_.head_dim;
+  const at::Tensor n = rms_norm(x, layer.input_layernorm, config_.rms_norm_eps);
+  const at::Tensor q = apply_rope(layer.q_proj(n).view({-1, config_.heads, d}), batch.rope);
+  const at::Tensor k = apply_rope(layer.k_proj(n).view({-1, config_.kv_heads, d}), batch.rope);
+  const at::Tensor v = layer.v_proj(n).view({-1, config_.kv_heads, d});
+
+  std::vector<at::Tensor> mixed;
+  int64_t row = 0;
+  for (const SequenceRows& sequence : batch.sequences) {
+    const auto mine = [&](const at::Tensor& t) { return t.narrow(0, row, sequence.count); };
+    LayerCache& cache = sequence.cache->layers[l];
+    cache.append(mine(k), mine(v));
+    mixed.push_back(causal_attention(mine(q), cache));
+    row += sequence.count;
+    if (sequence.last_query) *sequence.last_query = q[row - 1].clone();
+  }
+  const at::Tensor attended = layer.o_proj(mixed.size() == 1 ? mixed[0] : at::cat(mixed));
+  const at::Tensor m = add_rms_norm(x, attended, layer.post_attention_layernorm, config_.rms_norm_eps);
+  const at::Tensor up = layer.down_proj(silu_mul(layer.gate_proj(m), layer.up_proj(m)));
+  return at::GradMode::is_enabled() ? x + up : x.add_(up);
+}
+
+at::Tensor Decoder::logits(const at::Tensor& x) const {
+  return lm_head_(rms_norm(x, norm_, config_.rms_norm_eps)).to(at::kFloat);
+}
+
+}  // namespace glimpse

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <string>
+#include <vector>
+
+#include "glimpse/io/checkpoint.h"
+#include "glimpse/nn/kv_cache.h"
+#include "glimpse/nn/linear.h"
+#include "glimpse/nn/rotary.h"
+
+namespace glimpse {
+
+/// Shape of a decoder-only language model (Qwen2, LLaMA).
+struct DecoderConfig {
+  int64_t hidden_size = 0, intermediate_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab_size = 0;
+  double rms_norm_eps = 1e-6;
+  bool attention_bias = false;  ///< q, k and v projections have a bias
+  bool tied_head = false;       ///< lm_head is the embedding matrix
+};
+
+/// New rows of one sequence in a ragged batch.
+struct SequenceRows {
+  KvCache* cache = nullptr;
+  int64_t count = 0;                 ///< rows of the batch that belong to this sequence
+  at::Tensor* last_query = nullptr;  ///< if set, receives the last row's query after RoPE [H, d]
+};
+
+/// A ragged batch: the rows of all sequences one after the other.
+struct RaggedBatch {
+  std::vector<SequenceRows> sequences;
+  Rope rope;  ///< tables of every row
+};
+
+/// The decoder's weights and its forward pass, layer by layer: linear layers see the rows of all sequences together,
+/// attention runs per sequence, so sequences of different and differently pruned lengths need no padding.
+class Decoder {
+ public:
+  /// Takes `prefix`embed_tokens..., `prefix`layers.N..., `prefix`norm and lm_head from `weights`.
+  static Decoder load(const DecoderConfig& config, const Weights& weights, const std::string& prefix,
+                      const std::string& head, at::TensorOptions options);
+
+  const DecoderConfig& config() const { return config_; }
+  at::TensorOptions options() const { return embed_tokens_.options(); }
+  /// ids [T] int64 -> [T, D].
+  at::Tensor embed(const at::Tensor& ids) const;
+  /// Runs layer l on x [R, D]: appends every sequence's keys and values to its cache, returns the layer's output.
+  at::Tensor layer(int64_t l, at::Tensor x, const RaggedBatch& batch) const;
+  /// Final norm and head: x [n, D] -> logits [n, V], float32.
+  at::Tensor logits(const at::Tensor& x) const;
+
+ private:
+  struct Layer {
+    at::Tensor input_layernorm, post_attention_layernorm;
+    Linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+  };
+  DecoderConfig config_;
+  at::Tensor embed_tokens_, norm_;
+  std::vector<Layer> layers_;
+  Linear lm_head_;
+};
+
+}  // namespace glimpse

@@ -1,0 +1,314 @@
+#include "glimpse/nn/kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "glimpse/nn/kernels.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+#include <hwy/contrib/math/math-inl.h>
+
+#include <algorithm>
+#include <cmath>
+
+HWY_BEFORE_NAMESPACE();
+namespace glimpse::kernels::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using F = hn::ScalableTag<float>;
+using V = hn::Vec<F>;
+using H = hn::Rebind<uint16_t, F>;  // as many 16-bit lanes as F has float lanes
+
+HWY_INLINE V load(F f, const float* from) { return hn::LoadU(f, from); }
+
+HWY_INLINE V load(F f, const bf16* from) {
+  const hn::RebindToUnsigned<F> u;
+  return hn::BitCast(f, hn::ShiftLeft<16>(hn::PromoteTo(u, hn::LoadU(H(), from))));
+}
+
+HWY_INLINE void store(F f, V v, float* to) { hn::StoreU(v, f, to); }
+
+// Round to nearest even, as PyTorch does. Infinities stay; a NaN must not round up to infinity.
+HWY_INLINE void store(F f, V v, bf16* to) {
+  const hn::RebindToUnsigned<F> u;
+  const auto bits = hn::BitCast(u, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(u, 1));
+  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(hn::Set(u, 0x7FFF), odd)));
+  const auto quiet_nan = hn::Set(u, 0x7FC0);
+  const auto is_nan = hn::RebindMask(u, hn::IsNaN(v));
+  const auto half = hn::IfThenElse(is_nan, quiet_nan, rounded);
+  hn::StoreU(hn::TruncateTo(H(), half), H(), to);
+}
+
+float widen_one(bf16 x) {
+  const uint32_t bits = uint32_t{x} << 16;
+  float out;
+  __builtin_memcpy(&out, &bits, 4);
+  return out;
+}
+float widen_one(float x) { return x; }
+
+void narrow_one(float x, float* to) { *to = x; }
+void narrow_one(float x, bf16* to) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  *to = std::isnan(x) ? 0x7FC0 : static_cast<bf16>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+template <class From, class To>
+void convert(const From* from, To* to, int64_t n) {
+  const F f;
+  const int64_t lanes = hn::Lanes(f);
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(f, load(f, from + i), to + i);
+  for (; i < n; ++i) narrow_one(widen_one(from[i]), to + i);
+}
+
+void widen_rows(const bf16* from, float* to, int64_t n) { convert(from, to, n); }
+void narrow_rows(const float* from, bf16* to, int64_t n) { convert(from, to, n); }
+
+// M rows of x against R rows of w at once: each w element is loaded once, each x element R times.
+template <int M, int R, class W>
+void dot_block(const float* x, int64_t k, const W* w, float* y, int64_t ldy) {
+  const F f;
+  const int64_t lanes = hn::Lanes(f);
+  V sum[M][R];
+  for (int i = 0; i < M; ++i)
+    for (int r = 0; r < R; ++r) sum[i][r] = hn::Zero(f);
+  int64_t j = 0;
+  for (; j + lanes <= k; j += lanes) {
+    V wv[R];
+    for (int r = 0; r < R; ++r) wv[r] = load(f, w + r * k + j);
+    for (int i = 0; i < M; ++i) {
+      const V xv = hn::LoadU(f, x + i * k + j);
+      for (int r = 0; r < R; ++r) sum[i][r] = hn::MulAdd(xv, wv[r], sum[i][r]);
+    }
+  }
+  for (int i = 0; i < M; ++i)
+    for (int r = 0; r < R; ++r) {
+      float total = hn::GetLane(hn::SumOfLanes(f, sum[i][r]));
+      for (int64_t t = j; t < k; ++t) total += x[i * k + t] * widen_one(w[r * k + t]);
+      y[i * ldy + r] = total;
+    }
+}
+
+template <int M, class W>
+void dots_m(const float* x, int64_t k, const W* w, int64_t begin, int64_t end, float* y, int64_t ldy) {
+  constexpr int rows = M <= 4 ? 4 : 2;
+  int64_t n = begin;
+  for (; n + rows <= end; n += rows) dot_block<M, rows>(x, k, w + n * k, y + n, ldy);
+  for (; n < end; ++n) dot_block<M, 1>(x, k, w + n * k, y + n, ldy);
+}
+
+template <class W>
+void dots_any(const float* x, int64_t m, int64_t k, const W* w, int64_t begin, int64_t end, float* y, int64_t ldy) {
+  switch (m) {
+    case 1: return dots_m<1>(x, k, w, begin, end, y, ldy);
+    case 2: return dots_m<2>(x, k, w, begin, end, y, ldy);
+    case 3: return dots_m<3>(x, k, w, begin, end, y, ldy);
+    case 4: return dots_m<4>(x, k, w, begin, end, y, ldy);
+    case 5: return dots_m<5>(x, k, w, begin, end, y, ldy);
+    case 6: return dots_m<6>(x, k, w, begin, end, y, ldy);
+    case 7: return dots_m<7>(x, k, w, begin, end, y, ldy);
+    case 8: return dots_m<8>(x, k, w, begin, end, y, ldy);
+  }
+}
+
+template <int M, class W>
+void mix_m(const float* p, int64_t ldp, int64_t n, const W* v, int64_t d, float* y) {
+  const F f;
+  const int64_t lanes = hn::Lanes(f);
+  int64_t c = 0;
+  for (; c + lanes <= d; c += lanes) {
+    V sum[M];
+    for (int i = 0; i < M; ++i) sum[i] = hn::Zero(f);
+    for (int64_t s = 0; s < n; ++s) {
+      const V vv = load(f, v + s * d + c);
+      for (int i = 0; i < M; ++i) sum[i] = hn::MulAdd(hn::Set(f, p[i * ldp + s]), vv, sum[i]);
+    }
+    for (int i = 0; i < M; ++i) hn::StoreU(sum[i], f, y + i * d + c);
+  }
+  for (; c < d; ++c)
+    for (int i = 0; i < M; ++i) {
+      float total = 0;
+      for (int64_t s = 0; s < n; ++s) total += p[i * ldp + s] * widen_one(v[s * d + c]);
+      y[i * d + c] = total;
+    }
+}
+
+template <class W>
+void mix_any(const float* p, int64_t ldp, int64_t m, int64_t n, const W* v, int64_t d, float* y) {
+  switch (m) {
+    case 1: return mix_m<1>(p, ldp, n, v, d, y);
+    case 2: return mix_m<2>(p, ldp, n, v, d, y);
+    case 3: return mix_m<3>(p, ldp, n, v, d, y);
+    case 4: return mix_m<4>(p, ldp, n, v, d, y);
+    case 5: return mix_m<5>(p, ldp, n, v, d, y);
+    case 6: return mix_m<6>(p, ldp, n, v, d, y);
+    case 7: return mix_m<7>(p, ldp, n, v, d, y);
+    case 8: return mix_m<8>(p, ldp, n, v, d, y);
+  }
+}
+
+template <class T>
+void rms_norm_row(T* x, const T* delta, const T* w, float eps, int64_t n, T* out) {
+  const F f;
+  const int64_t lanes = hn::Lanes(f);
+  V square = hn::Zero(f);
+  float tail = 0;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    if (delta) store(f, hn::Add(load(f, x + i), load(f, delta + i)), x + i);
+    const V v = load(f, x + i);
+    square = hn::MulAdd(v, v, square);
+  }
+  for (int64_t t = i; t < n; ++t) {
+    if (delta) narrow_one(widen_one(x[t]) + widen_one(delta[t]), x + t);
+    tail += widen_one(x[t]) * widen_one(x[t]);
+  }
+  const float mean = (hn::GetLane(hn::SumOfLanes(f, square)) + tail) / static_cast<float>(n);
+  const float scale = 1.0f / std::sqrt(mean + eps);
+  const V scales = hn::Set(f, scale);
+  // The reference rounds to the storage type between the two factors.
+  for (i = 0; i + lanes <= n; i += lanes) {
+    store(f, hn::Mul(load(f, x + i), scales), out + i);
+    store(f, hn::Mul(load(f, out + i), load(f, w + i)), out + i);
+  }
+  for (; i < n; ++i) {
+    narrow_one(widen_one(x[i]) * scale, out + i);
+    narrow_one(widen_one(out[i]) * widen_one(w[i]), out + i);
+  }
+}
+
+template <class T>
+void silu_mul_row(const T* gate, const T* up, T* out, int64_t n) {
+  const F f;
+  const int64_t lanes = hn::Lanes(f);
+  const V one = hn::Set(f, 1.0f);
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const V g = load(f, gate + i);
+    const V s = hn::Div(g, hn::Add(one, hn::Exp(f, hn::Neg(g))));
+    store(f, hn::Mul(s, load(f, up + i)), out + i);
+  }
+  for (; i < n; ++i) {
+    const float g = widen_one(gate[i]);
+    narrow_one(g / (1.0f + std::exp(-g)) * widen_one(up[i]), out + i);
+  }
+}
+
+template <class T>
+void rotate_row(T* x, const float* cos, const float* sin, int64_t half) {
+  const F f;
+  const int64_t lanes = hn::Lanes(f);
+  int64_t i = 0;
+  for (; i + lanes <= half; i += lanes) {
+    const V a = load(f, x + i), b = load(f, x + half + i);
+    const V c = hn::LoadU(f, cos + i), s = hn::LoadU(f, sin + i);
+    store(f, hn::NegMulAdd(b, s, hn::Mul(a, c)), x + i);
+    store(f, hn::MulAdd(a, s, hn::Mul(b, c)), x + half + i);
+  }
+  for (; i < half; ++i) {
+    const float a = widen_one(x[i]), b = widen_one(x[half + i]);
+    narrow_one(a * cos[i] - b * sin[i], x + i);
+    narrow_one(b * cos[i] + a * sin[i], x + half + i);
+  }
+}
+
+void softmax_row(float* x, int64_t n) {
+  const F f;
+  const int64_t lanes = hn::Lanes(f);
+  const float top = n > 0 ? *std::max_element(x, x + n) : 0.0f;
+  V sums = hn::Zero(f);
+  float sum = 0;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const V e = hn::Exp(f, hn::Sub(hn::LoadU(f, x + i), hn::Set(f, top)));
+    hn::StoreU(e, f, x + i);
+    sums = hn::Add(sums, e);
+  }
+  for (; i < n; ++i) sum += x[i] = std::exp(x[i] - top);
+  sum += hn::GetLane(hn::SumOfLanes(f, sums));
+  for (i = 0; i < n; ++i) x[i] /= sum;
+}
+
+void dots_bf16(const float* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y, int64_t ldy) {
+  dots_any(x, m, k, w, b, e, y, ldy);
+}
+void dots_f32(const float* x, int64_t m, int64_t k, const float* w, int64_t b, int64_t e, float* y, int64_t ldy) {
+  dots_any(x, m, k, w, b, e, y, ldy);
+}
+void mix_bf16(const float* p, int64_t ldp, int64_t m, int64_t n, const bf16* v, int64_t d, float* y) {
+  mix_any(p, ldp, m, n, v, d, y);
+}
+void mix_f32(const float* p, int64_t ldp, int64_t m, int64_t n, const float* v, int64_t d, float* y) {
+  mix_any(p, ldp, m, n, v, d, y);
+}
+void rms_norm_bf16(bf16* x, const bf16* delta, const bf16* w, float eps, int64_t n, bf16* out) {
+  rms_norm_row(x, delta, w, eps, n, out);
+}
+void rms_norm_f32(float* x, const float* delta, const float* w, float eps, int64_t n, float* out) {
+  rms_norm_row(x, delta, w, eps, n, out);
+}
+void silu_mul_bf16(const bf16* gate, const bf16* up, bf16* out, int64_t n) { silu_mul_row(gate, up, out, n); }
+void silu_mul_f32(const float* gate, const float* up, float* out, int64_t n) { silu_mul_row(gate, up, out, n); }
+void rotate_bf16(bf16* x, const float* cos, const float* sin, int64_t half) { rotate_row(x, cos, sin, half); }
+void rotate_f32(float* x, const float* cos, const float* sin, int64_t half) { rotate_row(x, cos, sin, half); }
+const char* name() { return hwy::TargetName(HWY_TARGET); }
+
+}  // namespace glimpse::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace glimpse::kernels {
+
+HWY_EXPORT(widen_rows);
+HWY_EXPORT(narrow_rows);
+HWY_EXPORT(dots_bf16);
+HWY_EXPORT(dots_f32);
+HWY_EXPORT(mix_bf16);
+HWY_EXPORT(mix_f32);
+HWY_EXPORT(rms_norm_bf16);
+HWY_EXPORT(rms_norm_f32);
+HWY_EXPORT(silu_mul_bf16);
+HWY_EXPORT(silu_mul_f32);
+HWY_EXPORT(rotate_bf16);
+HWY_EXPORT(rotate_f32);
+HWY_EXPORT(softmax_row);
+HWY_EXPORT(name);
+
+void widen(const bf16* from, float* to, int64_t n) { HWY_DYNAMIC_DISPATCH(widen_rows)(from, to, n); }
+void narrow(const float* from, bf16* to, int64_t n) { HWY_DYNAMIC_DISPATCH(narrow_rows)(from, to, n); }
+void dots(const float* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y, int64_t ldy) {
+  HWY_DYNAMIC_DISPATCH(dots_bf16)(x, m, k, w, b, e, y, ldy);
+}
+void dots(const float* x, int64_t m, int64_t k, const float* w, int64_t b, int64_t e, float* y, int64_t ldy) {
+  HWY_DYNAMIC_DISPATCH(dots_f32)(x, m, k, w, b, e, y, ldy);
+}
+void mix(const float* p, int64_t ldp, int64_t m, int64_t n, const bf16* v, int64_t d, float* y) {
+  HWY_DYNAMIC_DISPATCH(mix_bf16)(p, ldp, m, n, v, d, y);
+}
+void mix(const float* p, int64_t ldp, int64_t m, int64_t n, const float* v, int64_t d, float* y) {
+  HWY_DYNAMIC_DISPATCH(mix_f32)(p, ldp, m, n, v, d, y);
+}
+void rms_norm(bf16* x, const bf16* delta, const bf16* w, float eps, int64_t n, bf16* out) {
+  HWY_DYNAMIC_DISPATCH(rms_norm_bf16)(x, delta, w, eps, n, out);
+}
+void rms_norm(float* x, const float* delta, const float* w, float eps, int64_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(rms_norm_f32)(x, delta, w, eps, n, out);
+}
+void silu_mul(const bf16* gate, const bf16* up, bf16* out, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(silu_mul_bf16)(gate, up, out, n);
+}
+void silu_mul(const float* gate, const float* up, float* out, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(silu_mul_f32)(gate, up, out, n);
+}
+void rotate(bf16* x, const float* cos, const float* sin, int64_t half) {
+  HWY_DYNAMIC_DISPATCH(rotate_bf16)(x, cos, sin, half);
+}
+void rotate(float* x, const float* cos, const float* sin, int64_t half) {
+  HWY_DYNAMIC_DISPATCH(rotate_f32)(x, cos, sin, half);
+}
+void softmax(float* x, int64_t n) { HWY_DYNAMIC_DISPATCH(softmax_row)(x, n); }
+const char* target_name() { return HWY_DYNAMIC_DISPATCH(name)(); }
+
+}  // namespace glimpse::kernels
+#endif

@@ -1,0 +1,42 @@
+#include "glimpse/nn/kv_cache.h"
+
+namespace glimpse {
+
+namespace {
+constexpr int64_t kHeadroom = 64;  // rows allocated ahead, so that decoding rarely grows the cache
+}
+
+void LayerCache::reserve(int64_t length, const at::Tensor& like) {
+  if (keys_.defined() && length <= keys_.size(1)) return;
+  const int64_t capacity = length + std::max(kHeadroom, length_ > 0 ? length / 4 : 0);
+  at::Tensor keys = at::empty({like.size(1), capacity, like.size(2)}, like.options());
+  at::Tensor values = at::empty_like(keys);
+  if (length_ > 0) {
+    keys.narrow(1, 0, length_).copy_(this->keys());
+    values.narrow(1, 0, length_).copy_(this->values());
+  }
+  keys_ = keys;
+  values_ = values;
+}
+
+void LayerCache::append(const at::Tensor& k, const at::Tensor& v) {
+  const int64_t count = k.size(0);
+  reserve(length_ + count, k);
+  keys_.narrow(1, length_, count).copy_(k.transpose(0, 1));
+  values_.narrow(1, length_, count).copy_(v.transpose(0, 1));
+  length_ += count;
+}
+
+void LayerCache::keep(const at::Tensor& index) {
+  const int64_t count = index.size(0);
+  const at::Tensor old_keys = keys(), old_values = values();
+  at::Tensor keys = at::empty({old_keys.size(0), count + kHeadroom, old_keys.size(2)}, old_keys.options());
+  at::Tensor values = at::empty_like(keys);
+  keys.narrow(1, 0, count).copy_(old_keys.index_select(1, index));
+  values.narrow(1, 0, count).copy_(old_values.index_select(1, index));
+  keys_ = keys;
+  values_ = values;
+  length_ = count;
+}
+
+}  // namespace glimpse

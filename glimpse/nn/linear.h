@@ -1,0 +1,21 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+namespace glimpse {
+
+/// y = x W^T + b. The weight is held once, as the checkpoint stores it, so a memory-mapped file stays mapped.
+struct Linear {
+  at::Tensor weight;  ///< [out, in]
+  at::Tensor bias;    ///< [out], or undefined
+
+  /// x [..., in] -> [..., out], in x's type.
+  at::Tensor operator()(const at::Tensor& x) const;
+};
+
+/// How many-row bf16 products run on this CPU. Where bf16 dot products are slower than float32 FMA (CPUs without AMX
+/// whose AVX-512 BF16 runs at half rate, and those without it) weights are widened panel by panel instead.
+enum class GemmPath { native, widened };
+GemmPath bf16_gemm_path();
+
+}  // namespace glimpse

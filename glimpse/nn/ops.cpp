@@ -1,0 +1,70 @@
+#include "glimpse/nn/ops.h"
+
+#include <ATen/Parallel.h>
+
+#include "glimpse/nn/kernels.h"
+
+namespace glimpse {
+
+bool has_kernel(const at::Tensor& x) {
+  return x.device().is_cpu() && (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat) &&
+         !(at::GradMode::is_enabled() && x.requires_grad());
+}
+
+namespace {
+
+// Rows per task, so that a task is worth its start (about 16k elements).
+int64_t grain(int64_t width) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width)); }
+
+at::Tensor norm_kernel(at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight, double eps) {
+  const int64_t width = x.size(-1), rows = x.numel() / std::max<int64_t>(1, width);
+  at::Tensor out = at::empty(x.sizes(), x.options());
+  with_element(x.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    T* data = element_data<T>(x);
+    const T* add = delta.defined() ? element_data<T>(delta) : nullptr;
+    const T* w = element_data<T>(weight);
+    T* to = element_data<T>(out);
+    at::parallel_for(0, rows, grain(width), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        kernels::rms_norm(data + r * width, add ? add + r * width : nullptr, w, static_cast<float>(eps), width,
+                          to + r * width);
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  if (has_kernel(x) && has_kernel(weight) && weight.scalar_type() == x.scalar_type()) {
+    at::Tensor rows = x.contiguous();
+    return norm_kernel(rows, {}, weight, eps);
+  }
+  const at::Tensor wide = x.to(at::kFloat);
+  return (wide * at::rsqrt(wide.square().mean(-1, true) + eps)).to(x.scalar_type()) * weight;
+}
+
+at::Tensor add_rms_norm(at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight, double eps) {
+  if (has_kernel(x) && has_kernel(delta) && has_kernel(weight) && x.is_contiguous() &&
+      weight.scalar_type() == x.scalar_type())
+    return norm_kernel(x, delta.contiguous(), weight, eps);
+  x = x + delta;
+  return rms_norm(x, weight, eps);
+}
+
+at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up) {
+  if (!has_kernel(gate) || !has_kernel(up)) return at::silu(gate) * up;
+  const at::Tensor g = gate.contiguous(), u = up.contiguous();
+  at::Tensor out = at::empty(g.sizes(), g.options());
+  with_element(g.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    at::parallel_for(0, g.numel(), 16384, [&](int64_t begin, int64_t end) {
+      kernels::silu_mul(element_data<T>(g) + begin, element_data<T>(u) + begin, element_data<T>(out) + begin,
+                        end - begin);
+    });
+  });
+  return out;
+}
+
+}  // namespace glimpse

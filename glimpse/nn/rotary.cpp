@@ -1,0 +1,38 @@
+#include "glimpse/nn/rotary.h"
+
+#include <ATen/Parallel.h>
+
+#include "glimpse/nn/kernels.h"
+#include "glimpse/nn/ops.h"
+
+namespace glimpse {
+
+at::Tensor inverse_frequencies(int64_t dim, double theta) {
+  // Exponents in float32, as the reference computes them.
+  const at::Tensor exponent = at::arange(0, dim, 2, at::kFloat) / static_cast<double>(dim);
+  return at::reciprocal(at::pow(theta, exponent));
+}
+
+Rope rope_from_angles(const at::Tensor& angles) { return {angles.cos().contiguous(), angles.sin().contiguous()}; }
+
+at::Tensor apply_rope(const at::Tensor& x, const Rope& rope) {
+  const int64_t tokens = x.size(0), heads = x.size(1), half = x.size(2) / 2;
+  if (has_kernel(x) && x.is_contiguous()) {
+    const float* cos = rope.cos.const_data_ptr<float>();
+    const float* sin = rope.sin.const_data_ptr<float>();
+    with_element(x.scalar_type(), [&](auto element) {
+      auto* data = element_data<decltype(element)>(x);
+      at::parallel_for(0, tokens, std::max<int64_t>(1, 16384 / (heads * half)), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t)
+          for (int64_t h = 0; h < heads; ++h)
+            kernels::rotate(data + (t * heads + h) * 2 * half, cos + t * half, sin + t * half, half);
+      });
+    });
+    return x;
+  }
+  const at::Tensor wide = x.to(at::kFloat), a = wide.narrow(-1, 0, half), b = wide.narrow(-1, half, half);
+  const at::Tensor cos = rope.cos.unsqueeze(1), sin = rope.sin.unsqueeze(1);
+  return at::cat({a * cos - b * sin, b * cos + a * sin}, -1).to(x.scalar_type());
+}
+
+}  // namespace glimpse

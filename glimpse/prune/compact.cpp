@@ -1,0 +1,73 @@
+#include "glimpse/prune/compact.h"
+
+#include <algorithm>
+
+#include "glimpse/base/check.h"
+
+namespace glimpse {
+
+namespace {
+
+// Positions in `from` (ascending) of the entries for which `stays` holds; removes the others.
+template <class Predicate>
+std::vector<int64_t> filter(std::vector<int64_t>& from, Predicate stays) {
+  std::vector<int64_t> positions, left;
+  for (size_t i = 0; i < from.size(); ++i)
+    if (stays(from[i])) {
+      positions.push_back(static_cast<int64_t>(i));
+      left.push_back(from[i]);
+    }
+  from = std::move(left);
+  return positions;
+}
+
+bool has(const std::vector<int64_t>& ascending, int64_t value) {
+  return std::binary_search(ascending.begin(), ascending.end(), value);
+}
+
+}  // namespace
+
+LivingRows::LivingRows(int64_t count, const std::vector<int64_t>& visual_rows, bool with_guide, int64_t layers)
+    : visual(visual_rows), cached(layers) {
+  for (int64_t i = 0; i < count + (with_guide ? 1 : 0); ++i) rows.push_back(i);
+  for (size_t i = 0; i < visual.size(); ++i) source.push_back(static_cast<int64_t>(i));
+  if (with_guide) guide = count;
+}
+
+std::vector<int64_t> LivingRows::visual_positions() const {
+  std::vector<int64_t> positions;
+  for (const int64_t row : visual)
+    positions.push_back(std::lower_bound(rows.begin(), rows.end(), row) - rows.begin());
+  return positions;
+}
+
+at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, LivingRows& living, KvCache& cache) {
+  std::vector<int64_t> visual, source;
+  int64_t previous = -1;
+  for (const int64_t index : selection.keep) {
+    invariant(index > previous && index < static_cast<int64_t>(living.visual.size()),
+              "a pruner selected a token that is out of range, out of order or selected twice");
+    visual.push_back(living.visual[index]);
+    source.push_back(living.source[index]);
+    previous = index;
+  }
+  const auto dropped_visual = [&](int64_t row) { return has(living.visual, row) && !has(visual, row); };
+  const auto dropped_guide = [&](int64_t row) { return drop_guide && living.guide == row; };
+  const std::vector<int64_t> positions =
+      filter(living.rows, [&](int64_t row) { return !dropped_visual(row) && !dropped_guide(row); });
+  for (size_t l = 0; l < living.cached.size(); ++l) {
+    std::vector<int64_t>& cached = living.cached[l];
+    const size_t before = cached.size();
+    const std::vector<int64_t> kept = filter(cached, [&](int64_t row) {
+      if (dropped_guide(row)) return false;
+      return !cut.trims_cache || has(living.rows, row);
+    });
+    if (kept.size() != before) cache.layers[l].keep(at::tensor(kept, at::kLong).to(cache.layers[l].keys().device()));
+  }
+  living.visual = std::move(visual);
+  living.source = std::move(source);
+  if (drop_guide) living.guide.reset();
+  return at::tensor(positions, at::kLong);
+}
+
+}  // namespace glimpse

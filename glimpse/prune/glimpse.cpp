@@ -1,0 +1,166 @@
+#include "glimpse/prune/glimpse.h"
+
+#include <algorithm>
+
+namespace glimpse {
+
+namespace {
+
+using nlohmann::json;
+
+// A field of the config, or `fallback` if it is absent or null.
+template <class T>
+T field(const json& config, const char* name, T fallback) {
+  const auto found = config.find(name);
+  if (found == config.end() || found->is_null()) return fallback;
+  try {
+    return found->get<T>();
+  } catch (const json::exception&) {
+    fail("pruning config: ", name, " has an unexpected value ", found->dump());
+  }
+}
+
+void check_layers(const char* name, const std::vector<int64_t>& layers, int64_t end) {
+  check(!layers.empty(), "pruning config: ", name, " is missing or empty");
+  for (const int64_t layer : layers)
+    check(layer >= 0 && layer < end, "pruning config: ", name, " names layer ", layer, " but the base model has ", end);
+}
+
+}  // namespace
+
+GlimpseConfig GlimpseConfig::from_json(const json& c, const BaseShape& base) {
+  GlimpseConfig out;
+  check(c.contains("attn_fuse_type") && c.contains("reduce_layer"),
+        "this config.json has no pruning fields (attn_fuse_type, reduce_layer, ...); give the folder of the pruning "
+        "modules, not that of a base model");
+  out.selected_layers = field(c, "selected_layers", std::vector<int64_t>{});
+  out.reduce_layer = field<int64_t>(c, "reduce_layer", 0);
+  check_layers("selected_layers", out.selected_layers, base.layers);
+  check_layers("reduce_layer", {out.reduce_layer}, base.layers);
+  for (const int64_t layer : out.selected_layers)
+    check(layer <= out.reduce_layer, "pruning config: selected layer ", layer, " lies behind reduce_layer ",
+          out.reduce_layer);
+  out.le_layers = field(c, "le_layers", std::vector<int64_t>{});
+  if (out.le_layers.empty())
+    for (int64_t l = 0; l < base.layers; ++l) out.le_layers.push_back(l);
+  check_layers("le_layers", out.le_layers, base.layers);
+  check(out.le_layers[0] == 0 && std::is_sorted(out.le_layers.begin(), out.le_layers.end()),
+        "pruning config: le_layers must be ascending and start with layer 0");
+  const auto length = field<int64_t>(c, "le_length", 1);
+  check(length == 1, "pruning config: le_length ", length, " is not supported, only 1");
+  const auto norm = field<std::string>(c, "le_norm_type", "rmsnorm");
+  check(norm == "rmsnorm" || norm == "layernorm", "pruning config: le_norm_type '", norm,
+        "' is unknown (known: rmsnorm, layernorm)");
+  out.layer_norm = norm == "layernorm";
+  out.use_attention_logits = field(c, "use_attention_logits", true);
+  out.attn_fuse_global = field(c, "attn_fuse_global", true);
+
+  const auto type = field<std::string>(c, "attn_fuse_type", "");
+  VipConfig& vip = out.vip;
+  if (type == "AttnFuserV1") {
+    vip.type = VipConfig::Type::v1;
+  } else if (type == "AttnFuserV2") {
+    vip.type = VipConfig::Type::v2;
+  } else {
+    check(type == "AttnFuserDummy", "pruning config: attn_fuse_type '", type,
+          "' is unknown (known: AttnFuserV1, AttnFuserV2, AttnFuserDummy)");
+    vip.type = VipConfig::Type::dummy;
+  }
+  const auto act = field<std::string>(c, "attn_fuse_hidden_act", "silu");
+  check(act == "silu", "pruning config: attn_fuse_hidden_act '", act, "' is not supported, only silu");
+  vip.attention_size = base.heads * static_cast<int64_t>(out.selected_layers.size());
+  vip.visual_size = base.vision_width;
+  vip.fuse_size = field<int64_t>(c, "attn_fuse_size", 256);
+  vip.cond_size = field<int64_t>(c, "visual_cond_size", 512);
+  vip.heads = field<int64_t>(c, "attn_fuse_num_heads", 4);
+  vip.deep_supervision = field(c, "deep_supervision", false);
+  vip.log_softmax_input = !out.use_attention_logits;
+  if (vip.type != VipConfig::Type::dummy) {
+    out.selected_visual_layers = field(c, "selected_visual_layers", std::vector<int64_t>{});
+    check_layers("selected_visual_layers", out.selected_visual_layers, base.vision_depth);
+    vip.layers = static_cast<int64_t>(out.selected_visual_layers.size());
+  }
+  if (vip.type != VipConfig::Type::v1) out.selected_visual_layers.clear();
+
+  out.rule.threshold = field(c, "reduce_threshold", 0.5);
+  out.rule.max_keep = field(c, "max_remain_ratio", -1.0);
+  if (*out.rule.max_keep < 0) out.rule.max_keep.reset();
+  if (c.contains("min_remain_num")) out.rule.min_keep = field<int64_t>(c, "min_remain_num", -1);
+  if (out.rule.min_keep && *out.rule.min_keep < 0) out.rule.min_keep.reset();
+  out.rule.anchors = field(c, "anchor_positions", std::vector<std::string>{});
+  out.zero_masks = field(c, "use_zero_masks", false);
+  out.ref_masks = field(c, "use_ref_masks", false);
+  return out;
+}
+
+at::Tensor glimpse_vectors(const at::Tensor& embeddings, const Linear& le_proj, const at::Tensor& norm_weight,
+                           const at::Tensor& norm_bias, double eps) {
+  const at::Tensor x = at::linear(embeddings.squeeze(1), le_proj.weight, le_proj.bias);
+  if (norm_bias.defined()) return at::layer_norm(x, {x.size(1)}, norm_weight, norm_bias, eps);
+  return x * at::rsqrt(x.square().mean(-1, true) + eps) * norm_weight;
+}
+
+std::shared_ptr<const GlimpseModules> GlimpseModules::load(const std::filesystem::path& dir, const BaseShape& base,
+                                                           at::TensorOptions options) {
+  auto modules = std::make_shared<GlimpseModules>();
+  modules->config = GlimpseConfig::from_json(read_json(dir / "config.json"), base);
+  const GlimpseConfig& c = modules->config;
+  std::filesystem::path file = dir / "new_modules_gp.safetensors";
+  if (!std::filesystem::exists(file)) file = dir / "new_modules_gp.pt";
+  check(std::filesystem::exists(file), dir.string(), ": neither new_modules_gp.pt nor new_modules_gp.safetensors");
+  const Weights weights = Weights::open(file);
+  modules->vip = Vip::load(c.vip, weights, options.device());
+
+  const int64_t d = base.hidden_size, count = static_cast<int64_t>(c.le_layers.size());
+  const at::TensorOptions wide = options.dtype(at::kFloat);
+  const Linear proj{weights.take("le_proj.weight", {d, d}, wide), weights.take("le_proj.bias", {d}, wide)};
+  const at::Tensor vectors =
+      glimpse_vectors(weights.take("learnable_embeddings", {count, 1, d}, wide), proj,
+                      weights.take("le_norm.weight", {d}, wide),
+                      c.layer_norm ? weights.take("le_norm.bias", {d}, wide) : at::Tensor(), base.rms_norm_eps)
+          .to(options);
+  modules->token.added.resize(base.layers);
+  for (int64_t i = 0; i < count; ++i) modules->token.added[c.le_layers[i]] = vectors[i];
+  // AttnFuserV2 files carry condition projections that it never uses; with no deep supervision the same holds for
+  // early output projections.
+  weights.expect_all_taken([&](std::string_view name) {
+    return name.starts_with("attn_fuser.cond_in_projs.") && c.vip.type == VipConfig::Type::v2;
+  });
+  return modules;
+}
+
+Taps GlimpsePruner::taps() const {
+  const GlimpseConfig& c = modules_->config;
+  return {c.selected_visual_layers, c.selected_layers, !c.use_attention_logits, &modules_->token};
+}
+
+at::Tensor GlimpsePruner::logits(const View& view) const {
+  const GlimpseConfig& c = modules_->config;
+  std::vector<int64_t> row, col, image;
+  for (size_t i = 0; i < view.images.size(); ++i)
+    for (int64_t t = 0; t < view.images[i].count(); ++t) {
+      row.push_back(t / view.images[i].cols);
+      col.push_back(t % view.images[i].cols);
+      image.push_back(static_cast<int64_t>(i));
+    }
+  const auto place = [&](const std::vector<int64_t>& values) {
+    return at::tensor(values, at::kLong).to(view.living.device()).index_select(0, view.living);
+  };
+  // A predictor without parameters works image by image, whatever the window setting.
+  const bool by_image = c.attn_fuse_global || c.vip.type == VipConfig::Type::dummy;
+  const VipPlaces places{place(row), place(col), by_image ? place(image) : view.windows.index_select(0, view.living)};
+  std::vector<at::Tensor> states;
+  for (const at::Tensor& state : view.vision_states) states.push_back(state.index_select(0, view.living));
+  return modules_->vip(view.attention, states, places);
+}
+
+Selection GlimpsePruner::select(const View& view, const Cut&, const Budget& budget) const {
+  const at::Tensor decisive = logits(view)[-1];
+  Selection out;
+  out.scores = decisive.sigmoid();
+  const auto count = budget.of(view.total());
+  out.keep = count ? top_indices(decisive, *count) : merge_indices(rule_.apply(decisive), rule_.corners(view));
+  return out;
+}
+
+}  // namespace glimpse

@@ -1,0 +1,89 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "glimpse/base/options.h"
+#include "glimpse/image/boxes.h"
+
+namespace glimpse {
+
+/// The token grid of one image: rows x cols visual tokens, row-major, starting at `first` of the prompt's N.
+struct ImageSpan {
+  int64_t rows = 0, cols = 0, first = 0;
+  int64_t count() const { return rows * cols; }
+};
+
+/// Where in the language model a pruner drops visual tokens. Before layer 0 it sees the projected tokens.
+struct Cut {
+  enum class Place { before, after };
+  Place place = Place::after;
+  int64_t layer = 0;
+  bool trims_cache = true;  ///< dropped tokens also leave the KV caches of the layers already run
+
+  /// Order along the forward pass.
+  int64_t when() const { return 2 * layer + (place == Place::after ? 1 : 0); }
+};
+
+/// One extra row after the prompt that is dropped at its pruner's cut (method.md section 2).
+struct GuideToken {
+  std::vector<at::Tensor> added;  ///< per layer: [D] added to its hidden state before the layer, or undefined;
+                                  ///< added[0] is its input embedding
+};
+
+/// What the models record for a pruner; nothing else is kept.
+struct Taps {
+  std::vector<int64_t> vision_layers;     ///< encoder blocks whose output is kept
+  std::vector<int64_t> attention_layers;  ///< layers whose attention by the guide (else last) row is kept
+  bool log_softmax = false;               ///< of those logits, over all keys
+  const GuideToken* guide = nullptr;
+};
+
+/// What a pruner may look at: n living of N visual tokens.
+struct View {
+  std::span<const ImageSpan> images;
+  at::Tensor living;                       ///< [n] int64: source index of each living token
+  at::Tensor hidden;                       ///< [n, D]: their hidden states
+  at::Tensor text_hidden;                  ///< [T, D]: hidden states of the other rows (guide excluded)
+  std::vector<at::Tensor> vision_states;   ///< [N, Dv] each, in the order of Taps::vision_layers
+  at::Tensor windows;                      ///< [N] int64: encoder window of each token
+  at::Tensor attention;                    ///< [n, layers * H] float32, layer-major
+  std::span<const std::vector<Box>> boxes;  ///< reference boxes per image, normalised; may be empty
+
+  int64_t total() const { return images.empty() ? 0 : images.back().first + images.back().count(); }
+};
+
+/// An equal budget for every method; empty: the method's own rule.
+struct Budget {
+  std::optional<double> keep;    ///< fraction of all visual tokens, in (0, 1]
+  std::optional<int64_t> count;  ///< absolute number
+
+  /// Tokens to keep of `total`, if a budget is set.
+  std::optional<int64_t> of(int64_t total) const;
+};
+
+/// What stays: indices into the living tokens, ascending.
+struct Selection {
+  std::vector<int64_t> keep;
+  at::Tensor features;  ///< [keep, D] new hidden states (merging), or undefined
+  at::Tensor scores;    ///< [n] float32 probability per living token, or undefined
+};
+
+/// A pruning method. It declares when it cuts and what it reads, then purely says which tokens stay.
+class Pruner {
+ public:
+  virtual ~Pruner() = default;
+  virtual std::string name() const = 0;
+  /// The method's settings, as recorded in results.
+  virtual nlohmann::json settings() const = 0;
+  virtual std::vector<Cut> cuts() const = 0;
+  virtual Taps taps() const { return {}; }
+  virtual Selection select(const View& view, const Cut& cut, const Budget& budget) const = 0;
+};
+
+}  // namespace glimpse

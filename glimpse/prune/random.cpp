@@ -1,0 +1,38 @@
+#include "glimpse/prune/random.h"
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+namespace glimpse {
+
+Fields RandomPruner::Options::fields() {
+  Fields fields;
+  fields.add("keep", keep, "fraction of the visual tokens to keep", {1e-9, 1})
+      .add("seed", seed, "seed of the choice")
+      .add("layer", layer, "cut after this layer (-1: before the first)", {-1, 1e6});
+  return fields;
+}
+
+std::vector<Cut> RandomPruner::cuts() const {
+  if (options_.layer < 0) return {{Cut::Place::before, 0, true}};
+  return {{Cut::Place::after, options_.layer, true}};
+}
+
+Selection RandomPruner::select(const View& view, const Cut&, const Budget& budget) const {
+  Budget own;
+  own.keep = options_.keep;
+  const int64_t living = view.living.size(0);
+  const int64_t count = std::min(budget.of(view.total()).value_or(*own.of(view.total())), living);
+  std::vector<int64_t> order(living);
+  std::iota(order.begin(), order.end(), int64_t{0});
+  std::mt19937_64 generator(static_cast<uint64_t>(options_.seed));
+  // Fisher-Yates by hand: std::shuffle may differ between standard libraries.
+  for (int64_t i = 0; i < count; ++i)
+    std::swap(order[i], order[i + static_cast<int64_t>(generator() % static_cast<uint64_t>(living - i))]);
+  order.resize(count);
+  std::sort(order.begin(), order.end());
+  return {order, {}, {}};
+}
+
+}  // namespace glimpse

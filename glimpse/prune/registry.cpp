@@ -1,0 +1,137 @@
+#include "glimpse/prune/registry.h"
+
+#include <functional>
+
+#include "glimpse/prune/random.h"
+#include "glimpse/prune/reference.h"
+
+namespace glimpse {
+
+namespace {
+
+using Settings = std::vector<std::pair<std::string, std::string>>;
+
+void set_all(Fields fields, const Settings& settings, const std::string& owner) {
+  for (const auto& [name, value] : settings) fields.set(name, value, owner);
+}
+
+struct Entry {
+  const char* name;
+  const char* summary;
+  std::function<std::shared_ptr<const Pruner>(const PrunerContext&, const Settings&)> make;
+  std::function<Fields()> fields;
+};
+
+template <class Options>
+std::function<Fields()> fields_of() {
+  return [] {
+    static Options options;  // the list refers to it
+    return options.fields();
+  };
+}
+
+std::shared_ptr<const Pruner> make_glimpse(const PrunerContext& context, const Settings& settings) {
+  check(context.modules != nullptr,
+        "glimpse: no pruning modules were given; name their folder with --new-modules (it holds config.json and "
+        "new_modules_gp.pt)");
+  KeepRule rule = context.modules->config.rule;
+  set_all(rule.fields(), settings, "glimpse");
+  return std::make_shared<GlimpsePruner>(context.modules, rule);
+}
+
+std::shared_ptr<const Pruner> make_random(const PrunerContext& context, const Settings& settings) {
+  RandomPruner::Options options;
+  options.layer = default_cut_layer(context);
+  set_all(options.fields(), settings, "random");
+  return std::make_shared<RandomPruner>(options);
+}
+
+std::shared_ptr<const Pruner> make_reference(const PrunerContext& context, const Settings& settings) {
+  ReferencePruner::Options options;
+  if (context.modules) options.rule = context.modules->config.rule;
+  options.layer = default_cut_layer(context);
+  set_all(options.fields(), settings, "reference");
+  return std::make_shared<ReferencePruner>(options);
+}
+
+const std::vector<Entry>& table() {
+  static const std::vector<Entry> entries = {
+      {"glimpse", "the trained glimpse token and predictor choose, after layer K", make_glimpse,
+       fields_of<KeepRule>()},
+      {"random", "a random subset, for comparison", make_random, fields_of<RandomPruner::Options>()},
+      {"reference", "the tokens inside given boxes", make_reference, fields_of<ReferencePruner::Options>()},
+  };
+  return entries;
+}
+
+std::string trimmed(const std::string& text) {
+  const auto begin = text.find_first_not_of(" \t"), end = text.find_last_not_of(" \t");
+  return begin == std::string::npos ? "" : text.substr(begin, end - begin + 1);
+}
+
+// Splits at `separator` outside parentheses.
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts(1);
+  int depth = 0;
+  for (const char c : text) {
+    depth += c == '(' ? 1 : c == ')' ? -1 : 0;
+    if (c == separator && depth == 0)
+      parts.emplace_back();
+    else
+      parts.back() += c;
+  }
+  return parts;
+}
+
+std::shared_ptr<const Pruner> make_one(const std::string& stage, const PrunerContext& context) {
+  const auto open = stage.find('(');
+  const std::string name = trimmed(stage.substr(0, open));
+  Settings settings;
+  if (open != std::string::npos) {
+    check(stage.back() == ')', "pruning: '", stage, "' lacks its closing parenthesis");
+    const std::string inside = stage.substr(open + 1, stage.size() - open - 2);
+    if (!trimmed(inside).empty())
+      for (const std::string& setting : split(inside, ',')) {
+        const auto equals = setting.find('=');
+        check(equals != std::string::npos, "pruning: expected name=value in '", stage, "', got '", setting, "'");
+        settings.emplace_back(trimmed(setting.substr(0, equals)), trimmed(setting.substr(equals + 1)));
+      }
+  }
+  std::string known = "none";
+  for (const Entry& entry : table()) {
+    if (entry.name == name) return entry.make(context, settings);
+    known += concat(", ", entry.name);
+  }
+  fail("pruning: unknown method '", name, "' (known: ", known, ")");
+}
+
+}  // namespace
+
+std::vector<PrunerInfo> known_pruners() {
+  std::vector<PrunerInfo> infos;
+  for (const Entry& entry : table()) infos.push_back({entry.name, entry.summary, entry.fields().list()});
+  return infos;
+}
+
+int64_t default_cut_layer(const PrunerContext& context) {
+  return context.modules ? context.modules->config.reduce_layer : (2 * context.layers + 2) / 3 - 1;
+}
+
+PrunerChain make_pruners(const std::string& composition, const PrunerContext& context) {
+  PrunerChain chain;
+  if (trimmed(composition) == "none") return chain;
+  const Pruner* guided = nullptr;
+  for (const std::string& stage : split(composition, '+')) {
+    chain.push_back(make_one(trimmed(stage), context));
+    for (const Cut& cut : chain.back()->cuts())
+      check(cut.layer < context.layers, "pruning: '", stage, "' cuts at layer ", cut.layer, " but the model has ",
+            context.layers, " layers");
+    if (chain.back()->taps().guide) {
+      check(!guided, "pruning: only one method of a composition can use a guide token");
+      guided = chain.back().get();
+    }
+  }
+  return chain;
+}
+
+}  // namespace glimpse
