@@ -1,0 +1,150 @@
+#include "glimpse/io/checkpoint.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "glimpse/base/check.h"
+#include "glimpse/io/adapter.h"
+#include "glimpse/io/layout.h"
+#include "glimpse/io/tensor_file.h"
+
+namespace glimpse {
+namespace fs = std::filesystem;
+namespace {
+
+fs::path weights_file(const fs::path& dir) {
+  std::string tried;
+  for (const char* name : {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                           "pytorch_model.bin.index.json"}) {
+    if (fs::exists(dir / name)) return dir / name;
+    tried += concat(tried.empty() ? "" : ", ", name);
+  }
+  fail("no weights in ", dir.string(), ": expected one of ", tried);
+}
+
+}  // namespace
+
+Weights Weights::open(const fs::path& dir_or_file, Rename rename) {
+  std::error_code ignored;
+  check(fs::exists(dir_or_file, ignored), "no such file or directory: ", dir_or_file.string());
+  const fs::path file = fs::is_directory(dir_or_file) ? weights_file(dir_or_file) : dir_or_file;
+  Weights weights;
+  weights.rename_ = std::move(rename);
+  weights.source_ = file.string();
+  if (file.extension() == ".json")
+    weights.add_index(file);
+  else
+    weights.add_file(file);
+  return weights;
+}
+
+void Weights::add_file(const fs::path& file) {
+  for (auto& [file_name, tensor] : load_tensors(file)) {
+    const std::string name = canonical(file_name);
+    const auto [old, added] = entries_.emplace(name, Entry{tensor, file.string()});
+    check(added, file.string(), ": tensor '", file_name, "' is a second '", name, "' (the first is in ",
+          old->second.file, ")");
+  }
+}
+
+void Weights::add_index(const fs::path& index) {
+  const auto json = read_json(index);
+  check(json.is_object() && json.contains("weight_map") && json["weight_map"].is_object(), index.string(),
+        ": expected an object with a weight_map");
+  std::set<std::string> shards;
+  for (const auto& [name, shard] : json["weight_map"].items()) {
+    check(shard.is_string(), index.string(), ": the shard of '", name, "' is not a file name");
+    const auto& file = shard.get_ref<const std::string&>();
+    check(!file.empty() && fs::path(file).filename() == file && file != "." && file != "..", index.string(),
+          ": shard '", file, "' is not a plain file name in the same directory");
+    shards.insert(file);
+  }
+  for (const auto& shard : shards) {
+    const fs::path file = index.parent_path() / shard;
+    check(fs::exists(file), "shard ", file.string(), " is missing; ", index.string(), " names it");
+    add_file(file);
+  }
+  for (const auto& [name, shard] : json["weight_map"].items()) {
+    const std::string file = (index.parent_path() / shard.get_ref<const std::string&>()).string();
+    const auto found = entries_.find(canonical(name));
+    check(found != entries_.end() && found->second.file == file, index.string(), ": tensor '", name,
+          "' is not in ", file);
+  }
+}
+
+std::string Weights::canonical(std::string_view file_name) const {
+  return rename_ ? rename_(file_name) : std::string(file_name);
+}
+
+std::vector<std::string> Weights::names() const {
+  std::vector<std::string> result;
+  for (const auto& [name, unused] : entries_) result.push_back(name);
+  return result;
+}
+
+const Weights::Entry& Weights::entry(const std::string& name) const {
+  const auto found = entries_.find(name);
+  if (found != entries_.end()) return found->second;
+  const std::string near = nearest(name, names());
+  fail("tensor '", name, "' is missing from ", source_,
+       near.empty() ? "" : concat("; did you mean '", near, "'?"));
+}
+
+at::Tensor Weights::take(const std::string& name, at::IntArrayRef shape, at::TensorOptions options) const {
+  const Entry& found = entry(name);
+  const at::Tensor& tensor = found.tensor;
+  check(tensor.sizes() == shape, "tensor '", name, "' in ", found.file, " has shape ",
+        shape_text(tensor.sizes()), "; expected ", shape_text(shape));
+  const at::ScalarType dtype =
+      options.has_dtype() ? c10::typeMetaToScalarType(options.dtype()) : tensor.scalar_type();
+  check(at::isFloatingType(dtype) == at::isFloatingType(tensor.scalar_type()), "tensor '", name, "' in ",
+        found.file, " has dtype ", tensor.scalar_type(), "; expected ", dtype);
+  found.used = true;
+  return tensor.to(options.has_device() ? options.device() : tensor.device(), dtype).contiguous();
+}
+
+void Weights::expect_all_taken(const std::function<bool(std::string_view)>& ignore) const {
+  size_t count = 0;
+  std::string listed;
+  for (const auto& [name, value] : entries_) {
+    if (value.used || (ignore && ignore(name))) continue;
+    if (++count <= 10) listed += concat("\n  ", name, " ", shape_text(value.tensor.sizes()));
+  }
+  check(count == 0, source_, " has ", count, " tensors that the model does not know:", listed,
+        count > 10 ? "\n  ..." : "");
+}
+
+void Weights::merge_adapter(const fs::path& dir) {
+  const std::string who = "adapter " + dir.string();
+  std::map<std::string, at::Tensor> changed;
+  // Puts change(old) in place of the tensor that the adapter calls `file_name`.
+  const auto replace = [&](const std::string& file_name, at::IntArrayRef shape, const auto& change) {
+    const std::string name = canonical(file_name);
+    const auto found = entries_.find(name);
+    check(found != entries_.end(), who, " changes '", file_name, "', but there is no '", name, "' in ",
+          source_);
+    const auto& [old, file, used] = found->second;
+    check(old.sizes() == shape && at::isFloatingType(old.scalar_type()), who, " changes '", file_name,
+          "' of shape ", shape_text(shape), ", but it is ", old.scalar_type(), " of shape ",
+          shape_text(old.sizes()), " in ", file);
+    invariant(!used, "merge_adapter after take");
+    check(changed.emplace(name, change(old)).second, who, " changes '", name, "' twice");
+  };
+  const Adapter adapter = load_adapter(dir);
+  for (const auto& [module, delta] : adapter.deltas) {
+    const std::vector<int64_t> shape = delta.weight_shape();
+    replace(module + ".weight", shape, [&](const at::Tensor& weight) { return delta.apply(weight); });
+  }
+  for (const auto& [name, tensor] : adapter.replacements)
+    replace(name, tensor.sizes(), [&](const at::Tensor& old) { return tensor.to(old.scalar_type()); });
+  for (const auto& [name, tensor] : changed) entries_.at(name).tensor = tensor;
+}
+
+size_t Weights::bytes() const {
+  size_t total = 0;
+  for (const auto& [name, value] : entries_) total += value.tensor.nbytes();
+  return total;
+}
+
+}  // namespace glimpse

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "glimpse/io/json_file.h"
+#include "glimpse/io/model_dir.h"
+
+namespace glimpse {
+
+/// The weights of one checkpoint, looked up by canonical name. Safetensors are memory-mapped: opening costs
+/// no memory. Not for use by several threads at once.
+class Weights {
+ public:
+  /// File name of a tensor -> canonical name. No two may map to the same one.
+  using Rename = std::function<std::string(std::string_view)>;
+
+  /// Opens a directory (model.safetensors, model.safetensors.index.json with its shards, or the same as
+  /// pytorch_model.bin) or a single .safetensors, .index.json, .pt, .pth or .bin file.
+  static Weights open(const std::filesystem::path& dir_or_file, Rename rename = {});
+
+  Weights(Weights&&) = default;
+  Weights& operator=(Weights&&) = default;
+
+  bool contains(const std::string& name) const { return entries_.contains(name); }
+  /// All canonical names, sorted.
+  std::vector<std::string> names() const;
+  /// The tensor as stored. Error naming the nearest name when there is none.
+  const at::Tensor& raw(const std::string& name) const { return entry(name).tensor; }
+
+  /// The tensor, contiguous and in the dtype and device of `options` (those left open stay as stored; no copy
+  /// when nothing changes), and marked as used. Error naming tensor and file when it is missing, when its
+  /// shape is not `shape`, or when an integer tensor is asked for as floating point or the other way round.
+  at::Tensor take(const std::string& name, at::IntArrayRef shape, at::TensorOptions options) const;
+
+  /// Error listing the tensors that nobody took, except those for which `ignore` says true.
+  void expect_all_taken(const std::function<bool(std::string_view)>& ignore = {}) const;
+
+  /// Adds a PEFT LoRA adapter directory (see load_adapter) to the tensors it names, computed in float32 and
+  /// rounded once to their own dtype. Its module paths go through the same renaming as the weights. Error
+  /// when a tensor of it matches nothing or has another shape; then nothing was changed. Call it before
+  /// taking the tensors.
+  void merge_adapter(const std::filesystem::path& dir);
+
+  /// Total size of the tensors in bytes.
+  size_t bytes() const;
+
+ private:
+  struct Entry {
+    at::Tensor tensor;
+    std::string file;
+    mutable bool used = false;
+  };
+
+  Weights() = default;
+  void add_file(const std::filesystem::path& file);
+  void add_index(const std::filesystem::path& index);
+  std::string canonical(std::string_view file_name) const;
+  const Entry& entry(const std::string& name) const;
+
+  std::map<std::string, Entry> entries_;
+  Rename rename_;
+  std::string source_;
+};
+
+}  // namespace glimpse

@@ -1,0 +1,85 @@
+#include "glimpse/base/atomic_file.h"
+
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "glimpse/base/check.h"
+
+#undef CHECK
+#include <doctest/doctest.h>
+
+namespace fs = std::filesystem;
+using glimpse::AtomicFile;
+
+namespace {
+
+struct Folder {
+  fs::path path = fs::temp_directory_path() / ("glimpse_atomic_" + std::to_string(::getpid()));
+  Folder() { fs::create_directories(path); }
+  ~Folder() { fs::remove_all(path); }
+  size_t files() const { return std::distance(fs::directory_iterator(path), fs::directory_iterator()); }
+};
+
+std::string contents(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+}  // namespace
+
+TEST_CASE("a committed file replaces the old one and leaves nothing else") {
+  const Folder folder;
+  const fs::path path = folder.path / "a.txt";
+  for (const std::string text : {"first", "second\n"}) {
+    AtomicFile file(path);
+    file.stream() << text;
+    file.commit();
+    CHECK(contents(path) == text);
+    CHECK(folder.files() == 1);
+  }
+}
+
+TEST_CASE("nothing changes without a commit") {
+  const Folder folder;
+  const fs::path path = folder.path / "a.txt";
+  std::ofstream(path) << "old";
+  {
+    AtomicFile file(path);
+    file.stream() << "new" << std::flush;
+    CHECK(contents(path) == "old");
+    CHECK(folder.files() == 2);
+  }
+  CHECK(contents(path) == "old");
+  CHECK(folder.files() == 1);
+}
+
+TEST_CASE("two writers of one file do not disturb each other") {
+  const Folder folder;
+  const fs::path path = folder.path / "a.txt";
+  AtomicFile one(path), two(path);
+  one.stream() << "one";
+  two.stream() << "two";
+  two.commit();
+  CHECK(contents(path) == "two");
+  one.commit();
+  CHECK(contents(path) == "one");
+}
+
+TEST_CASE("places that cannot be written are errors") {
+  const Folder folder;
+  CHECK_THROWS_WITH_AS(AtomicFile(folder.path / "missing" / "a.txt"), doctest::Contains("missing/a.txt"),
+                       glimpse::Error);
+  CHECK_THROWS_WITH_AS(AtomicFile(folder.path), doctest::Contains("not a regular file"), glimpse::Error);
+  CHECK_THROWS_WITH_AS(AtomicFile("/dev/null"), doctest::Contains("not a regular file"), glimpse::Error);
+}
+
+TEST_CASE("a full disk is noticed at commit") {
+  const Folder folder;
+  AtomicFile file(folder.path / "a.txt");
+  file.stream().setstate(std::ios::badbit);
+  CHECK_THROWS_WITH_AS(file.commit(), doctest::Contains("could not write all"), glimpse::Error);
+}
