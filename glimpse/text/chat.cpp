@@ -35,7 +35,8 @@ std::vector<Piece> QwenChat::pieces(const std::vector<Message>& messages, bool a
     text("\n");
   };
 
-  if (!messages.empty() && messages.front().role != "system") {
+  check(!messages.empty(), "a conversation needs at least one message");
+  if (messages.front().role != "system") {
     begin("system");
     text("You are a helpful assistant.");
     end();
