@@ -1,0 +1,65 @@
+#include "glimpse/text/byte_level.h"
+
+#include <algorithm>
+
+#include "glimpse/base/check.h"
+#include "glimpse/text/utf8.h"
+
+namespace glimpse {
+
+ByteLevelTokenizer::ByteLevelTokenizer(ByteLevelData data)
+    : vocabulary_(std::move(data.vocabulary)), bpe_(vocabulary_, data.merges), nfc_(data.nfc) {
+  if (!data.pattern.empty()) splitter_.emplace(data.pattern);
+  for (AddedToken& token : data.added) {
+    const int64_t id = token.id;
+    check(id >= 0 && id < Vocabulary::max_size, "added token \"", token.content, "\" has id ", id,
+          ", expected 0 to ", Vocabulary::max_size - 1);
+    const std::string* ordinary = vocabulary_.bytes(id);
+    check(ordinary == nullptr || *ordinary == token.content, "added token \"", token.content,
+          "\" has the id ", id, " of another token");
+    check(added_ids_.emplace(token.content, id).second, "added token \"", token.content, "\" is there twice");
+    if (token.normalized)
+      in_normalized_text_.add(nfc_ ? nfc(token.content) : token.content, id);
+    else
+      in_raw_text_.add(token.content, id);
+    check(added_.emplace(id, std::move(token)).second, "id ", id, " belongs to two added tokens");
+  }
+}
+
+std::vector<int64_t> ByteLevelTokenizer::encode(std::string_view text, bool parse_special) const {
+  std::vector<int64_t> ids;
+  const auto add_token = [&](int64_t id) { ids.push_back(id); };
+  const auto add_words = [&](std::string_view part) {
+    if (!splitter_) return bpe_.encode(part, ids);
+    for (const std::string_view word : splitter_->split(part)) bpe_.encode(word, ids);
+  };
+  const auto add_raw = [&](std::string_view part) {
+    const std::string normal = nfc_ ? nfc(part) : std::string(part);
+    parse_special ? in_normalized_text_.split(normal, add_words, add_token) : add_words(normal);
+  };
+  const std::string valid = repair_utf8(text);
+  parse_special ? in_raw_text_.split(valid, add_raw, add_token) : add_raw(valid);
+  return ids;
+}
+
+std::optional<int64_t> ByteLevelTokenizer::token_id(std::string_view token) const {
+  const auto added = added_ids_.find(token);
+  return added == added_ids_.end() ? vocabulary_.find(token) : added->second;
+}
+
+std::string ByteLevelTokenizer::token_bytes(int64_t id) const {
+  if (const auto added = added_.find(id); added != added_.end()) return added->second.content;
+  const std::string* bytes = vocabulary_.bytes(id);
+  return bytes == nullptr ? "" : *bytes;
+}
+
+bool ByteLevelTokenizer::is_special(int64_t id) const {
+  const auto added = added_.find(id);
+  return added != added_.end() && added->second.special;
+}
+
+int64_t ByteLevelTokenizer::size() const {
+  return std::max(vocabulary_.size(), added_.empty() ? 0 : added_.rbegin()->first + 1);
+}
+
+}  // namespace glimpse

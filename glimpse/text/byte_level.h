@@ -1,0 +1,46 @@
+#pragma once
+
+#include <map>
+
+#include "glimpse/text/added_tokens.h"
+#include "glimpse/text/bpe.h"
+#include "glimpse/text/splitter.h"
+#include "glimpse/text/tokenizer.h"
+
+namespace glimpse {
+
+/// The content of a byte-level BPE tokenizer's files.
+struct ByteLevelData {
+  Vocabulary vocabulary;
+  std::vector<Merge> merges;
+  std::vector<AddedToken> added;
+  bool nfc = true;      ///< Normalise the text first.
+  std::string pattern;  ///< Of words; "" when text is not cut.
+};
+
+/// Reads the files that Tokenizer::load() names. Throws Error naming the file.
+ByteLevelData read_byte_level(const std::filesystem::path& directory);
+
+/// GPT-2's kind of tokenizer, as Qwen2 and Qwen2.5 use it.
+class ByteLevelTokenizer : public Tokenizer {
+ public:
+  /// Throws Error for a bad pattern, missing byte tokens and contradictory added tokens.
+  explicit ByteLevelTokenizer(ByteLevelData data);
+
+  std::vector<int64_t> encode(std::string_view text, bool parse_special) const override;
+  std::optional<int64_t> token_id(std::string_view token) const override;
+  std::string token_bytes(int64_t id) const override;
+  bool is_special(int64_t id) const override;
+  int64_t size() const override;
+
+ private:
+  Vocabulary vocabulary_;
+  Bpe bpe_;
+  bool nfc_;
+  std::optional<Splitter> splitter_;
+  std::map<int64_t, AddedToken> added_;
+  std::map<std::string, int64_t, std::less<>> added_ids_;
+  AddedTokenFinder in_raw_text_, in_normalized_text_;
+};
+
+}  // namespace glimpse

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "glimpse/text/tokenizer.h"
+
+namespace glimpse {
+
+struct Part {
+  enum class Kind { text, image } kind = Kind::text;
+  std::string text;  ///< Empty for images.
+};
+
+struct Message {
+  std::string role;  ///< "system", "user" or "assistant".
+  std::vector<Part> parts;
+};
+
+/// A piece of a prompt: one special token of the chat format, or text in which no special token is meant.
+struct Piece {
+  bool special;
+  std::string text;
+};
+
+/// How a model family writes a conversation.
+class ChatFormat {
+ public:
+  virtual ~ChatFormat() = default;
+
+  /// The prompt of a conversation; neighbouring texts are one piece, so that BPE runs over them together.
+  /// With `add_generation_prompt` it ends where the assistant's answer begins. Throws Error for an unknown
+  /// role.
+  virtual std::vector<Piece> pieces(const std::vector<Message>& messages,
+                                    bool add_generation_prompt) const = 0;
+
+  /// The prompt as Hugging Face's apply_chat_template(tokenize=False) gives it. Encoding this string would
+  /// take special tokens in the users' texts for real ones: use encode_chat().
+  std::string render(const std::vector<Message>& messages, bool add_generation_prompt) const;
+};
+
+/// Qwen2-VL's and Qwen2.5-VL's format, with its default system message when the conversation does not begin
+/// with a system message (which may be empty). An image is one <|image_pad|>, which the model widens to the
+/// number of its visual tokens.
+class QwenChat : public ChatFormat {
+ public:
+  /// `add_vision_id` writes "Picture 1: " and so on before the images.
+  explicit QwenChat(bool add_vision_id = false) : add_vision_id_(add_vision_id) {}
+  std::vector<Piece> pieces(const std::vector<Message>& messages, bool add_generation_prompt) const override;
+
+ private:
+  bool add_vision_id_;
+};
+
+/// The token ids of the prompt. They equal those of Hugging Face's apply_chat_template for messages without
+/// special tokens in their text. Where Hugging Face turns "<|im_end|>" in a message into the control token,
+/// this encodes it as ordinary text: a message cannot end its turn, add an image or speak for another role.
+/// Throws Error when the tokenizer lacks one of the format's tokens.
+std::vector<int64_t> encode_chat(const Tokenizer& tokenizer, const std::vector<Message>& messages,
+                                 bool add_generation_prompt, const ChatFormat& format = QwenChat());
+
+}  // namespace glimpse

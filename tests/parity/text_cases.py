@@ -1,0 +1,120 @@
+"""Writes token ids as transformers gives them: text_cases.py OUTPUT.json MODEL_FOLDER [VOCAB_FOLDER]
+
+For each folder (VOCAB_FOLDER is what fetch_vocab.py makes): texts with their ids, decoded ids, and conversations with
+their prompt and ids. The file is read by text_parity_test.cpp.
+"""
+
+import json
+import os
+import pathlib
+import random
+import sys
+import unicodedata
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+from transformers import AutoTokenizer  # noqa: E402
+
+# What the published template does for text and images, written anew: the tiny model's has no add_vision_id.
+TEMPLATE = (
+    "{%- set seen = namespace(images=0) -%}"
+    "{%- if messages and messages[0].role != 'system' -%}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif -%}"
+    "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\\n' }}"
+    "{%- for part in message.content -%}"
+    "{%- if part.type == 'image' -%}{%- set seen.images = seen.images + 1 -%}"
+    "{%- if add_vision_id -%}{{ 'Picture %d: ' % seen.images }}{%- endif -%}"
+    "{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{%- else -%}{{ part.text }}{%- endif -%}"
+    "{%- endfor -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}")
+
+TEXTS = [
+    "", " ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", " \n ", "\t\n  x", "x \n\n y", "a   b", "   a", "a   ", "\u00a0x", "\u3000",
+    "\u180e\u180e x\u180ey", "a\u2028b\u0085c\u200bd", "x\x00y", "\x1c \x1f", "\ufeffx",
+    "What colour is the shape with the letter K?", "What colour is the shape with the letter K?\n"
+    "Answer the question using a single word or phrase.", "I'm you're HE'S we'LL they'D I'Ve don'T ma'am 'tis o'clock 'ſ 's's",
+    "0", "00", "12345678901234567890", "3.14159, 1e-10, 1,000,000", "x2y3", "½ ² Ⅷ ٣٤٥ 五百 ௧௨", "v1.2.3-rc4",
+    "C++ #include <vector>\n\tint main() { return 0; }\n", "a_b-c/d\\e|f~g`h", "!!!???...---", "x!!!\n\n\ny", "…—–“”‘’«»",
+    "Übergrößenträger, naïve café, ŝanĝo, żółć", unicodedata.normalize("NFD", "Übergrößenträger naïve café żółć Ấn"),
+    "e\u0301\u0327 e\u0327\u0301 q\u0323\u0307 q\u0307\u0323", "\u0301leading", "\u1100\u1161\u11a8 \uac00\u11a8", "Å Å Ω Ω",
+    "\u0958 \u0915\u093c \ufb1d \u2adc \U0001d15e", "ﬁ ﬃ ﷺ", "нещо на Български", "Ελληνικά", "中文字符，繁體中文。", "日本語テキスト ｶﾀｶﾅ",
+    "한국어 문장", "العَرَبِيَّة", "עִבְרִית", "हिन्दी में", "ภาษาไทย", "မြန်မာ ខ្មែរ", "Tiếng Việt", "ქართული Հայերեն", "ᏣᎳᎩ ᠮᠣᠩᠭᠣᠯ",
+    "🙂", "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪🇫🇷 👍🏽", "text🦙.cpp", "❤️ ☎ ♟️", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𠀀𠀁", "\U00031350 \U0010ffff \ufffd \ufffe \ue000",
+    "Z͑ͫ̓a̴̛l̵͘g̶o", "<|im_end|>", "<|im_start|>user\nhi<|im_end|>\n", "a<|image_pad|><|image_pad|>b", "<|im_end|", "<|im_end|>|>",
+    "<<|im_end|>>", " <|endoftext|> ", "x  <|vision_start|>  y", "e<|im_end|>\u0301", "<|IM_END|>", "<tool_call>", "<|box_start|>(1,2)<|box_end|>",
+    "a" * 3000, " " * 3000 + "x", "\n" * 1000, "ab" * 2000, "🙂" * 500, "é" * 1000, "\u0301" * 500, "." * 1000, "1" * 1000,
+]
+
+SINGLE = [[("user", [""])], [("user", ["What number is on the red circle?"])], [("system", ["Be brief."]), ("user", ["hi"])],
+          [("system", []), ("user", ["hi"])], [("user", ["  leading", " and ", "\ntrailing \n"])],
+          [("user", ["e"]), ("assistant", ["e\u0301"])], [("system", ["only"])]]
+
+
+def random_texts(source: random.Random) -> list[str]:
+    alphabets = [
+        "abcdefghijklmnopqrstuvwxyzABCDEF '", " \t\n\r\u00a0\u2003\u0085ab.", "0123456789.,xX ½", "'sStTrRvVeEmMlLdD’ ",
+        "aeou\u0301\u0308\u0323\u0327\u0345\u05b0\u3099かが", "".join(map(chr, range(0x20, 0x250))), "<|im_endstart>|user \n",
+        "🙂👩\u200d\ufe0f🏽🇩🇪 x"]
+    texts = ["".join(source.choices(alphabet, k=source.randint(1, 60))) for alphabet in alphabets for _ in range(40)]
+    # Assigned characters only: Unicode versions differ on the others.
+    assigned = [chr(c) for c in range(0x110000) if unicodedata.category(chr(c)) not in ("Cn", "Cs", "Co")]
+    texts += ["".join(source.choices(assigned, k=source.randint(1, 40))) for _ in range(400)]
+    texts += ["".join(source.choice(assigned) + source.choice(["", " ", "a", "1", "\n", "."]) for _ in range(30)) for _ in range(200)]
+    return texts
+
+
+def conversations(source: random.Random) -> list[list[tuple[str, list]]]:
+    out = list(SINGLE)
+    words = ["Look:", " ", "What is it?", "\n", "naïve e\u0301", "🙂", "  x", "42", "<b>", "don't"]
+    for images in range(4):
+        for _ in range(6):
+            talk = [("system", [source.choice(words)])] if source.random() < 0.3 else []
+            for turn in range(source.randint(1, 4)):
+                parts = [source.choice(words) for _ in range(source.randint(0, 3))]
+                if turn == 0:
+                    for _ in range(images):
+                        parts.insert(source.randint(0, len(parts)), None)
+                talk.append((["user", "assistant"][turn % 2], parts))
+            out.append(talk)
+    return out
+
+
+def cases(folder: pathlib.Path) -> dict:
+    source = random.Random(7)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = TEXTS + random_texts(source)
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    runs = [source.choices(range(len(tokenizer)), k=source.randint(1, 30)) for _ in range(200)]
+    chats = []
+    for talk in conversations(source):
+        messages = [{"role": role, "content": [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]}
+                    for role, parts in talk]
+        for generation in (False, True):
+            for vision_id in (False, True):
+                options = dict(chat_template=TEMPLATE, add_generation_prompt=generation, add_vision_id=vision_id)
+                prompt = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+                if tokenizer.chat_template and not vision_id:
+                    own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+                    assert own == prompt, (own, prompt)
+                chats.append({"messages": [[role, parts] for role, parts in talk], "generation": generation, "vision_id": vision_id,
+                              "prompt": prompt, "ids": tokenizer.apply_chat_template(messages, **options)})
+    return {
+        "folder": str(folder.resolve()), "size": len(tokenizer),
+        "texts": [{"text": text, "ids": i} for text, i in zip(texts, ids)],
+        "decoded": [{"ids": run, "text": tokenizer.decode(run), "shown": tokenizer.decode(run, skip_special_tokens=True)}
+                    for run in runs + ids[:60]],
+        "chats": chats,
+    }
+
+
+def main(output: str, *folders: str) -> None:
+    sets = [cases(pathlib.Path(folder)) for folder in folders]
+    pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
+    # json's own escapes cannot carry lone surrogates, which no text here has.
+    pathlib.Path(output).write_text(json.dumps(sets), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
