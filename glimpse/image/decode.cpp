@@ -1,0 +1,172 @@
+#include "glimpse/image/decode.h"
+
+#include <libexif/exif-data.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iostream>
+#include <limits>
+#include <memory>
+#include <string_view>
+
+#include "glimpse/image/decoders.h"
+
+namespace glimpse {
+namespace detail {
+
+Pixels make_pixels(const Source& source, int64_t width, int64_t height, int channels) {
+  constexpr int64_t max_side = std::numeric_limits<int>::max();
+  if (width < 1 || height < 1) damaged(source, "its size is ", width, " x ", height);
+  check(width <= max_side && height <= max_side && width <= source.max_pixels / height, source.name, ": the ",
+        source.format, " image is ", width, " x ", height, " pixels; at most ", source.max_pixels,
+        " pixels are accepted");
+  Pixels pixels{static_cast<int>(width), static_cast<int>(height), channels, {}, 1};
+  pixels.data.resize(static_cast<size_t>(width) * height * channels);
+  return pixels;
+}
+
+int exif_orientation(Bytes exif) {
+  if (exif.size() < 8 || exif.size() > std::numeric_limits<int>::max()) return 1;
+  // libexif takes JPEG files and blocks that start with this marker, PNG and WebP leave it out.
+  static constexpr std::string_view marker{"Exif\0\0", 6};
+  std::vector<uint8_t> block;
+  if (exif[0] == 'I' || exif[0] == 'M') {
+    block.assign(marker.begin(), marker.end());
+    block.insert(block.end(), exif.begin(), exif.end());
+    exif = block;
+  }
+  const std::unique_ptr<ExifData, decltype(&exif_data_unref)> data(
+      exif_data_new_from_data(exif.data(), static_cast<unsigned>(exif.size())), exif_data_unref);
+  if (!data) return 1;
+  const ExifEntry* entry = exif_content_get_entry(data->ifd[EXIF_IFD_0], EXIF_TAG_ORIENTATION);
+  if (!entry || !entry->data || entry->size < 2 || entry->format != EXIF_FORMAT_SHORT) return 1;
+  const int value = exif_get_short(entry->data, exif_data_get_byte_order(data.get()));
+  return value >= 1 && value <= 8 ? value : 1;
+}
+
+}  // namespace detail
+
+namespace {
+
+using detail::Bytes;
+using detail::Pixels;
+using detail::Source;
+
+struct Format {
+  const char* name;
+  Pixels (*decode)(const Source&);
+};
+
+/// Whether `magic` stands at `offset`; '?' matches any byte.
+bool has_magic(Bytes bytes, std::string_view magic, size_t offset = 0) {
+  if (bytes.size() < offset + magic.size()) return false;
+  return std::equal(magic.begin(), magic.end(), bytes.begin() + offset,
+                    [](char m, uint8_t b) { return m == '?' || static_cast<uint8_t>(m) == b; });
+}
+
+/// What data that is no supported picture seems to be, for the error message.
+std::string describe(Bytes bytes) {
+  using namespace std::string_view_literals;
+  const auto text_start = std::find_if(bytes.begin(), bytes.end(), [](uint8_t b) {
+    return b != ' ' && b != '\t' && b != '\r' && b != '\n' && b != 0xEF && b != 0xBB && b != 0xBF;
+  });
+  if (has_magic({text_start, bytes.end()}, "<"))
+    return "looks like an HTML, XML or SVG text, not a picture (a saved error page?)";
+  if (has_magic(bytes, "ftypavif"sv, 4)) return "is AVIF, which is not supported";
+  if (has_magic(bytes, "ftyp"sv, 4)) return "is HEIC or a video, which is not supported";
+  if (has_magic(bytes, "%PDF"sv)) return "is a PDF document";
+  if (has_magic(bytes, "version https://git-lfs"sv))
+    return "is a Git LFS pointer; the picture was not fetched";
+  std::ostringstream hex;
+  hex << "starts with the bytes" << std::hex;
+  for (const uint8_t byte : bytes.first(std::min<size_t>(bytes.size(), 8)))
+    hex << (byte < 16 ? " 0" : " ") << static_cast<int>(byte);
+  return hex.str();
+}
+
+Format format_of(Bytes bytes, const std::string& name) {
+  using namespace std::string_view_literals;
+  if (has_magic(bytes, "\xFF\xD8\xFF"sv)) return {"JPEG", detail::decode_jpeg};
+  if (has_magic(bytes, "\x89PNG\r\n\x1A\n"sv)) return {"PNG", detail::decode_png};
+  if (has_magic(bytes, "RIFF????WEBP"sv)) return {"WebP", detail::decode_webp};
+  if (has_magic(bytes, "GIF87a"sv) || has_magic(bytes, "GIF89a"sv)) return {"GIF", detail::decode_gif};
+  if (has_magic(bytes, "BM"sv)) return {"BMP", detail::decode_bmp};
+  for (const auto magic : {"II*\0"sv, "MM\0*"sv, "II+\0"sv, "MM\0+"sv})
+    if (has_magic(bytes, magic)) return {"TIFF", detail::decode_tiff};
+  check(!bytes.empty(), name, ": the image is empty (0 bytes)");
+  fail(name, ": unknown image format, it ", describe(bytes),
+       "; known are JPEG, PNG, WebP, GIF, BMP and TIFF");
+}
+
+/// Turns stored pixels the way EXIF orientation `pixels.orientation` shows them.
+Pixels upright(Pixels pixels) {
+  const int orientation = pixels.orientation;
+  if (orientation == 1) return pixels;
+  const bool flip_columns = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+  const bool flip_rows = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+  const bool transposed = orientation >= 5;
+  const int n = pixels.channels;
+  Pixels out{pixels.width, pixels.height, n, std::vector<uint8_t>(pixels.data.size()), 1};
+  if (transposed) std::swap(out.width, out.height);
+  uint8_t* to = out.data.data();
+  for (int y = 0; y < out.height; ++y)
+    for (int x = 0; x < out.width; ++x, to += n) {
+      const int row = transposed ? x : y;
+      const int column = transposed ? y : x;
+      const int64_t from_row = flip_rows ? pixels.height - 1 - row : row;
+      const int from_column = flip_columns ? pixels.width - 1 - column : column;
+      std::copy_n(&pixels.data[(from_row * pixels.width + from_column) * n], n, to);
+    }
+  return out;
+}
+
+/// a*alpha + b*(255 - alpha) over 255, rounded to nearest.
+uint8_t blend(int a, int b, int alpha) {
+  return static_cast<uint8_t>((a * alpha + b * (255 - alpha) + 127) / 255);
+}
+
+std::vector<uint8_t> without_alpha(const std::vector<uint8_t>& rgba, bool over_white) {
+  std::vector<uint8_t> rgb(rgba.size() / 4 * 3);
+  uint8_t* to = rgb.data();
+  for (size_t i = 0; i < rgba.size(); i += 4)
+    for (size_t c = 0; c < 3; ++c) *to++ = over_white ? blend(rgba[i + c], 255, rgba[i + 3]) : rgba[i + c];
+  return rgb;
+}
+
+}  // namespace
+
+Image decode_image(Bytes bytes, const std::string& name, const DecodeOptions& options) {
+  const Format format = format_of(bytes, name);
+  Pixels pixels = format.decode({bytes, name, format.name, options.max_pixels});
+  if (options.apply_orientation) pixels = upright(std::move(pixels));
+  if (pixels.channels == 4) pixels.data = without_alpha(pixels.data, options.alpha_over_white);
+  return {pixels.width, pixels.height, std::move(pixels.data)};
+}
+
+Image load_image(const std::filesystem::path& path, const DecodeOptions& options) {
+  const bool standard_input = path == "-";
+  const std::string name = standard_input ? "standard input" : path.string();
+  std::ifstream file;
+  if (!standard_input) {
+    std::error_code ignored;
+    check(!std::filesystem::is_directory(path, ignored), name, ": is a folder, not an image file");
+    file.open(path, std::ios::binary);
+    check(file.is_open(), name, ": ",
+          std::filesystem::exists(path, ignored) ? "cannot be opened for reading" : "no such file");
+  }
+  std::istream& in = standard_input ? std::cin : file;
+  std::vector<uint8_t> bytes;
+  constexpr size_t step = 1 << 20;
+  while (in) {
+    const size_t before = bytes.size();
+    bytes.resize(before + step);
+    in.read(reinterpret_cast<char*>(bytes.data() + before), step);
+    bytes.resize(before + in.gcount());
+    check(std::cmp_less_equal(bytes.size(), options.max_file_bytes), name, ": is larger than ",
+          options.max_file_bytes, " bytes, the most that is read as an image");
+  }
+  check(!in.bad(), name, ": reading failed");
+  return decode_image(bytes, name, options);
+}
+
+}  // namespace glimpse

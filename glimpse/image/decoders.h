@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "glimpse/base/check.h"
+
+/// One decoder per file format, used by decode_image only.
+namespace glimpse::detail {
+
+using Bytes = std::span<const uint8_t>;
+
+/// Encoded data with what error messages and limits need.
+struct Source {
+  Bytes bytes;
+  const std::string& name;
+  const char* format;
+  int64_t max_pixels;
+};
+
+/// Pixels as stored in the file.
+struct Pixels {
+  int width = 0;
+  int height = 0;
+  int channels = 3;           // 3, or 4 with straight (not premultiplied) alpha
+  std::vector<uint8_t> data;  // [height, width, channels]
+  int orientation = 1;        // EXIF/TIFF value 1..8
+};
+
+template <class... Parts>
+[[noreturn]] void damaged(const Source& source, const Parts&... parts) {
+  fail(source.name, ": damaged, truncated or unsupported ", source.format, ": ", parts...);
+}
+
+/// Zeroed pixels of that size; throws Error for a size that is not positive or above the limit.
+Pixels make_pixels(const Source& source, int64_t width, int64_t height, int channels);
+
+/// The orientation in EXIF data (a TIFF block with or without "Exif\0\0" before it, or a whole JPEG file);
+/// 1 when it says none.
+int exif_orientation(Bytes exif);
+
+Pixels decode_jpeg(const Source& source);
+Pixels decode_png(const Source& source);
+Pixels decode_webp(const Source& source);
+Pixels decode_gif(const Source& source);
+Pixels decode_bmp(const Source& source);
+Pixels decode_tiff(const Source& source);
+
+}  // namespace glimpse::detail

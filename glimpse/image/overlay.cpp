@@ -1,0 +1,112 @@
+#include "glimpse/image/overlay.h"
+
+#include <png.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <fstream>
+#include <string>
+
+#include "glimpse/base/check.h"
+
+namespace glimpse {
+namespace {
+
+/// The cell of `cells` equal ones along `length` pixels that holds each pixel.
+std::vector<int> cell_of_pixel(int length, int cells) {
+  std::vector<int> cell(length);
+  for (int i = 0; i < length; ++i) cell[i] = static_cast<int>(static_cast<int64_t>(i) * cells / length);
+  return cell;
+}
+
+void write_whole_file(const std::filesystem::path& path, const std::vector<uint8_t>& bytes) {
+  static std::atomic<int> counter = 0;
+  std::filesystem::path temporary = path;
+  temporary += concat(".", getpid(), ".", counter++, ".tmp");
+  std::ofstream file(temporary, std::ios::binary);
+  check(file.is_open(), path.string(), ": cannot be created");
+  file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  file.close();
+  std::error_code error;
+  if (file) std::filesystem::rename(temporary, path, error);
+  if (file && !error) return;
+  std::error_code ignored;
+  std::filesystem::remove(temporary, ignored);
+  fail(path.string(), ": cannot be written", error ? ": " + error.message() : "");
+}
+
+/// Encodes 8-bit rows without padding; `format` is PNG_FORMAT_GRAY or PNG_FORMAT_RGB.
+void write_png(const std::vector<uint8_t>& pixels, int width, int height, uint32_t format,
+               const std::filesystem::path& path) {
+  const size_t expected =
+      static_cast<size_t>(std::max(width, 0)) * std::max(height, 0) * PNG_IMAGE_PIXEL_SIZE(format);
+  check(expected > 0 && pixels.size() == expected, path.string(), ": cannot write a picture of ", width,
+        " x ", height, " with ", pixels.size(), " bytes");
+  png_image image{};
+  image.version = PNG_IMAGE_VERSION;
+  image.width = width;
+  image.height = height;
+  image.format = format;
+  png_alloc_size_t size = PNG_IMAGE_PNG_SIZE_MAX(image);
+  std::vector<uint8_t> bytes(size);
+  const bool written = png_image_write_to_memory(&image, bytes.data(), &size, 0, pixels.data(), 0, nullptr);
+  check(written, path.string(), ": PNG encoding failed: ", image.message);
+  bytes.resize(size);
+  write_whole_file(path, bytes);
+}
+
+}  // namespace
+
+Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_t>& keep) {
+  check(rows > 0 && cols > 0, "a token grid needs rows and columns, got ", rows, " x ", cols);
+  std::vector<uint8_t> mask(static_cast<size_t>(rows) * cols, 0);
+  for (const int64_t token : keep) {
+    check(token >= 0 && token < std::ssize(mask), "kept token ", token, " lies outside the grid of ", rows,
+          " x ", cols);
+    mask[token] = 1;
+  }
+  const std::vector<int> row_of = cell_of_pixel(image.height, rows);
+  const std::vector<int> column_of = cell_of_pixel(image.width, cols);
+  const auto kept = [&](int y, int x) {
+    return mask[static_cast<size_t>(row_of[y]) * cols + column_of[x]] != 0;
+  };
+  const int line = std::max(1, std::min(image.width, image.height) / 400);
+
+  Image out = image;
+  uint8_t* pixel = out.rgb.data();
+  for (int y = 0; y < image.height; ++y)
+    for (int x = 0; x < image.width; ++x, pixel += 3) {
+      if (!kept(y, x)) {
+        for (int c = 0; c < 3; ++c) pixel[c] = static_cast<uint8_t>(pixel[c] * 3 / 10);
+        continue;
+      }
+      const int up = std::max(y - line, 0), down = std::min(y + line, image.height - 1);
+      const int left = std::max(x - line, 0), right = std::min(x + line, image.width - 1);
+      const bool border = !kept(up, x) || !kept(down, x) || !kept(y, left) || !kept(y, right);
+      const int strength = border ? 10 : 2;  // tenths of pure green
+      for (int c = 0; c < 3; ++c)
+        pixel[c] = static_cast<uint8_t>((pixel[c] * (10 - strength) + (c == 1 ? 255 : 0) * strength) / 10);
+    }
+  return out;
+}
+
+void save_png(const Image& image, const std::filesystem::path& path) {
+  write_png(image.rgb, image.width, image.height, PNG_FORMAT_RGB, path);
+}
+
+void save_mask_png(const std::vector<uint8_t>& mask, int rows, int cols, int width, int height,
+                   const std::filesystem::path& path) {
+  check(rows > 0 && cols > 0 && std::ssize(mask) == static_cast<int64_t>(rows) * cols, path.string(),
+        ": a mask of ", mask.size(), " tokens does not fill a grid of ", rows, " x ", cols);
+  const std::vector<int> row_of = cell_of_pixel(std::max(height, 0), rows);
+  const std::vector<int> column_of = cell_of_pixel(std::max(width, 0), cols);
+  std::vector<uint8_t> grey;
+  grey.reserve(row_of.size() * column_of.size());
+  for (const int row : row_of)
+    for (const int column : column_of)
+      grey.push_back(mask[static_cast<size_t>(row) * cols + column] ? 255 : 0);
+  write_png(grey, width, height, PNG_FORMAT_GRAY, path);
+}
+
+}  // namespace glimpse

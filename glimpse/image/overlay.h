@@ -1,0 +1,24 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <vector>
+
+#include "glimpse/image/image.h"
+
+namespace glimpse {
+
+/// The picture with its `rows` x `cols` token grid shown: cells of tokens in `keep` (flat row-major indices,
+/// in any order) tinted green with a green line where they meet dropped ones, dropped cells darkened. Same
+/// size as the picture. Throws Error for an index outside the grid.
+Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_t>& keep);
+
+/// Writes a PNG; the file appears under `path` only when complete. Throws Error naming the path.
+void save_png(const Image& image, const std::filesystem::path& path);
+
+/// Writes a `rows` x `cols` token mask (0 or not 0, row-major) as a grey PNG of 0 and 255, stretched to
+/// `width` x `height` pixels. Throws Error naming the path.
+void save_mask_png(const std::vector<uint8_t>& mask, int rows, int cols, int width, int height,
+                   const std::filesystem::path& path);
+
+}  // namespace glimpse

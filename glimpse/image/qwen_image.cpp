@@ -1,0 +1,151 @@
+#include "glimpse/image/qwen_image.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <type_traits>
+#include <utility>
+
+#include "glimpse/base/check.h"
+#include "glimpse/image/resize.h"
+
+namespace glimpse {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::string_view config_name = "preprocessor_config.json";
+
+template <class T>
+void read(const json& config, const char* key, T& value) {
+  const auto found = config.find(key);
+  if (found == config.end() || found->is_null()) return;
+  if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>)
+    check(found->is_number_integer() && std::in_range<T>(found->template get<int64_t>()), config_name, ": ",
+          key, " must be a whole number, got ", found->dump());
+  try {
+    found->get_to(value);
+  } catch (const json::exception&) {
+    fail(config_name, ": ", key, " has an unexpected value: ", found->dump());
+  }
+}
+
+void check_options(const QwenImageOptions& options) {
+  for (const auto& [value, name] : {std::pair{options.patch_size, "patch_size"},
+                                    {options.temporal_patch_size, "temporal_patch_size"},
+                                    {options.merge_size, "merge_size"}})
+    check(value >= 1 && value <= 1024, "image option ", name, " must lie in 1..1024, got ", value);
+  check(options.min_pixels >= 1 && options.min_pixels <= options.max_pixels,
+        "image options need 1 <= min_pixels <= max_pixels, got ", options.min_pixels, " and ",
+        options.max_pixels);
+  check(options.max_pixels <= (int64_t{1} << 30), "image option max_pixels must be at most 2^30, got ",
+        options.max_pixels);
+  for (const float deviation : options.std)
+    check(std::isfinite(deviation) && deviation > 0, "image_std must be positive, got ", deviation);
+  for (const float mean : options.mean) check(std::isfinite(mean), "image_mean must be finite, got ", mean);
+}
+
+/// Normalised value of every byte of every channel, rounded as the image processor rounds it: the rescaling
+/// in double, the rest in float.
+std::array<std::array<float, 256>, 3> normalisation_table(const QwenImageOptions& options) {
+  std::array<std::array<float, 256>, 3> table;
+  for (int c = 0; c < 3; ++c)
+    for (int v = 0; v < 256; ++v)
+      table[c][v] = (static_cast<float>(v * (1 / 255.0)) - options.mean[c]) / options.std[c];
+  return table;
+}
+
+}  // namespace
+
+QwenImageOptions QwenImageOptions::from_json(const json& config) {
+  check(config.is_object(), config_name, " must hold a JSON object");
+  QwenImageOptions options;
+  if (const auto size = config.find("size"); size != config.end() && size->is_object()) {
+    read(*size, "shortest_edge", options.min_pixels);
+    read(*size, "longest_edge", options.max_pixels);
+    read(*size, "min_pixels", options.min_pixels);
+    read(*size, "max_pixels", options.max_pixels);
+  }
+  read(config, "min_pixels", options.min_pixels);
+  read(config, "max_pixels", options.max_pixels);
+  read(config, "patch_size", options.patch_size);
+  read(config, "temporal_patch_size", options.temporal_patch_size);
+  read(config, "merge_size", options.merge_size);
+  read(config, "image_mean", options.mean);
+  read(config, "image_std", options.std);
+  for (const char* key : {"do_resize", "do_rescale", "do_normalize"}) {
+    bool on = true;
+    read(config, key, on);
+    check(on, config_name, ": ", key, " false is not supported");
+  }
+  int resample = 3;
+  read(config, "resample", resample);
+  check(resample == 3, config_name, ": resample ", resample, " is not supported, only 3 (bicubic)");
+  double rescale = 1 / 255.0;
+  read(config, "rescale_factor", rescale);
+  check(std::abs(rescale * 255 - 1) < 1e-9, config_name, ": rescale_factor must be 1/255, got ", rescale);
+  check_options(options);
+  return options;
+}
+
+DecodeOptions QwenImageOptions::decode_options() const {
+  DecodeOptions options;
+  options.apply_orientation = !reference;
+  return options;
+}
+
+Image qwen_resize(const Image& image, const QwenImageOptions& options) {
+  check_options(options);
+  const int factor = options.patch_size * options.merge_size;
+  if (!options.reference) {
+    const Size size = smart_resize(image.height, image.width, factor, options.min_pixels, options.max_pixels);
+    // A very long picture keeps at least one row of tokens.
+    return resize(image, std::max(size.width, factor), std::max(size.height, factor));
+  }
+  const QwenImageOptions loader;
+  const Size first = smart_resize(image.height, image.width, factor, loader.min_pixels, loader.max_pixels);
+  const Size second =
+      smart_resize_strict(first.height, first.width, factor, options.min_pixels, options.max_pixels);
+  check(second.height > 0 && second.width > 0, "an image of ", image.width, " x ", image.height,
+        " pixels is too long for max_pixels ", options.max_pixels, " in reference preprocessing");
+  return resize(resize(image, first.width, first.height), second.width, second.height);
+}
+
+Patches qwen_patches(const Image& image, const QwenImageOptions& options) {
+  const Image resized = qwen_resize(image, options);
+  const auto table = normalisation_table(options);
+  const int patch = options.patch_size;
+  const int merge = options.merge_size;
+  const Grid grid{1, resized.height / patch, resized.width / patch};
+  const int frames = options.temporal_patch_size;
+  const int64_t frame_size = static_cast<int64_t>(patch) * patch;
+  const int64_t row_size = 3 * frames * frame_size;
+  Patches out{at::empty({static_cast<int64_t>(grid.h) * grid.w, row_size}, at::kFloat), grid};
+  float* const values = out.pixel_values.data_ptr<float>();
+
+  const auto fill_patch = [&](int row, int column, float* to) {
+    for (int c = 0; c < 3; ++c, to += frames * frame_size) {
+      float* pixel = to;
+      for (int y = 0; y < patch; ++y) {
+        const uint8_t* from =
+            &resized.rgb[((static_cast<int64_t>(row) * patch + y) * resized.width + column * patch) * 3 + c];
+        for (int x = 0; x < patch; ++x) *pixel++ = table[c][from[3 * x]];
+      }
+      for (int t = 1; t < frames; ++t) std::copy_n(to, frame_size, to + t * frame_size);
+    }
+  };
+  at::parallel_for(0, grid.h / merge, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t unit_row = begin; unit_row < end; ++unit_row) {
+      float* to = values + unit_row * merge * grid.w * row_size;
+      for (int unit_column = 0; unit_column < grid.w / merge; ++unit_column)
+        for (int i = 0; i < merge; ++i)
+          for (int j = 0; j < merge; ++j, to += row_size)
+            fill_patch(static_cast<int>(unit_row) * merge + i, unit_column * merge + j, to);
+    }
+  });
+  return out;
+}
+
+}  // namespace glimpse

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <array>
+#include <nlohmann/json_fwd.hpp>
+
+#include "glimpse/image/decode.h"
+#include "glimpse/image/image.h"
+
+namespace glimpse {
+
+/// Settings of the Qwen2-VL image processor.
+struct QwenImageOptions {
+  int64_t min_pixels = 56 * 56;
+  int64_t max_pixels = 28 * 28 * 16384;
+  int patch_size = 14;
+  int temporal_patch_size = 2;
+  int merge_size = 2;
+  std::array<float, 3> mean{0.48145466f, 0.4578275f, 0.40821073f};
+  std::array<float, 3> std{0.26862954f, 0.26130258f, 0.27577711f};
+  /// The published evaluation's preprocessing: a first resize with the default bounds, then the image
+  /// processor with these. Decode with `decode_options()` so that EXIF orientation is ignored as well.
+  bool reference = false;
+
+  /// From a preprocessor_config.json; bounds may stand at the top or in `size` (as shortest_edge/longest_edge
+  /// or min_pixels/max_pixels). Throws Error naming the field that is wrong or not supported.
+  static QwenImageOptions from_json(const nlohmann::json& preprocessor_config);
+
+  /// How files must be decoded for these settings.
+  DecodeOptions decode_options() const;
+};
+
+/// Size of the patch grid: frames, rows and columns.
+struct Grid {
+  int t = 1;
+  int h = 0;
+  int w = 0;
+  bool operator==(const Grid&) const = default;
+};
+
+struct Patches {
+  /// [t*h*w, 3*temporal_patch_size*patch_size*patch_size] float32 on the CPU. Rows go merge unit by merge
+  /// unit (row-major over units, then row-major inside one); columns are [channel, frame, y, x].
+  at::Tensor pixel_values;
+  Grid grid;
+};
+
+/// The picture as it goes into patches: resized to whole merge units within the pixel bounds. Throws Error
+/// for an aspect ratio above 200 and, in reference mode, for what the reference refuses too (a side shrinking
+/// to nothing).
+Image qwen_resize(const Image& image, const QwenImageOptions& options);
+
+/// Resizes, normalises and cuts one picture into patches; the still image stands for every frame of its
+/// temporal patch. Errors as for qwen_resize.
+Patches qwen_patches(const Image& image, const QwenImageOptions& options);
+
+}  // namespace glimpse
