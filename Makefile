@@ -1,0 +1,66 @@
+# One command per wish; `make help` lists them. Everything is incremental.
+SHELL := /bin/bash
+JOBS ?= $(shell nproc)
+PREFIX ?= /usr/local
+
+# Lets ccache store and reuse the precompiled header and what includes it.
+export CCACHE_SLOPPINESS := pch_defines,time_macros,include_file_mtime,include_file_ctime
+
+# A libtorch of your own: make Torch_DIR=... or CMAKE_PREFIX_PATH=... (also from the environment).
+export Torch_DIR CMAKE_PREFIX_PATH
+configure = cmake --preset $(1) $(foreach v,Torch_DIR CMAKE_PREFIX_PATH,$(if $($(v)),-D$(v)="$($(v))"))
+build = $(if $(wildcard build/$(1)/build.ninja),,$(call configure,$(1)) &&) cmake --build build/$(1) -j$(JOBS)
+
+.PHONY: build
+build: setup ## Build everything into build/release
+	@$(call build,release)
+
+.PHONY: setup
+setup: ## Install what is missing: Debian packages, .venv, test assets
+	@tools/setup
+
+.PHONY: demo
+demo: build ## Ask the built-in model about a picture and see what was pruned
+	@tools/demo
+
+.PHONY: test
+test: build ## Run all tests
+	@ctest --test-dir build/release --output-on-failure -j2
+
+.PHONY: bench
+bench: build ## Run the benchmarks; results in build/bench.json
+	@tools/bench
+
+.PHONY: check
+check: build ## Check format, includes, file lengths, duplicates, documents (FULL=1: clang-tidy and README commands too)
+	@tools/check $(if $(FULL),--full)
+
+.PHONY: asan
+asan: setup ## Build and run the unit and golden tests with address and undefined-behaviour sanitizers
+	@$(call build,asan)
+	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  ctest --test-dir build/asan --output-on-failure -j2 -L 'unit|golden'
+
+# libtorch and libgomp are not instrumented, so parallel regions are run by one thread: their barriers would
+# be invisible and every region would look like a race.
+.PHONY: tsan
+tsan: setup ## Build and run the unit and golden tests with the thread sanitizer
+	@$(call build,tsan)
+	@OMP_NUM_THREADS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 \
+	  ctest --test-dir build/tsan --output-on-failure -j2 -L 'unit|golden'
+
+.PHONY: format
+format: ## Format all C++ files
+	@git ls-files '*.h' '*.cpp' | xargs clang-format -i
+
+.PHONY: install
+install: build ## Install to PREFIX (/usr/local), below DESTDIR
+	@cmake --install build/release --prefix $(PREFIX)
+
+.PHONY: clean
+clean: ## Remove build/ (not .venv)
+	@rm -rf build
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10

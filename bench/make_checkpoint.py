@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""A Qwen2.5-VL checkpoint of a published size with random bfloat16 weights, for timing.
+
+Usage: make_checkpoint.py --shapes 3b|7b|tiny --out DIR
+
+Writes DIR/model/ (config.json, safetensors shards) and DIR/new_modules/ (config.json, new_modules_gp.pt). About 7.5 GB
+for 3b and 16.6 GB for 7b, streamed: a block of normal(0, 0.02) numbers is repeated, so little memory is needed.
+"""
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARD = 4 << 30  # bytes
+BLOCK = (1 << 23) + 4099  # numbers; no multiple of a row, so that rows differ
+
+
+def published(hidden, layers, heads, kv_heads, intermediate, vocab, tied, reduce_layer):
+    """(config.json of the base model, the settings of its new modules)"""
+    base = {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "torch_dtype": "bfloat16",
+        "bos_token_id": 151643, "eos_token_id": 151645, "vision_start_token_id": 151652, "vision_end_token_id": 151653,
+        "vision_token_id": 151654, "image_token_id": 151655, "video_token_id": 151656,
+        "hidden_act": "silu", "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab, "tie_word_embeddings": tied,
+        "max_position_embeddings": 128000, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "use_sliding_window": False,
+        "vision_config": {
+            "depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "out_hidden_size": hidden,
+            "hidden_act": "silu", "in_chans": 3, "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14,
+            "temporal_patch_size": 2, "tokens_per_second": 2, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+    }  # fmt: skip
+    modules = {
+        "attn_fuse_type": "AttnFuserV1", "attn_fuse_size": 256, "visual_cond_size": 512, "attn_fuse_num_heads": 4,
+        "attn_fuse_hidden_act": "silu", "attn_fuse_global": True, "ori_attn_supervision": False, "deep_supervision": False,
+        "selected_layers": [reduce_layer], "reduce_layer": reduce_layer, "selected_visual_layers": [31, 23, 15, 7],
+        "use_attention_logits": True, "le_layers": list(range(layers)), "le_length": 1, "le_norm_type": "rmsnorm",
+        "le_dropout_prob": 0.1, "reduce_threshold": 0.5, "min_remain_num": 1, "max_remain_ratio": None,
+        "anchor_positions": [], "use_ref_masks": False, "use_zero_masks": False,
+    }  # fmt: skip
+    return base, {**base, **modules}
+
+
+def shapes(name):
+    if name == "3b":
+        return published(2048, 36, 16, 2, 11008, 151936, True, 23)
+    if name == "7b":
+        return published(3584, 28, 28, 4, 18944, 152064, False, 18)
+    return tuple(json.loads((ROOT / "models/tiny" / part / "config.json").read_text()) for part in ("model", "new_modules"))
+
+
+def base_tensors(config):
+    """Name -> shape, as transformers names them."""
+    config = Qwen2_5_VLConfig(**json.loads(json.dumps(config)))
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    left_out = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    return {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in left_out}
+
+
+def new_module_tensors(config):
+    """Part -> (name -> shape); "" names a part that is one tensor."""
+    hidden, size, cond = config["hidden_size"], config["attn_fuse_size"], config["visual_cond_size"]
+    visual = config["vision_config"]["hidden_size"]
+    attention = len(config["selected_layers"]) * config["num_attention_heads"]
+    layers = len(config["selected_visual_layers"])
+    fuser = {}
+
+    def linear(name, outputs, inputs, bias=True):
+        fuser[f"{name}.weight"] = (outputs, inputs)
+        if bias:
+            fuser[f"{name}.bias"] = (outputs,)
+
+    linear("attn_in_proj", size, attention)
+    for i in range(layers):
+        linear(f"cond_in_projs.{i}", cond, visual)
+        fuser |= {f"layers.{i}.norm1.weight": (size,), f"layers.{i}.norm2.weight": (size,)}
+        for part, width in {"q": size + cond, "k": size + cond, "v": size, "o": size}.items():
+            linear(f"layers.{i}.attn.{part}_proj", width, width, bias=False)
+        for part, (outputs, inputs) in {"gate": (2 * size, size), "up": (2 * size, size), "down": (size, 2 * size)}.items():
+            linear(f"layers.{i}.mlp.{part}_proj", outputs, inputs)
+    linear(f"attn_out_projs.{layers - 1}", 1, size)
+    return {
+        "attn_fuser": fuser,
+        "learnable_embeddings": {"": (len(config["le_layers"]), config["le_length"], hidden)},
+        "le_proj": {"weight": (hidden, hidden), "bias": (hidden,)},
+        "le_norm": {"weight": (hidden,)},
+    }
+
+
+class Numbers:
+    """An endless stream of bfloat16 bytes from one block of random numbers."""
+
+    def __init__(self):
+        block = (0.02 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))).bfloat16()
+        self.bytes = memoryview(block.view(torch.uint8).numpy())
+        self.at = 0
+
+    def take(self, size):
+        while size:
+            part = self.bytes[self.at : self.at + size]
+            yield part
+            size -= len(part)
+            self.at = (self.at + len(part)) % len(self.bytes)
+
+
+def is_norm(name):
+    return name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "ln_q.weight"))
+
+
+def write_shards(tensors, folder, numbers):
+    sizes = {name: 2 * torch.Size(shape).numel() for name, shape in tensors.items()}
+    shards, used = [[]], 0
+    for name, size in sizes.items():
+        if used + size > SHARD and shards[-1]:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    files = {}
+    for i, names in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors"
+        header, at = {"__metadata__": {"format": "pt"}}, 0
+        for name in names:
+            header[name] = {"dtype": "BF16", "shape": tensors[name], "data_offsets": [at, at + sizes[name]]}
+            at += sizes[name]
+            files[name] = file
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with open(folder / file, "wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                ones = b"\x80\x3f" * (sizes[name] // 2)  # bfloat16 1.0
+                out.writelines([ones] if is_norm(name) else numbers.take(sizes[name]))
+        print(f"{folder / file}: {at / 1e9:.2f} GB", flush=True)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def write_new_modules(config, folder, numbers):
+    def tensor(name, shape):
+        if is_norm(name):
+            return torch.ones(shape, dtype=torch.bfloat16)
+        data = bytearray().join(numbers.take(2 * torch.Size(shape).numel()))
+        return torch.frombuffer(data, dtype=torch.bfloat16).reshape(shape)
+
+    parts = {}
+    for part, tensors in new_module_tensors(config).items():
+        loaded = {name: tensor(f"{part}.{name}", shape) for name, shape in tensors.items()}
+        parts[part] = loaded[""] if "" in loaded else loaded
+    torch.save(parts, folder / "new_modules_gp.pt")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", choices=["3b", "7b", "tiny"], required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    base, modules = shapes(options.shapes)
+    numbers = Numbers()
+    for name, config in {"model": base, "new_modules": modules}.items():
+        (options.out / name).mkdir(parents=True, exist_ok=True)
+        (options.out / name / "config.json").write_text(json.dumps(config, indent=2))
+    write_shards(base_tensors(base), options.out / "model", numbers)
+    write_new_modules(modules, options.out / "new_modules", numbers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Random tiny Qwen2.5-VL checkpoints and what Hugging Face transformers computes with them.
+
+Usage: make_checkpoints.py OUT_DIR
+
+Writes OUT_DIR/<shape>/model/ (config.json + safetensors, float32) and OUT_DIR/<shape>/cases/<case>.{safetensors,json}:
+  input_ids [T] int32; image_grid_thw [n, 3] int32 and pixel_values [P, 1176] float32 (absent without images);
+  image_embeds [N, D]; position_ids [3, T] int32; rope_deltas [1] int32; all_logits [T, V]; first_logits [V] (the last
+  position's); generated_ids [32] int32, greedy with eos disabled; step_top2 [32, 2], the two highest logits of each step.
+Everything is float32 on the CPU with fixed seeds. Inputs are redrawn until every greedy step's lead is clear.
+"""
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+STEPS = 32
+MARGIN = 0.02  # least lead of the best logit over the second
+VOCAB = 320
+START, END, PAD, VIDEO = 316, 317, 318, 319
+MERGE, PATCH = 2, 14
+
+
+def shape(layers, heads, kv_heads, head_dim, mrope, vit, full, window, **more):
+    """`vit` is (depth, heads, head_dim); `full` are its full-attention blocks; `window` is in pixels."""
+    depth, vit_heads, vit_head_dim = vit
+    hidden = heads * head_dim
+    return {
+        "config": {
+            "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads, "intermediate_size": 2 * hidden + 16, "vocab_size": VOCAB,
+            "rope_theta": 10000.0, "rope_scaling": {"type": "mrope", "mrope_section": mrope},
+            "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+            "image_token_id": PAD, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END,
+            "bos_token_id": None, "eos_token_id": None, "pad_token_id": None, "use_sliding_window": False,
+            "vision_config": {
+                "depth": depth, "hidden_size": vit_heads * vit_head_dim, "num_heads": vit_heads,
+                "intermediate_size": 3 * vit_heads * vit_head_dim + 4, "out_hidden_size": hidden,
+                "fullatt_block_indexes": full, "window_size": window, "patch_size": PATCH, "spatial_merge_size": MERGE,
+                "temporal_patch_size": 2, "tokens_per_second": 2,
+            },
+            **more.pop("config", {}),
+        },
+        **more,
+    }  # fmt: skip
+
+
+SHAPES = {
+    "gqa": shape(3, 4, 2, 16, [2, 3, 3], (4, 2, 16), [1, 3], 56),
+    "one_kv_tied": shape(4, 4, 1, 32, [4, 6, 6], (3, 4, 8), [2], 112, config={"tie_word_embeddings": True}),
+    "sharded": shape(2, 6, 6, 16, [4, 2, 2], (2, 3, 16), [0], 84, shard="200KB"),
+    "newer_layout": shape(3, 6, 2, 32, [2, 6, 8], (5, 2, 32), [2, 4], 112, config={"rope_theta": 1e6}, newer=True),
+    "all_windows": shape(2, 2, 1, 32, [6, 5, 5], (2, 1, 32), [], 28),
+}
+# Merged grids (rows, columns) of the images and how many text tokens go before each and after the last.
+CASES = {"text": ([], [23]), "one_image": ([(5, 7)], [4, 9]), "three_images": ([(1, 1), (8, 3), (4, 6)], [3, 0, 2, 7])}
+
+
+def random_weights(model, generator):
+    """Weights that spread the logits; no norm weight is one and no bias zero."""
+    for name, p in model.named_parameters():
+        noise = torch.randn(p.shape, generator=generator)
+        if p.ndim == 1:
+            p.data = 0.1 * noise + (1.0 if name.endswith("weight") else 0.0)
+        elif name in ("lm_head.weight", "model.embed_tokens.weight"):
+            p.data = 3 * noise / p.shape[1] ** 0.5
+        else:
+            p.data = 1.5 * noise / p[0].numel() ** 0.5
+
+
+def make_inputs(grids, texts, generator):
+    ids, pixels, thw = [], [], []
+    for i, count in enumerate(texts):
+        ids += torch.randint(0, START, (count,), generator=generator).tolist()
+        if i < len(grids):
+            rows, columns = grids[i]
+            ids += [START] + [PAD] * (rows * columns) + [END]
+            thw.append([1, rows * MERGE, columns * MERGE])
+            pixels.append(torch.randn(rows * columns * MERGE**2, 3 * 2 * PATCH**2, generator=generator))
+    inputs = {"input_ids": torch.tensor([ids])}
+    if grids:
+        inputs |= {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor(thw)}
+    return inputs
+
+
+def run(model, inputs):
+    """The case's tensors."""
+    grid = inputs.get("image_grid_thw")
+    positions, deltas = model.get_rope_index(inputs["input_ids"], image_grid_thw=grid)
+    logits = model(**inputs, position_ids=positions).logits[0]
+    out = model.generate(
+        **inputs, attention_mask=torch.ones_like(inputs["input_ids"]), max_new_tokens=STEPS, do_sample=False,
+        return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    steps = torch.cat(out.logits)
+    assert torch.allclose(steps[0], logits[-1], atol=1e-4)
+    tensors = {
+        "input_ids": inputs["input_ids"][0],
+        "position_ids": positions[:, 0],
+        "rope_deltas": deltas.flatten(),
+        "all_logits": logits,
+        "first_logits": logits[-1],
+        "generated_ids": out.sequences[0, -STEPS:],
+        "step_top2": steps.topk(2).values,
+    }
+    if grid is not None:
+        images = model.visual(inputs["pixel_values"], grid_thw=grid)
+        tensors |= {"pixel_values": inputs["pixel_values"], "image_grid_thw": grid, "image_embeds": images}
+    return {k: (v if v.is_floating_point() else v.int()).contiguous().clone() for k, v in tensors.items()}
+
+
+def lead(tensors):
+    return (tensors["step_top2"][:, 0] - tensors["step_top2"][:, 1]).min().item()
+
+
+def to_newer_layout(folder):
+    """Renames the tensors and nests the config as later transformers releases save them."""
+
+    def rename(name):
+        if name.startswith("model."):
+            return "model.language_model." + name.removeprefix("model.")
+        return "model." + name if name.startswith("visual.") else name
+
+    file = folder / "model.safetensors"
+    save_file({rename(k): v for k, v in load_file(file).items()}, file, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    top = {"architectures", "model_type", "vision_config", "torch_dtype", "transformers_version", "tie_word_embeddings"}
+    top |= {k for k in config if k.endswith("_token_id")}
+    text = {k: config.pop(k) for k in list(config) if k not in top}
+    config["text_config"] = {**text, "model_type": "qwen2_5_vl_text", "torch_dtype": "float32", "vocab_size": VOCAB}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def make(name, spec, out, seed):
+    generator = torch.Generator().manual_seed(seed)
+    config = Qwen2_5_VLConfig(**json.loads(json.dumps(spec["config"])), torch_dtype="float32")
+    model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    random_weights(model, generator)
+    model.tie_weights()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    model.save_pretrained(out / "model", max_shard_size=spec.get("shard", "1GB"))
+    if spec.get("newer"):
+        to_newer_layout(out / "model")
+
+    (out / "cases").mkdir(parents=True, exist_ok=True)
+    for case, (grids, texts) in CASES.items():
+        for draw in range(1, 200):
+            tensors = run(model, make_inputs(grids, texts, generator))
+            if lead(tensors) > MARGIN:
+                break
+        else:
+            raise SystemExit(f"{name}/{case}: no input with clear greedy steps")
+        save_file(tensors, out / "cases" / f"{case}.safetensors")
+        facts = {
+            "what": f"{len(grids)} images, {sum(texts)} text tokens", "model": "model", "max_new_tokens": STEPS, "eos": "disabled",
+            "stats": {
+                "min_greedy_margin": lead(tensors), "first_logit_std": tensors["first_logits"].std().item(),
+                "distinct_generated": tensors["generated_ids"].unique().numel(), "draws": draw,
+            },
+            "tensors": {k: {"shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch.")} for k, v in tensors.items()},
+        }  # fmt: skip
+        (out / "cases" / f"{case}.json").write_text(json.dumps(facts, indent=1))
+        print(f"{name}/{case}: {facts['stats']}", flush=True)
+
+
+def main():
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        for seed, (name, spec) in enumerate(SHAPES.items(), 1):
+            make(name, spec, Path(sys.argv[1]) / name, seed)
+
+
+if __name__ == "__main__":
+    main()
