@@ -21,7 +21,7 @@ class Lane {
   Lane(const Vlm& model, Sequence& sequence) : model_(model), sequence_(sequence) {
     if (!sequence.prompt.images.empty())
       for (const auto& pruner : sequence.pruners) {
-        stages_.push_back({pruner.get(), pruner->taps(), pruner->cuts()});
+        stages_.push_back({pruner.get(), pruner->taps(), pruner->cuts(), 0, {}});
         std::sort(stages_.back().cuts.begin(), stages_.back().cuts.end(),
                   [](const Cut& a, const Cut& b) { return a.when() < b.when(); });
       }
@@ -59,7 +59,7 @@ class Lane {
     }
     living_.emplace(tokens, prompt.visual_rows, guided_ != nullptr, decoder.config().layers);
     // The vision output is embedded now; only the taps are still needed.
-    vision_.embeds = {};
+    vision_.embeds.reset();
     return x;
   }
 
@@ -165,7 +165,7 @@ class Lane {
   void write_features(at::Tensor rows) {
     if (!features_.defined()) return;
     rows.index_copy_(0, index_tensor(living_->visual_positions(), rows.device()), features_.to(rows.options()));
-    features_ = {};
+    features_.reset();
   }
 
  private:

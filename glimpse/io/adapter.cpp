@@ -6,7 +6,7 @@
 #include <regex>
 
 #include "glimpse/base/check.h"
-#include "glimpse/io/json_file.h"
+#include "glimpse/base/json_file.h"
 #include "glimpse/io/layout.h"
 #include "glimpse/io/tensor_file.h"
 

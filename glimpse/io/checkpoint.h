@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "glimpse/io/json_file.h"
+#include "glimpse/base/json_file.h"
 #include "glimpse/io/model_dir.h"
 
 namespace glimpse {

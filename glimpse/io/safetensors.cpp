@@ -14,7 +14,7 @@
 
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/base/check.h"
-#include "glimpse/io/json_file.h"
+#include "glimpse/base/json_file.h"
 #include "glimpse/io/layout.h"
 
 namespace glimpse {

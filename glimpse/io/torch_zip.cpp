@@ -8,7 +8,7 @@
 #include <unordered_map>
 
 #include "glimpse/base/check.h"
-#include "glimpse/io/json_file.h"
+#include "glimpse/base/json_file.h"
 #include "glimpse/io/layout.h"
 #include "glimpse/io/pickle.h"
 

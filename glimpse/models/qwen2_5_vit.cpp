@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "glimpse/base/check.h"
 #include "glimpse/nn/attention.h"
 #include "glimpse/nn/ops.h"
 

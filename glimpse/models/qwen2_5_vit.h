@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "glimpse/image/qwen_image.h"
+#include "glimpse/io/checkpoint.h"
 #include "glimpse/models/vision.h"
 #include "glimpse/nn/linear.h"
+#include "glimpse/nn/rotary.h"
 
 namespace glimpse {
 

@@ -1,6 +1,8 @@
 #include "glimpse/nn/decoder.h"
 
 #include "glimpse/nn/attention.h"
+#include <ATen/core/grad_mode.h>
+
 #include "glimpse/nn/ops.h"
 
 namespace glimpse {

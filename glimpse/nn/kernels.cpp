@@ -27,7 +27,7 @@ HWY_INLINE V load(F f, const bf16* from) {
 HWY_INLINE void store(F f, V v, float* to) { hn::StoreU(v, f, to); }
 
 // Round to nearest even, as PyTorch does. Infinities stay; a NaN must not round up to infinity.
-HWY_INLINE void store(F f, V v, bf16* to) {
+HWY_INLINE void store(F, V v, bf16* to) {
   const hn::RebindToUnsigned<F> u;
   const auto bits = hn::BitCast(u, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(u, 1));

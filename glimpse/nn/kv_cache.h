@@ -30,7 +30,8 @@ class LayerCache {
 
 /// One sequence's cache; layers may differ in length after pruning.
 struct KvCache {
-  explicit KvCache(int64_t layers = 0) : layers(layers) {}
+  KvCache() = default;
+  explicit KvCache(int64_t count) : layers(count) {}
   std::vector<LayerCache> layers;
 
   size_t bytes() const {

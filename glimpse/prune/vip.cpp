@@ -1,5 +1,6 @@
 #include "glimpse/prune/vip.h"
 
+#include "glimpse/base/check.h"
 #include "glimpse/nn/attention.h"
 #include "glimpse/nn/ops.h"
 

@@ -2,7 +2,7 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/text/byte_level.h"
-#include "glimpse/text/json_file.h"
+#include "glimpse/base/json_file.h"
 
 namespace glimpse {
 namespace {

@@ -1,4 +1,4 @@
-#include "glimpse/text/json_file.h"
+#include "glimpse/base/json_file.h"
 
 #include <fstream>
 
@@ -6,8 +6,14 @@
 
 namespace glimpse {
 
+void check_is_file(const std::filesystem::path& path) {
+  std::error_code ignored;
+  check(std::filesystem::exists(path, ignored), "no such file: ", path.string());
+  check(std::filesystem::is_regular_file(path, ignored), "not a regular file: ", path.string());
+}
+
 std::string read_text(const std::filesystem::path& path, size_t max_bytes) {
-  check(std::filesystem::is_regular_file(path), path.string(), ": no such file");
+  check_is_file(path);
   const auto size = std::filesystem::file_size(path);
   check(size <= max_bytes, path.string(), ": has ", size, " bytes, at most ", max_bytes, " are allowed");
   std::string text(size, '\0');
@@ -17,16 +23,14 @@ std::string read_text(const std::filesystem::path& path, size_t max_bytes) {
 }
 
 nlohmann::json read_json(const std::filesystem::path& path) {
-  using nlohmann::json;
-  constexpr int deepest = 64;
-  const auto shallow = [&](int depth, json::parse_event_t, json&) {
-    check(depth <= deepest, path.string(), ": JSON nested more than ", deepest, " deep");
+  const auto check_depth = [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
+    check(depth <= 100, path.string(), ": nested deeper than 100 levels");
     return true;
   };
   try {
-    return json::parse(read_text(path), shallow);
-  } catch (const json::exception& error) {
-    fail(path.string(), ": ", error.what());
+    return nlohmann::json::parse(read_text(path), check_depth);
+  } catch (const nlohmann::json::exception& error) {
+    fail(path.string(), " is not valid JSON: ", error.what());
   }
 }
 

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace glimpse {
+
+/// Error unless `path` is a regular file (after following links) that exists.
+void check_is_file(const std::filesystem::path& path);
+
+/// The content of a regular file of at most `max_bytes`. Error naming it.
+std::string read_text(const std::filesystem::path& path, size_t max_bytes = size_t{256} << 20);
+
+/// Parses a JSON file. Error naming the file, and the line and column when it is malformed or nested deeper
+/// than 100 levels.
+nlohmann::json read_json(const std::filesystem::path& path);
+
+/// The member `key` of an object, or null when there is none.
+const nlohmann::json& member(const nlohmann::json& object, const char* key);
+
+}  // namespace glimpse

@@ -1,0 +1,238 @@
+// Every Qwen case of the golden data against this implementation (float32), stage by stage.
+#include "glimpse/base/check.h"
+#include "glimpse/engine/engine.h"
+#include "glimpse/image/decode.h"
+#include "glimpse/models/mrope.h"
+#include "glimpse/models/qwen2_5_vit.h"
+#include "glimpse/prune/reference.h"
+#include "golden_case.h"
+
+#undef CHECK
+#include <doctest/doctest.h>
+
+using namespace glimpse;
+using test::difference;
+using test::GoldenCase;
+
+namespace {
+
+// The limits that two correct float32 implementations reach; see the golden data's README.
+struct Limits {
+  double image_embeds = 5e-5, vis_cond = 2e-4, glimpse_embeds = 1e-5, vip_in = 2e-4, vip_logits = 1e-3,
+         hidden = 5e-4, logits = 5e-4;
+};
+// bfloat16 arithmetic has 8 bits: about 0.4 % per rounding, on values up to 19 and through every layer.
+const Limits kBf16 = {0.1, 0.4, 0.05, 0.25, 1.0, 0.6, 0.6};
+
+// Delegates to a pruner and notes what it saw.
+class Recorder : public Pruner {
+ public:
+  explicit Recorder(std::shared_ptr<const Pruner> inner) : inner_(std::move(inner)) {}
+  std::string name() const override { return inner_->name(); }
+  nlohmann::json settings() const override { return inner_->settings(); }
+  std::vector<Cut> cuts() const override { return inner_->cuts(); }
+  Taps taps() const override { return inner_->taps(); }
+  Selection select(const View& view, const Cut& cut, const Budget& budget) const override {
+    attention = view.attention;
+    states = view.vision_states;
+    if (const auto* glimpse = dynamic_cast<const GlimpsePruner*>(inner_.get())) logits = glimpse->logits(view);
+    return inner_->select(view, cut, budget);
+  }
+  mutable at::Tensor attention, logits;
+  mutable std::vector<at::Tensor> states;
+
+ private:
+  std::shared_ptr<const Pruner> inner_;
+};
+
+struct Inputs {
+  std::vector<Patches> patches;
+  std::map<std::string, at::Tensor> arrays;
+
+  explicit Inputs(const GoldenCase& golden) {
+    const auto path = golden.folder / (golden.info["inputs"].get<std::string>() + ".safetensors");
+    arrays = load_safetensors(path).tensors;
+    const at::Tensor grids = arrays.at("image_grid_thw").to(at::kLong);
+    int64_t first = 0;
+    for (int64_t i = 0; i < grids.size(0); ++i) {
+      const Grid grid{static_cast<int>(grids[i][0].item<int64_t>()), static_cast<int>(grids[i][1].item<int64_t>()),
+                      static_cast<int>(grids[i][2].item<int64_t>())};
+      const int64_t count = int64_t{grid.t} * grid.h * grid.w;
+      patches.push_back({arrays.at("pixel_values").narrow(0, first, count), grid});
+      first += count;
+    }
+  }
+};
+
+std::unique_ptr<Engine> load(const GoldenCase& golden, at::ScalarType dtype) {
+  const auto modules_dir = golden.folder / golden.info["new_modules"].get<std::string>();
+  nlohmann::json config = read_json(modules_dir / "config.json");
+  LoadOptions options;
+  options.dtype = dtype;
+  options.config_overrides = config;
+  auto model = load_vlm(golden.folder / golden.info["model"].get<std::string>(), options);
+  auto modules = GlimpseModules::load(modules_dir, base_shape(*model), model->decoder().options());
+  // The case's overrides replace fields of the config.
+  auto changed = std::make_shared<GlimpseModules>(*modules);
+  config.update(golden.info["overrides"]);
+  changed->config = GlimpseConfig::from_json(config, base_shape(*model));
+  return std::make_unique<Engine>(std::move(model), changed);
+}
+
+std::shared_ptr<Recorder> pruner_of(const GoldenCase& golden, const Engine& engine,
+                                    std::vector<std::vector<Box>>& boxes, size_t images) {
+  const GlimpseConfig& config = engine.modules()->config;
+  if (!golden.info.value("do_selection", true)) return nullptr;
+  const bool given = !golden.info["ref_boxes"].is_null();
+  if (!given && !config.zero_masks) {
+    auto modules = std::shared_ptr<const GlimpseModules>(engine.modules(), [](const GlimpseModules*) {});
+    return std::make_shared<Recorder>(std::make_shared<GlimpsePruner>(modules, config.rule));
+  }
+  boxes.resize(images);
+  if (given)
+    for (size_t i = 0; i < images; ++i)
+      for (const auto& box : golden.info["ref_boxes"][i]) boxes[i].push_back({box[0], box[1], box[2], box[3]});
+  return std::make_shared<Recorder>(
+      std::make_shared<ReferencePruner>(ReferencePruner::Options{config.rule, config.reduce_layer}));
+}
+
+void compare(const char* what, const at::Tensor& got, const at::Tensor& expected, double limit) {
+  const double d = difference(got, expected);
+  CHECK_MESSAGE(d <= limit, what << ": differs by " << d << ", limit " << limit << ", shape " << got.sizes());
+}
+
+void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limit) {
+  const bool exact = dtype == at::kFloat;
+  const auto engine = load(golden, dtype);
+  const Vlm& model = engine->model();
+  const Inputs inputs(golden);
+  Sequence sequence;
+  sequence.prompt = model.prompt(golden.integers("input_ids"), inputs.patches);
+  compare("position_ids", sequence.prompt.position_ids, golden["position_ids"], 0);
+  const std::shared_ptr<Recorder> recorder =
+      pruner_of(golden, *engine, sequence.boxes, sequence.prompt.images.size());
+  if (recorder) sequence.pruners.push_back(recorder);
+
+  const VisionOutput vision =
+      model.encode(inputs.patches, read_json(golden.folder / golden.info["new_modules"].get<std::string>() /
+                                             "config.json")["selected_visual_layers"]);
+  compare("image_embeds", vision.embeds, inputs.arrays.at("image_embeds"), limit.image_embeds);
+  for (size_t i = 0; i < vision.states.size(); ++i)
+    compare("vis_cond", vision.states[i], inputs.arrays.at("vis_cond." + std::to_string(i)), limit.vis_cond);
+
+  const int64_t reduce = engine->modules()->config.reduce_layer;
+  const at::Tensor logits =
+      prefill(model, std::vector<Sequence*>{&sequence}, [&](int64_t layer, const at::Tensor& x) {
+        const std::string key = "layer_out." + std::to_string(layer);
+        if (golden.has(key)) compare(key.c_str(), x, golden[key], limit.hidden);
+        if (layer == reduce && golden.has("hidden_at_reduce"))
+          compare("hidden_at_reduce", x.narrow(0, 0, golden["hidden_at_reduce"].size(0)), golden["hidden_at_reduce"],
+                  limit.hidden);
+      });
+  if (golden.has("glimpse_embeds")) {
+    std::vector<at::Tensor> rows;
+    for (const at::Tensor& row : engine->modules()->token.added)
+      if (row.defined()) rows.push_back(row);
+    compare("glimpse_embeds", at::stack(rows), golden["glimpse_embeds"], limit.glimpse_embeds);
+  }
+  if (golden.has("vip_in")) compare("vip_in", recorder->attention, golden["vip_in"], limit.vip_in);
+  if (golden.has("vip_logits")) compare("vip_logits", recorder->logits, golden["vip_logits"], limit.vip_logits);
+  if (!exact) return;  // decisions near their limit may flip in bf16
+
+  if (golden.has("keep_mask")) {
+    std::vector<int64_t> kept;
+    const std::vector<int64_t> mask = golden.integers("keep_mask");
+    for (size_t i = 0; i < mask.size(); ++i)
+      if (mask[i]) kept.push_back(static_cast<int64_t>(i));
+    CHECK(sequence.kept == kept);
+  }
+  if (golden.has("kept_position_ids")) compare("kept_position_ids", sequence.position_ids, golden["kept_position_ids"], 0);
+  for (size_t l = 0; l < sequence.cache.layers.size(); ++l) {
+    CHECK(sequence.cache.layers[l].length() == golden.integers("kv_lengths")[l]);
+    const std::string key = "kv." + std::to_string(l);
+    if (!golden.has(key + ".key")) continue;
+    compare("keys", sequence.cache.layers[l].keys(), golden[key + ".key"], limit.hidden);
+    compare("values", sequence.cache.layers[l].values(), golden[key + ".value"], limit.hidden);
+  }
+  compare("first_logits", logits[0], golden["first_logits"], limit.logits);
+
+  at::Tensor step = logits;
+  std::vector<int64_t> ids;
+  const std::vector<int64_t> expected = golden.integers("generated_ids");
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (golden.has("step_logits")) compare("step_logits", step[0], golden["step_logits"][i], limit.logits);
+    if (golden.has("step_top2"))
+      compare("step_top2", std::get<0>(step[0].topk(2)), golden["step_top2"][i], limit.logits);
+    ids.push_back(step[0].argmax().item<int64_t>());
+    step = decode_step(model, std::vector<Sequence*>{&sequence}, {ids.back()});
+  }
+  CHECK(ids == expected);
+}
+
+void run_folder(const char* folder, at::ScalarType dtype, const Limits& limits) {
+  const auto cases = test::golden_cases(test::golden_dir() / folder / "cases");
+  int run = 0;
+  for (const GoldenCase& golden : cases) {
+    if (golden.has("labels")) continue;  // training cases
+    INFO(folder << " " << golden.name << ": " << golden.info["what"].get<std::string>());
+    run_case(golden, dtype, limits);
+    ++run;
+  }
+  CHECK(run > 0);
+}
+
+}  // namespace
+
+TEST_CASE("golden cases of qwen_tiny, float32") { run_folder("qwen_tiny", at::kFloat, Limits{}); }
+TEST_CASE("golden cases of qwen_tiny_tied, float32") { run_folder("qwen_tiny_tied", at::kFloat, Limits{}); }
+TEST_CASE("golden cases of qwen_tiny, bfloat16") { run_folder("qwen_tiny", at::kBFloat16, kBf16); }
+
+TEST_CASE("window order of the vision encoder") {
+  for (const char* folder : {"qwen_tiny", "qwen_tiny_tied"})
+    for (const auto& golden : test::golden_cases(test::golden_dir() / folder / "inputs")) {
+      std::vector<Grid> grids;
+      for (const auto& grid : golden.info["grids_thw"]) grids.push_back({grid[0], grid[1], grid[2]});
+      const VitWindows windows = vit_windows(grids, 2, 4);
+      CHECK(difference(windows.index, golden["window_index"]) == 0);
+      std::vector<int64_t> ends = {0};
+      for (const int64_t length : windows.window_lengths) ends.push_back(ends.back() + 4 * length);
+      CHECK(ends == golden.integers("cu_window_seqlens"));
+    }
+}
+
+TEST_CASE("M-RoPE positions") {
+  const auto info = read_json(test::golden_dir() / "rope/rope.json");
+  const auto arrays = load_safetensors(test::golden_dir() / "rope/rope.safetensors").tensors;
+  MropeConfig config{info["special"]["img"], info["special"]["vid"], info["spatial_merge_size"],
+                     info["tokens_per_second"]};
+  const auto grids = [](const nlohmann::json& list, size_t first, size_t count) {
+    std::vector<Grid> out;
+    for (size_t i = first; i < first + count; ++i) out.push_back({list[i][0], list[i][1], list[i][2]});
+    return out;
+  };
+  for (size_t n = 0; n < info["layouts"].size(); ++n) {
+    const auto& layout = info["layouts"][n];
+    INFO("layout " << n << " " << layout.dump());
+    const auto get = [&](const char* key) { return arrays.at(std::to_string(n) + "." + key).to(at::kLong); };
+    const at::Tensor ids = get("input_ids"), mask = get("attention_mask"), expected = get("position_ids");
+    size_t used = 0;
+    for (int64_t b = 0; b < ids.size(0); ++b) {
+      const at::Tensor places = mask[b].nonzero().squeeze(1), own = ids[b].index_select(0, places).contiguous();
+      const std::vector<int64_t> tokens(own.const_data_ptr<int64_t>(), own.const_data_ptr<int64_t>() + own.numel());
+      size_t images = layout["image_grid_thw"].size();
+      if (ids.size(0) > 1) {  // a batch lists the images of its rows one after the other
+        images = 0;
+        for (size_t i = 0; i + 1 < tokens.size(); ++i)
+          images += tokens[i] == info["special"]["vstart"] && tokens[i + 1] == config.image_token;
+      }
+      const MropePositions got =
+          mrope_positions(tokens, grids(layout["image_grid_thw"], used, images),
+                          grids(layout["video_grid_thw"], 0, layout["video_grid_thw"].size()),
+                          layout["second_per_grid_ts"], config);
+      used += images;
+      CHECK(difference(got.ids, expected.select(1, b).index_select(1, places)) == 0);
+      const int64_t delta = got.next - ids.size(1);
+      if (ids.size(0) == 1) CHECK(delta == get("rope_deltas").flatten()[b].item<int64_t>());
+    }
+  }
+}
