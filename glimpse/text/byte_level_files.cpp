@@ -167,8 +167,9 @@ void with_json(const Path& path, Parse parse) {
 
 ByteLevelData read_vocabulary_and_merges(const Path& directory) {
   ByteLevelData data;
+  data.source = directory / "vocab.json";
   data.pattern = qwen2_pattern;
-  with_json(directory / "vocab.json", [&](const json& root) { data.vocabulary = read_vocabulary(root); });
+  with_json(data.source, [&](const json& root) { data.vocabulary = read_vocabulary(root); });
   const Path merges = directory / "merges.txt";
   const std::string text = read_text(merges);
   try {
@@ -208,6 +209,7 @@ ByteLevelData read_byte_level(const Path& directory) {
   if (std::filesystem::exists(whole)) {
     ByteLevelData data;
     with_json(whole, [&](const json& root) { data = parse_tokenizer_json(root); });
+    data.source = whole;
     return data;
   }
   check(std::filesystem::exists(directory / "vocab.json"), directory.string(),
