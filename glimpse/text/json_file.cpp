@@ -1,10 +1,32 @@
 #include "glimpse/text/json_file.h"
 
+#include <algorithm>
 #include <fstream>
 
 #include "glimpse/base/check.h"
 
 namespace glimpse {
+namespace {
+
+/// How deep the brackets outside strings are nested.
+int depth_of(std::string_view json) {
+  int depth = 0, deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < json.size(); ++i) {
+    const char c = json[i];
+    if (c == '"')
+      in_string = !in_string;
+    else if (in_string)
+      i += c == '\\';
+    else if (c == '[' || c == '{')
+      deepest = std::max(deepest, ++depth);
+    else if (c == ']' || c == '}')
+      --depth;
+  }
+  return deepest;
+}
+
+}  // namespace
 
 std::string read_text(const std::filesystem::path& path, size_t max_bytes) {
   check(std::filesystem::is_regular_file(path), path.string(), ": no such file");
@@ -17,15 +39,12 @@ std::string read_text(const std::filesystem::path& path, size_t max_bytes) {
 }
 
 nlohmann::json read_json(const std::filesystem::path& path) {
-  using nlohmann::json;
   constexpr int deepest = 64;
-  const auto shallow = [&](int depth, json::parse_event_t, json&) {
-    check(depth <= deepest, path.string(), ": JSON nested more than ", deepest, " deep");
-    return true;
-  };
+  const std::string text = read_text(path);
+  check(depth_of(text) <= deepest, path.string(), ": JSON nested more than ", deepest, " deep");
   try {
-    return json::parse(read_text(path), shallow);
-  } catch (const json::exception& error) {
+    return nlohmann::json::parse(text);
+  } catch (const nlohmann::json::exception& error) {
     fail(path.string(), ": ", error.what());
   }
 }
