@@ -1,10 +1,32 @@
 #include "glimpse/base/json_file.h"
 
+#include <algorithm>
 #include <fstream>
 
 #include "glimpse/base/check.h"
 
 namespace glimpse {
+namespace {
+
+/// How deep the brackets outside strings are nested.
+int depth_of(std::string_view json) {
+  int depth = 0, deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < json.size(); ++i) {
+    const char c = json[i];
+    if (c == '"')
+      in_string = !in_string;
+    else if (in_string)
+      i += c == '\\';
+    else if (c == '[' || c == '{')
+      deepest = std::max(deepest, ++depth);
+    else if (c == ']' || c == '}')
+      --depth;
+  }
+  return deepest;
+}
+
+}  // namespace
 
 void check_is_file(const std::filesystem::path& path) {
   std::error_code ignored;
@@ -23,12 +45,12 @@ std::string read_text(const std::filesystem::path& path, size_t max_bytes) {
 }
 
 nlohmann::json read_json(const std::filesystem::path& path) {
-  const auto check_depth = [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
-    check(depth <= 100, path.string(), ": nested deeper than 100 levels");
-    return true;
-  };
+  // Scanned first: the parser's own depth callback doubles the time of large files.
+  constexpr int deepest = 100;
+  const std::string text = read_text(path);
+  check(depth_of(text) <= deepest, path.string(), ": nested deeper than ", deepest, " levels");
   try {
-    return nlohmann::json::parse(read_text(path), check_depth);
+    return nlohmann::json::parse(text);
   } catch (const nlohmann::json::exception& error) {
     fail(path.string(), " is not valid JSON: ", error.what());
   }

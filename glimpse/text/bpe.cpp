@@ -59,23 +59,37 @@ std::optional<std::string> bytes_of_visible(std::string_view token) {
   return bytes;
 }
 
+size_t Vocabulary::slot_of(std::string_view token) const {
+  const size_t mask = slots_.size() - 1;
+  size_t slot = std::hash<std::string_view>{}(token)&mask;
+  while (slots_[slot] >= 0 && tokens_[slots_[slot]] != token) slot = (slot + 1) & mask;
+  return slot;
+}
+
 void Vocabulary::add(std::string token, int64_t id) {
   check(!token.empty(), "token ", id, " is empty");
   check(id >= 0 && id < max_size, "token \"", token, "\" has id ", id, ", expected 0 to ", max_size - 1);
-  if (id >= size()) bytes_.resize(id + 1);
-  check(bytes_[id] == nullptr, "id ", id, " belongs to two tokens");
-  const auto [entry, is_new] = ids_.emplace(std::move(token), static_cast<int32_t>(id));
-  check(is_new, "token \"", entry->first, "\" has two ids, ", entry->second, " and ", id);
-  bytes_[id] = &entry->first;
+  check(bytes(id).empty(), "id ", id, " belongs to two tokens");
+  if (2 * ++used_ > slots_.size()) {
+    slots_.assign(2 * slots_.size(), -1);
+    for (int64_t i = 0; i < size(); ++i)
+      if (!tokens_[i].empty()) slots_[slot_of(tokens_[i])] = static_cast<int32_t>(i);
+  }
+  int32_t& slot = slots_[slot_of(token)];
+  check(slot < 0, "token \"", token, "\" has two ids, ", slot, " and ", id);
+  slot = static_cast<int32_t>(id);
+  if (id >= size()) tokens_.resize(id + 1);
+  tokens_[id] = std::move(token);
 }
 
 std::optional<int64_t> Vocabulary::find(std::string_view token) const {
-  const auto entry = ids_.find(token);
-  return entry == ids_.end() ? std::nullopt : std::optional<int64_t>(entry->second);
+  const int32_t id = slots_[slot_of(token)];
+  return id < 0 ? std::nullopt : std::optional<int64_t>(id);
 }
 
-const std::string* Vocabulary::bytes(int64_t id) const {
-  return id >= 0 && id < size() ? bytes_[id] : nullptr;
+const std::string& Vocabulary::bytes(int64_t id) const {
+  static const std::string none;
+  return id >= 0 && id < size() ? tokens_[id] : none;
 }
 
 Bpe::Bpe(const Vocabulary& vocabulary, const std::vector<Merge>& merges) {

@@ -14,9 +14,9 @@ ByteLevelTokenizer::ByteLevelTokenizer(ByteLevelData data)
     const int64_t id = token.id;
     check(id >= 0 && id < Vocabulary::max_size, "added token \"", token.content, "\" has id ", id,
           ", expected 0 to ", Vocabulary::max_size - 1);
-    const std::string* ordinary = vocabulary_.bytes(id);
-    check(ordinary == nullptr || *ordinary == token.content, "added token \"", token.content,
-          "\" has the id ", id, " of another token");
+    const std::string& ordinary = vocabulary_.bytes(id);
+    check(ordinary.empty() || ordinary == token.content, "added token \"", token.content, "\" has the id ",
+          id, " of another token");
     check(added_ids_.emplace(token.content, id).second, "added token \"", token.content, "\" is there twice");
     if (token.normalized)
       in_normalized_text_.add(nfc_ ? nfc(token.content) : token.content, id);
@@ -49,8 +49,7 @@ std::optional<int64_t> ByteLevelTokenizer::token_id(std::string_view token) cons
 
 std::string ByteLevelTokenizer::token_bytes(int64_t id) const {
   if (const auto added = added_.find(id); added != added_.end()) return added->second.content;
-  const std::string* bytes = vocabulary_.bytes(id);
-  return bytes == nullptr ? "" : *bytes;
+  return vocabulary_.bytes(id);
 }
 
 bool ByteLevelTokenizer::is_special(int64_t id) const {

@@ -11,6 +11,7 @@ namespace glimpse {
 
 /// The content of a byte-level BPE tokenizer's files.
 struct ByteLevelData {
+  std::filesystem::path source;  ///< The file with the vocabulary.
   Vocabulary vocabulary;
   std::vector<Merge> merges;
   std::vector<AddedToken> added;

@@ -34,7 +34,6 @@ int64_t read_id(const json& id, std::string_view token) {
 Vocabulary read_vocabulary(const json& tokens) {
   check(tokens.is_object(), "the vocabulary is no object");
   Vocabulary vocabulary;
-  vocabulary.reserve(tokens.size());
   for (const auto& [token, id] : tokens.items()) {
     // What is no byte string can only be a special token; it stands for itself.
     vocabulary.add(bytes_of_visible(token).value_or(token), read_id(id, token));
@@ -43,15 +42,15 @@ Vocabulary read_vocabulary(const json& tokens) {
 }
 
 Merge make_merge(const Vocabulary& vocabulary, std::string_view left, std::string_view right) {
-  const auto id_of = [&](std::string_view token, const std::string& bytes) {
+  const auto id_of = [&](const char* what, const std::string& bytes) {
     const auto id = vocabulary.find(bytes);
-    check(id.has_value(), "merge \"", left, " ", right, "\": \"", token, "\" is no token of the vocabulary");
+    check(id.has_value(), "merge \"", left, " ", right, "\": its ", what, " is no token of the vocabulary");
     return static_cast<int32_t>(*id);
   };
   const std::string left_bytes = bytes_of_visible(left).value_or(std::string(left));
   const std::string right_bytes = bytes_of_visible(right).value_or(std::string(right));
-  return {id_of(left, left_bytes), id_of(right, right_bytes),
-          id_of(concat(left, right), left_bytes + right_bytes)};
+  return {id_of("left part", left_bytes), id_of("right part", right_bytes),
+          id_of("result", left_bytes + right_bytes)};
 }
 
 Merge make_merge(const Vocabulary& vocabulary, std::string_view line) {
@@ -167,8 +166,9 @@ void with_json(const Path& path, Parse parse) {
 
 ByteLevelData read_vocabulary_and_merges(const Path& directory) {
   ByteLevelData data;
+  data.source = directory / "vocab.json";
   data.pattern = qwen2_pattern;
-  with_json(directory / "vocab.json", [&](const json& root) { data.vocabulary = read_vocabulary(root); });
+  with_json(data.source, [&](const json& root) { data.vocabulary = read_vocabulary(root); });
   const Path merges = directory / "merges.txt";
   const std::string text = read_text(merges);
   try {
@@ -208,6 +208,7 @@ ByteLevelData read_byte_level(const Path& directory) {
   if (std::filesystem::exists(whole)) {
     ByteLevelData data;
     with_json(whole, [&](const json& root) { data = parse_tokenizer_json(root); });
+    data.source = whole;
     return data;
   }
   check(std::filesystem::exists(directory / "vocab.json"), directory.string(),

@@ -1,12 +1,19 @@
 #include "glimpse/text/tokenizer.h"
 
+#include "glimpse/base/check.h"
 #include "glimpse/text/byte_level.h"
 #include "glimpse/text/utf8.h"
 
 namespace glimpse {
 
 std::unique_ptr<Tokenizer> Tokenizer::load(const std::filesystem::path& directory) {
-  return std::make_unique<ByteLevelTokenizer>(read_byte_level(directory));
+  ByteLevelData data = read_byte_level(directory);
+  const std::string source = data.source.string();
+  try {
+    return std::make_unique<ByteLevelTokenizer>(std::move(data));
+  } catch (const Error& error) {
+    fail(source, ": ", error.what());
+  }
 }
 
 std::string Tokenizer::decode(std::span<const int64_t> ids, bool skip_special) const {

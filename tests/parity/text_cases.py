@@ -30,7 +30,7 @@ TEMPLATE = (
 
 TEXTS = [
     "", " ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", " \n ", "\t\n  x", "x \n\n y", "a   b", "   a", "a   ", "\u00a0x", "\u3000",
-    "\u180e\u180e x\u180ey", "a\u2028b\u0085c\u200bd", "x\x00y", "\x1c \x1f", "\ufeffx",
+    "\u180e\u180e x\u180ey", "  \u180e", "a   \u180e \nb", "a\u2028b\u0085c\u200bd", "x\x00y", "\x1c \x1f", "\ufeffx",
     "What colour is the shape with the letter K?", "What colour is the shape with the letter K?\n"
     "Answer the question using a single word or phrase.", "I'm you're HE'S we'LL they'D I'Ve don'T ma'am 'tis o'clock 'ſ 's's",
     "0", "00", "12345678901234567890", "3.14159, 1e-10, 1,000,000", "x2y3", "½ ² Ⅷ ٣٤٥ 五百 ௧௨", "v1.2.3-rc4",
