@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
+#include <iostream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "glimpse/base/check.h"
 #include "image/golden_arrays.h"
@@ -84,6 +87,19 @@ TEST_CASE("the pixel limit is exact and names size and limit") {
     CHECK_THROWS_WITH_AS(load(file, options), doctest::Contains(concat(pixels - 1, " pixels").c_str()),
                          Error);
   }
+}
+
+TEST_CASE("a dash reads standard input") {
+  std::ifstream file(folder / "jpeg_420.jpg", std::ios::binary);
+  std::streambuf* const input = std::cin.rdbuf(file.rdbuf());
+  const Image image = load_image("-");
+  std::istringstream page("<html>");
+  std::cin.rdbuf(page.rdbuf());
+  std::cin.clear();
+  CHECK_THROWS_WITH_AS(load_image("-"), doctest::Contains("standard input: unknown image format"), Error);
+  std::cin.rdbuf(input);
+  std::cin.clear();
+  CHECK(difference(image, load("jpeg_420.jpg")) == 0);
 }
 
 TEST_CASE("files that cannot be read say so") {

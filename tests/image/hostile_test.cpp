@@ -126,8 +126,8 @@ TEST_CASE("a file cut anywhere is an error or still gives the whole picture") {
       try {
         const Image image = decode_image({whole.begin(), whole.begin() + size}, file, options);
         // Only what stands after the pixels (other frames, metadata) may be missing.
-        const bool same =
-            image.rgb.size() == expected.rgb.size() && (image.rgb == expected.rgb || file[0] == 'e');
+        const bool lost_orientation = file == "exif_6.webp" && image.width == expected.height;
+        const bool same = image.rgb == expected.rgb || lost_orientation;
         CHECK(same);
       } catch (const Error& error) {
         ++refused;

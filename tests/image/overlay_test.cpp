@@ -1,6 +1,7 @@
 #include "glimpse/image/overlay.h"
 
 #include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
 
 #include "glimpse/base/check.h"
