@@ -128,6 +128,11 @@ Image resize(const Image& image, int width, int height, Filter filter) {
   if (width == image.width && height == image.height) return image;
   if (height == image.height) return resize_width(image, width, filter);
   if (width == image.width) return resize_height(image, height, filter);
+  // The order shows in the last bit. Pillow 13 starts with the height when that sheds far more; older ones
+  // never do.
+  const bool height_first =
+      height < image.height && image.height - height > 2 * (int64_t{image.width} - width);
+  if (height_first) return resize_width(resize_height(image, height, filter), width, filter);
   return resize_height(resize_width(image, width, filter), height, filter);
 }
 

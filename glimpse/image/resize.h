@@ -6,8 +6,8 @@ namespace glimpse {
 
 enum class Filter { bilinear, bicubic };
 
-/// The picture at `width` x `height`, antialiased, with exactly the bytes Pillow's
-/// `Image.resize((width, height), BICUBIC or BILINEAR)` gives. Sizes must be positive.
+/// The picture at `width` x `height`, antialiased, with exactly the bytes Pillow 13's
+/// `Image.resize((width, height), BICUBIC or BILINEAR)` gives. Throws Error for sizes that are not positive.
 Image resize(const Image& image, int width, int height, Filter filter = Filter::bicubic);
 
 struct Size {

@@ -186,7 +186,7 @@ def resizes(source="png_rgb.png"):
     """Pillow's own resizing, down, up, along one side only, to one pixel."""
     rows = []
     for name, filter_value in (("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)):
-        for width, height in ((17, 11), (73, 64), (WIDTH, 9), (20, HEIGHT), (1, 1), (60, 5), (3, 90)):
+        for width, height in ((17, 11), (73, 64), (WIDTH, 9), (20, HEIGHT), (1, 1), (60, 5), (3, 90), (36, 20), (36, 19)):
             file = f"resized_{name}_{width}x{height}.png"
             Image.open(OUT / source).resize((width, height), filter_value).save(OUT / file, optimize=True)
             rows.append({"from": source, "file": file, "filter": name})
