@@ -1,3 +1,6 @@
+// GCC 12 sees uninitialised members inside std::regex when the sanitizers are on.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
 #include "glimpse/io/adapter.h"
 
 #include <cmath>

@@ -53,7 +53,7 @@ TEST_CASE("a tokenizer.json that asks for something else is refused by name") {
       {[](json& r) {
          r["model"]["merges"].push_back(json::array({1, 2}));
        },
-       "string"},
+       "is number"},
       {[](json& r) { r["model"]["merges"].push_back("! !"); }, "its result is no token"},
       {[](json& r) { r["model"]["merges"] = "a b"; }, "no array"},
       {[](json& r) {
