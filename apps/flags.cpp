@@ -1,0 +1,186 @@
+#include "flags.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iomanip>
+#include <mutex>
+#include <thread>
+
+namespace glimpse::app {
+
+namespace {
+
+std::string dashed(std::string name) {
+  std::replace(name.begin(), name.end(), '_', '-');
+  return name;
+}
+
+std::mutex g_mutex;
+std::stop_source g_stop;
+bool g_armed = false;
+
+}  // namespace
+
+void SettingFlags::add(CLI::App& app, const Fields& fields, const std::string& group,
+                       const std::vector<std::string>& skip) {
+  for (const Field& field : fields.list()) {
+    if (std::find(skip.begin(), skip.end(), field.name) != skip.end()) continue;
+    app.add_option_function<std::string>(
+           "--" + dashed(field.name), [this, name = field.name](const std::string& text) { values_[name] = text; },
+           field.help)
+        ->type_name("")
+        ->group(group);
+  }
+}
+
+void SettingFlags::apply(Fields fields) const {
+  for (const auto& [name, text] : values_) fields.set(name, text, "--" + dashed(name));
+}
+
+void add_model_flags(CLI::App& app, EngineOptions& options) {
+  const char* group = "Model";
+  app.add_option("-m,--model", options.model,
+                 "model directory, or hub id in the local Hugging Face cache (default: the built-in model)")
+      ->type_name("DIR")
+      ->group(group);
+  app.add_option("--new-modules", options.new_modules, "directory of the pruning modules (config.json, "
+                                                       "new_modules_gp.pt or .safetensors)")
+      ->type_name("DIR")
+      ->group(group);
+  app.add_option("--adapter", options.adapters, "PEFT adapter directory to merge into the model (repeatable)")
+      ->type_name("DIR")
+      ->allow_extra_args(false)
+      ->group(group);
+  app.add_option("--dtype", options.dtype, "arithmetic: auto (as the checkpoint was saved), bf16 or fp32")
+      ->type_name("TYPE")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--device", options.device, "cpu, cuda or cuda:i")
+      ->type_name("DEVICE")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("-t,--threads", options.threads, "CPU threads (0: one per core)")
+      ->type_name("N")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str()
+      ->group(group);
+}
+
+void CommonFlags::add(CLI::App& app) {
+  add_model_flags(app, engine);
+  app.add_option("--prune", prune,
+                 "none, or methods joined by '+': glimpse(threshold=0.5,max_keep=0.111), random(keep=0.1,seed=0), "
+                 "reference; auto: glimpse if there are pruning modules")
+      ->type_name("METHODS")
+      ->capture_default_str()
+      ->group("Pruning");
+  KeepRule defaults;
+  rule.add(app, defaults.fields(), "Pruning");
+  app.add_option("-n,--max-new-tokens", max_new_tokens, "longest answer, in tokens")
+      ->type_name("N")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->capture_default_str()
+      ->group("Generation");
+  SamplingOptions unset;
+  sampling.add(app, unset.fields(), "Generation");
+  app.add_option_function<std::string>(
+         "--system",
+         [this](const std::string& text) {
+           system = text;
+           has_system = true;
+         },
+         "system message (default: the model's own)")
+      ->type_name("TEXT")
+      ->group("Generation");
+  app.add_option("--min-pixels", bounds.min_pixels, "enlarge images below this many pixels (default: the checkpoint's)")
+      ->type_name("N")
+      ->group("Images");
+  app.add_option("--max-pixels", bounds.max_pixels, "shrink images above this many pixels (default: the checkpoint's)")
+      ->type_name("N")
+      ->group("Images");
+}
+
+std::string CommonFlags::composition(const Engine& loaded) const {
+  const std::string chosen = prune == "auto" ? loaded.default_prune() : prune;
+  if (!rule.given()) return chosen;
+  check(chosen == "glimpse" || chosen == "reference",
+        "--threshold, --max-keep, --min-keep and --anchors belong to glimpse and reference; with --prune '", chosen,
+        "' write them inside it, as in glimpse(threshold=0.3)+random(keep=0.5)");
+  std::string settings;
+  for (const auto& [name, text] : rule.values()) settings += (settings.empty() ? "" : ",") + name + "=" + text;
+  return chosen + "(" + settings + ")";
+}
+
+Request CommonFlags::request(const Engine& loaded) const {
+  Request request;
+  request.prune = composition(loaded);
+  make_pruners(request.prune, loaded.pruner_context());  // a wrong composition fails here, before any work
+  request.sampling = loaded.default_sampling();
+  sampling.apply(request.sampling.fields());
+  request.bounds = bounds;
+  request.max_new_tokens = max_new_tokens;
+  if (has_system) request.messages.push_back({"system", {{Part::Kind::text, system}}});
+  return request;
+}
+
+double peak_memory_mib() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) / 1024;
+  return 0;
+}
+
+nlohmann::json times_json(const Answer& answer) {
+  const auto round = [](double value) { return std::round(value * 1000) / 1000; };
+  return {{"vision", round(answer.times.vision)},
+          {"prefill", round(answer.times.prefill)},
+          {"prune", round(answer.times.prune)},
+          {"decode", round(answer.times.decode)}};
+}
+
+std::string summary(const Answer& answer) {
+  std::ostringstream out;
+  out << std::fixed << std::setprecision(1);
+  if (answer.visual_tokens > 0)
+    out << "visual tokens kept: " << answer.kept_tokens << " of " << answer.visual_tokens << " ("
+        << 100.0 * static_cast<double>(answer.kept_tokens) / static_cast<double>(answer.visual_tokens) << " %)\n";
+  out << "vision " << answer.times.vision << " ms, prefill " << answer.times.prefill << " ms for "
+      << answer.prompt_tokens << " tokens (predictor " << answer.times.prune << " ms), decode " << answer.ids.size()
+      << " tokens";
+  if (answer.decode_rate() > 0) out << " at " << answer.decode_rate() << " tokens/s";
+  out << ", KV cache " << static_cast<double>(answer.kv_bytes) / 1048576 << " MiB, peak memory " << peak_memory_mib()
+      << " MiB";
+  return out.str();
+}
+
+Interrupt::Interrupt() {
+  // Every thread inherits the blocked signal; one thread waits for it and may do what a handler may not.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::thread([signals] {
+    for (int signal = 0; sigwait(&signals, &signal) == 0;) {
+      const std::lock_guard lock(g_mutex);
+      if (!g_armed || g_stop.stop_requested()) _exit(130);
+      g_stop.request_stop();
+    }
+  }).detach();
+}
+
+std::stop_token Interrupt::arm() {
+  const std::lock_guard lock(g_mutex);
+  g_stop = std::stop_source();
+  g_armed = true;
+  return g_stop.get_token();
+}
+
+void Interrupt::disarm() {
+  const std::lock_guard lock(g_mutex);
+  g_armed = false;
+}
+
+}  // namespace glimpse::app

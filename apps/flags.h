@@ -1,0 +1,71 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "glimpse/engine/engine.h"
+
+namespace glimpse::app {
+
+/// Flags made from a component's list of settings. What the user gave is kept as text and applied later, on top of
+/// defaults that may only be known after a model is loaded.
+class SettingFlags {
+ public:
+  /// Adds --name for every field; `skip` names fields that get no flag.
+  void add(CLI::App& app, const Fields& fields, const std::string& group, const std::vector<std::string>& skip = {});
+  bool given() const { return !values_.empty(); }
+  const std::map<std::string, std::string>& values() const { return values_; }
+  /// Sets the fields that were given.
+  void apply(Fields fields) const;
+
+ private:
+  std::map<std::string, std::string> values_;
+};
+
+/// The flags that ask, chat and infer share.
+struct CommonFlags {
+  EngineOptions engine;
+  SettingFlags sampling, rule;
+  std::string prune = "auto", system;
+  bool has_system = false;
+  int64_t max_new_tokens = 512;
+  ImageBounds bounds;
+
+  void add(CLI::App& app);
+  /// The composition that --prune and the rule's flags together mean.
+  std::string composition(const Engine& loaded) const;
+  /// A request with every setting but messages and images.
+  Request request(const Engine& loaded) const;
+};
+
+/// Adds the flags that name a model and how to run it.
+void add_model_flags(CLI::App& app, EngineOptions& options);
+
+/// Stage times, tokens per second and memory of an answer, as JSON (ms, MiB).
+nlohmann::json times_json(const Answer& answer);
+/// The same in one or two lines for people.
+std::string summary(const Answer& answer);
+
+/// Peak resident memory of this process so far, MiB.
+double peak_memory_mib();
+
+/// Ctrl-C: requests a stop of what runs; a second one, or one while nothing runs, ends the program (status 130).
+/// Construct once, before any other thread exists.
+class Interrupt {
+ public:
+  Interrupt();
+  /// A token that the next Ctrl-C stops, until the next call.
+  std::stop_token arm();
+  void disarm();
+};
+
+/// Commands: each adds its flags and returns what to run once they are parsed.
+std::function<int()> add_ask(CLI::App& app, Interrupt& interrupt);
+std::function<int()> add_chat(CLI::App& app, Interrupt& interrupt);
+std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt);
+std::function<int()> add_inspect(CLI::App& app);
+
+}  // namespace glimpse::app
