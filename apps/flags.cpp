@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <cmath>
 #include <iomanip>
 #include <mutex>
 #include <thread>

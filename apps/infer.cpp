@@ -1,0 +1,129 @@
+#include <iostream>
+
+#include "flags.h"
+#include "glimpse/image/decode.h"
+#include "rows.h"
+
+namespace glimpse::app {
+
+namespace {
+
+struct InferFlags {
+  CommonFlags common;
+  std::string rows, image_root = ".", out;
+  size_t limit = 0, batch = 1;
+  bool overwrite = false, keep_going = false;
+};
+
+Request make_request(const Request& shared, const Row& row) {
+  Request request = shared;
+  Message message{"user", {}};
+  for (const auto& path : row.images) {
+    request.images.push_back(load_image(path));
+    message.parts.push_back({Part::Kind::image, {}});
+  }
+  message.parts.push_back({Part::Kind::text, row.question});
+  request.messages.push_back(std::move(message));
+  request.boxes.resize(row.images.size());
+  for (const auto& box : row.boxes)
+    if (!request.images.empty())
+      request.boxes[0].push_back(
+          normalise_box({box[0], box[1], box[2], box[3]}, request.images[0].width, request.images[0].height));
+  return request;
+}
+
+nlohmann::json result(const Row& row, const Answer& answer) {
+  return {{"id", row.id},
+          {"answer", answer.text},
+          {"token_ids", answer.ids},
+          {"finish_reason", answer.finish_reason},
+          {"visual_tokens", answer.visual_tokens},
+          {"kept_tokens", answer.kept_tokens},
+          {"keep", answer.keep},
+          {"times_ms", times_json(answer)}};
+}
+
+nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Request request) {
+  const EngineOptions& e = flags.common.engine;
+  nlohmann::json pruning = nlohmann::json::array();
+  for (const auto& pruner : make_pruners(request.prune, engine.pruner_context()))
+    pruning.push_back({{"method", pruner->name()}, {"settings", pruner->settings()}});
+  return {{"rows", flags.rows},
+          {"model", e.model.empty() ? "built-in" : e.model},
+          {"new_modules", e.new_modules},
+          {"adapters", e.adapters},
+          {"dtype", e.dtype},
+          {"pruning", pruning},
+          {"sampling", request.sampling.fields().to_json()},
+          {"max_new_tokens", request.max_new_tokens},
+          {"min_pixels", flags.common.bounds.min_pixels.value_or(0)},
+          {"max_pixels", flags.common.bounds.max_pixels.value_or(0)},
+          {"system", flags.common.has_system ? nlohmann::json(flags.common.system) : nlohmann::json(nullptr)}};
+}
+
+int run(const InferFlags& flags, Interrupt& interrupt) {
+  std::vector<Row> rows = read_rows(flags.rows, flags.image_root);
+  if (flags.limit > 0 && rows.size() > flags.limit) rows.resize(flags.limit);
+  const auto engine = Engine::load(flags.common.engine);
+  Request shared = flags.common.request(*engine);
+  ResumableLines out(flags.out, settings_of(flags, *engine, shared), flags.overwrite);
+  const size_t total = rows.size();
+  std::erase_if(rows, [&](const Row& row) { return out.done(row.id); });
+  if (total != rows.size()) std::cerr << "glimpse: " << total - rows.size() << " rows are already answered\n";
+  shared.stop = interrupt.arm();
+
+  size_t failed = 0;
+  Progress progress(total, total - rows.size());
+  for (size_t first = 0; first < rows.size(); first += flags.batch) {
+    std::vector<const Row*> chosen;
+    std::vector<Request> requests;
+    for (size_t i = first; i < std::min(first + flags.batch, rows.size()); ++i) try {
+        requests.push_back(make_request(shared, rows[i]));
+        chosen.push_back(&rows[i]);
+      } catch (const Error& error) {
+        check(flags.keep_going, flags.rows, ":", rows[i].line, ": ", error.what());
+        std::cerr << "glimpse: " << flags.rows << ":" << rows[i].line << ": " << error.what() << "\n";
+        ++failed;
+      }
+    if (requests.empty()) continue;
+    const std::vector<Answer> answers = engine->ask(requests);
+    for (size_t i = 0; i < answers.size(); ++i) {
+      if (answers[i].finish_reason == "cancelled") {
+        std::cerr << "\nglimpse: stopped; the same command goes on from here\n";
+        return 130;
+      }
+      out.write(result(*chosen[i], answers[i]));
+      progress.step(concat("kept ", answers[i].kept_tokens, "/", answers[i].visual_tokens));
+    }
+  }
+  check(failed == 0, failed, " rows could not be answered; see above");
+  return 0;
+}
+
+}  // namespace
+
+std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt) {
+  auto flags = std::make_shared<InferFlags>();
+  app.add_option("rows", flags->rows, "JSONL file: question, image (a name or a list), optional id, dataset, bboxs")
+      ->required();
+  app.add_option("-o,--out", flags->out, "JSONL file of answers; an existing one is continued")
+      ->required()
+      ->type_name("FILE")
+      ->group("Output");
+  app.add_option("--image-root", flags->image_root, "folder of the images; also <root>/cot/<dataset>/<image>")
+      ->type_name("DIR")
+      ->capture_default_str()
+      ->group("Images");
+  app.add_flag("--overwrite", flags->overwrite, "start the output file again")->group("Output");
+  app.add_flag("--keep-going", flags->keep_going, "report rows whose images cannot be read and go on")->group("Output");
+  app.add_option("--limit", flags->limit, "answer only the first N rows")->type_name("N")->group("Output");
+  app.add_option("--batch", flags->batch, "rows answered together")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str()
+      ->group("Model");
+  flags->common.add(app);
+  return [flags, &interrupt] { return run(*flags, interrupt); };
+}
+
+}  // namespace glimpse::app

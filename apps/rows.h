@@ -1,0 +1,54 @@
+#pragma once
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace glimpse::app {
+
+/// One question of a JSONL file (Visual-CoT rows: question, image, dataset, bboxs; an id if there is one).
+struct Row {
+  nlohmann::json id;  ///< as written, else the line's index
+  std::string question;
+  std::vector<std::filesystem::path> images;
+  std::vector<std::vector<double>> boxes;  ///< pixels, x1 y1 x2 y2; of the first image
+  size_t line = 0;                         ///< 1-based, for messages
+};
+
+/// Reads all rows before any work. Errors name file and line. An image is looked for as given, below `image_root`,
+/// and as `image_root`/cot/<dataset>/<image>.
+std::vector<Row> read_rows(const std::filesystem::path& file, const std::filesystem::path& image_root);
+
+/// An output of one JSON object per line that survives being killed: what is already there is kept, a torn last line
+/// is removed, and finished ids are known.
+class ResumableLines {
+ public:
+  /// `settings` are stored beside the file; a file made with others is an error unless `overwrite`.
+  ResumableLines(const std::filesystem::path& file, const nlohmann::json& settings, bool overwrite);
+  bool done(const nlohmann::json& id) const { return ids_.contains(id.dump()); }
+  size_t count() const { return ids_.size(); }
+  void write(const nlohmann::json& row);
+
+ private:
+  std::map<std::string, bool> ids_;
+  std::ofstream out_;
+  std::string name_;
+};
+
+/// A progress line on a terminal, nothing elsewhere.
+class Progress {
+ public:
+  Progress(size_t total, size_t done);
+  ~Progress();
+  void step(const std::string& note);
+
+ private:
+  size_t total_, done_, first_;
+  double start_s_;
+  bool shown_;
+};
+
+}  // namespace glimpse::app
