@@ -6,52 +6,13 @@
 #include <hwy/highway.h>
 #include <hwy/contrib/math/math-inl.h>
 
+#include "glimpse/nn/bf16-inl.h"
+
 #include <algorithm>
 #include <cmath>
 
 HWY_BEFORE_NAMESPACE();
-namespace glimpse::kernels::HWY_NAMESPACE {
-
-namespace hn = hwy::HWY_NAMESPACE;
-using F = hn::ScalableTag<float>;
-using V = hn::Vec<F>;
-using H = hn::Rebind<uint16_t, F>;  // as many 16-bit lanes as F has float lanes
-
-HWY_INLINE V load(F f, const float* from) { return hn::LoadU(f, from); }
-
-HWY_INLINE V load(F f, const bf16* from) {
-  const hn::RebindToUnsigned<F> u;
-  return hn::BitCast(f, hn::ShiftLeft<16>(hn::PromoteTo(u, hn::LoadU(H(), from))));
-}
-
-HWY_INLINE void store(F f, V v, float* to) { hn::StoreU(v, f, to); }
-
-// Round to nearest even, as PyTorch does. Infinities stay; a NaN must not round up to infinity.
-HWY_INLINE void store(F, V v, bf16* to) {
-  const hn::RebindToUnsigned<F> u;
-  const auto bits = hn::BitCast(u, v);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(u, 1));
-  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(hn::Set(u, 0x7FFF), odd)));
-  const auto quiet_nan = hn::Set(u, 0x7FC0);
-  const auto is_nan = hn::RebindMask(u, hn::IsNaN(v));
-  const auto half = hn::IfThenElse(is_nan, quiet_nan, rounded);
-  hn::StoreU(hn::TruncateTo(H(), half), H(), to);
-}
-
-float widen_one(bf16 x) {
-  const uint32_t bits = uint32_t{x} << 16;
-  float out;
-  __builtin_memcpy(&out, &bits, 4);
-  return out;
-}
-float widen_one(float x) { return x; }
-
-void narrow_one(float x, float* to) { *to = x; }
-void narrow_one(float x, bf16* to) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  *to = std::isnan(x) ? 0x7FC0 : static_cast<bf16>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
+namespace glimpse::HWY_NAMESPACE {
 
 template <class From, class To>
 void convert(const From* from, To* to, int64_t n) {
@@ -254,11 +215,11 @@ void rotate_bf16(bf16* x, const float* cos, const float* sin, int64_t half) { ro
 void rotate_f32(float* x, const float* cos, const float* sin, int64_t half) { rotate_row(x, cos, sin, half); }
 const char* name() { return hwy::TargetName(HWY_TARGET); }
 
-}  // namespace glimpse::kernels::HWY_NAMESPACE
+}  // namespace glimpse::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace glimpse::kernels {
+namespace glimpse {
 
 HWY_EXPORT(widen_rows);
 HWY_EXPORT(narrow_rows);
@@ -274,6 +235,8 @@ HWY_EXPORT(rotate_bf16);
 HWY_EXPORT(rotate_f32);
 HWY_EXPORT(softmax_row);
 HWY_EXPORT(name);
+
+namespace kernels {
 
 void widen(const bf16* from, float* to, int64_t n) { HWY_DYNAMIC_DISPATCH(widen_rows)(from, to, n); }
 void narrow(const float* from, bf16* to, int64_t n) { HWY_DYNAMIC_DISPATCH(narrow_rows)(from, to, n); }
@@ -310,5 +273,6 @@ void rotate(float* x, const float* cos, const float* sin, int64_t half) {
 void softmax(float* x, int64_t n) { HWY_DYNAMIC_DISPATCH(softmax_row)(x, n); }
 const char* target_name() { return HWY_DYNAMIC_DISPATCH(name)(); }
 
-}  // namespace glimpse::kernels
+}  // namespace kernels
+}  // namespace glimpse
 #endif

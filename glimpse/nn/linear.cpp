@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <cpuid.h>
 
+#include "glimpse/nn/gemm.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/nn/ops.h"
 
@@ -31,32 +32,30 @@ at::Tensor few_rows(const at::Tensor& x, const at::Tensor& weight, const at::Ten
   return sums.to(x.scalar_type());
 }
 
-// Many rows, float32 arithmetic: panels of the weight are widened into a buffer that stays in the cache.
+// Many rows, float32 arithmetic on bf16 matrices (nn/gemm.h).
 at::Tensor widened(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   const int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
-  const int64_t panel = std::min(std::max<int64_t>((1 << 20) / k, 128), n);
-  const at::Tensor wide = x.to(at::kFloat);
+  const at::Tensor rows = x.contiguous(), wide_bias = bias.defined() ? bias.to(at::kFloat) : bias;
+  const at::TensorOptions wide = x.options().dtype(at::kFloat);
+  at::Tensor packed = at::empty({gemm::packed_size(m, k)}, wide);
   at::Tensor out = at::empty({m, n}, x.options());
-  at::Tensor buffer = at::empty({panel, k}, wide.options()), sums = at::empty({m, panel}, wide.options());
-  const at::Tensor wide_bias = bias.defined() ? bias.to(at::kFloat) : bias;
-  const auto* from = element_data<kernels::bf16>(weight);
-  auto* to = element_data<kernels::bf16>(out);
-  for (int64_t start = 0; start < n; start += panel) {
-    const int64_t rows = std::min(panel, n - start);
-    at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
-      kernels::widen(from + (start + begin) * k, buffer.data_ptr<float>() + begin * k, (end - begin) * k);
-    });
-    at::Tensor part = sums.narrow(1, 0, rows);
-    const at::Tensor columns = buffer.narrow(0, 0, rows).t();
-    if (wide_bias.defined())
-      at::addmm_out(part, wide_bias.narrow(0, start, rows), wide, columns);
-    else
-      at::mm_out(part, wide, columns);
-    at::parallel_for(0, m, 64, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r)
-        kernels::narrow(sums.const_data_ptr<float>() + r * panel, to + r * n + start, rows);
-    });
-  }
+  const int64_t blocks = gemm::packed_size(m, 1) / gemm::block_rows();
+  float* const to = packed.data_ptr<float>();
+  at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+    gemm::pack(element_data<gemm::bf16>(rows), m, k, first, last, to);
+  });
+  // Tasks are panels of columns, cut along the rows too so that narrow products use every core.
+  const int64_t height = std::min<int64_t>(blocks, std::max<int64_t>(1, 384 / gemm::block_rows()));
+  const int64_t across = (n + gemm::panel_columns - 1) / gemm::panel_columns, down = (blocks + height - 1) / height;
+  at::parallel_for(0, across * down, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(gemm::scratch_size(height * gemm::block_rows()));
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t column = task / down * gemm::panel_columns, first = task % down * height;
+      gemm::panel(to, m, k, first, std::min(first + height, blocks), element_data<gemm::bf16>(weight),
+                  wide_bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr, column,
+                  std::min(column + gemm::panel_columns, n), n, element_data<gemm::bf16>(out), scratch.data());
+    }
+  });
   return out;
 }
 
