@@ -25,7 +25,7 @@ bool g_armed = false;
 
 }  // namespace
 
-void SettingFlags::add(CLI::App& app, const Fields& fields, const std::string& group) {
+void SettingFlags::add(CLI::App& app, Fields fields, const std::string& group) {
   for (const Field& field : fields.list()) {
     const auto take = [this, fields, name = field.name](const std::string& text) mutable {
       try {

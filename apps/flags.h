@@ -16,7 +16,7 @@ class SettingFlags {
  public:
   /// Adds --name for every field. What `fields` refer to must outlive the parsing, which tries values out on
   /// it.
-  void add(CLI::App& app, const Fields& fields, const std::string& group);
+  void add(CLI::App& app, Fields fields, const std::string& group);
   bool given() const { return !values_.empty(); }
   const std::map<std::string, std::string>& values() const { return values_; }
   /// Sets the fields that were given.
