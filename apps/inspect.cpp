@@ -93,7 +93,7 @@ int run(const InspectFlags& flags) {
                               {"parts", parts_of(Weights::open(folder / file))}};
   }
   if (flags.json) {
-    std::cout << out.dump(2) << "\n";
+    std::cout << out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
     return 0;
   }
   const auto row = [](const char* name, const nlohmann::json& value) {

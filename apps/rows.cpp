@@ -87,6 +87,8 @@ std::vector<Row> read_rows(const fs::path& file, const fs::path& root, size_t li
 ResumableLines::ResumableLines(const fs::path& file, const json& settings, bool overwrite)
     : name_(file.string()) {
   const fs::path beside = file.string() + ".settings.json";
+  // Paths and texts of the command line need not be UTF-8.
+  const std::string note_text = settings.dump(2, ' ', false, json::error_handler_t::replace);
   std::error_code ignored;
   check(!fs::exists(file, ignored) || fs::is_regular_file(file, ignored), name_,
         ": exists and is not a regular file");
@@ -99,8 +101,8 @@ ResumableLines::ResumableLines(const fs::path& file, const json& settings, bool 
     const char* advice = "; name another --out, or start again with --overwrite";
     check(fs::exists(beside), name_, " exists and is no output of this command: there is no ",
           beside.string(), advice);
-    check(read_json(beside) == settings, name_, " was made with other settings (", beside.string(), ")",
-          advice);
+    check(read_json(beside) == json::parse(note_text), name_, " was made with other settings (",
+          beside.string(), ")", advice);
     std::ifstream in(file);
     for (std::string text; std::getline(in, text) && !in.eof();) {
       const json row = json::parse(text, nullptr, false);
@@ -113,7 +115,7 @@ ResumableLines::ResumableLines(const fs::path& file, const json& settings, bool 
     if (fs::file_size(file) != whole) fs::resize_file(file, whole);
   }
   AtomicFile note(beside);
-  note.stream() << settings.dump(2) << "\n";
+  note.stream() << note_text << "\n";
   note.commit();
   out_.open(file, std::ios::app);
   check(out_.good(), name_, ": cannot be written");

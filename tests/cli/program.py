@@ -25,7 +25,7 @@ LOADS = ("ask", "chat", "infer", "inspect")
 
 def run(*args, input=None, env=None, text=True, timeout=120):
     """The finished process; one thread, as the tests share the machine."""
-    args = [str(arg) for arg in args]
+    args = [arg if isinstance(arg, bytes) else str(arg) for arg in args]
     if args and args[0] in LOADS and "--threads" not in args:
         args[1:1] = ["--threads", "1"]
     return subprocess.run([PROGRAM, *args], input=input, env={**os.environ, **(env or {})}, text=text,

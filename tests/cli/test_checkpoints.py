@@ -74,7 +74,7 @@ class Checkpoints(CliTest):
                 weights[f"base_model.model.{name}.lora_B.weight"] = ("F32", [out, 2], bytes(8 * out))
         write_safetensors(adapter / "adapter_model.safetensors", weights)
         self.same(MODEL, "--adapter", adapter)
-        # One that is not zero changes the answer, and every adapter given is merged.
+        # One that is not zero changes the answer.
         ones = b"\0\0\x80\x3f"
         weights = {name: (dtype, shape, ones * (len(data) // 4)) for name, (dtype, shape, data) in weights.items()}
         write_safetensors(adapter / "adapter_model.safetensors", weights)
