@@ -165,7 +165,7 @@ class Interrupt(CliTest):
             process.send_signal(signal.SIGINT)
             start = time.monotonic()
             rest, errors = process.communicate(timeout=10)
-            self.assertLess(time.monotonic() - start, 2)
+            self.assertLess(time.monotonic() - start, 5)
         self.assertEqual(process.returncode, 130)
         self.assertTrue((begin + rest).decode().startswith(ANSWER[:10]))
         self.assertGreater(len(rest), 1)
