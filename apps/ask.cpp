@@ -36,14 +36,16 @@ std::vector<Box> parse_boxes(const std::string& text, const Image& image) {
 // FILE for one image; FILE with .1, .2, ... before its extension for several.
 std::filesystem::path numbered(const std::filesystem::path& file, size_t index, size_t count) {
   if (count == 1) return file;
-  return file.parent_path() / (file.stem().string() + "." + std::to_string(index + 1) + file.extension().string());
+  return file.parent_path() /
+         (file.stem().string() + "." + std::to_string(index + 1) + file.extension().string());
 }
 
 void write_pictures(const AskFlags& flags, const Answer& answer, const std::vector<Image>& images) {
   for (size_t i = 0; i < images.size(); ++i) {
     const int rows = static_cast<int>(answer.images[i].rows), cols = static_cast<int>(answer.images[i].cols);
     if (!flags.overlay_out.empty())
-      save_png(draw_kept(images[i], rows, cols, answer.keep[i]), numbered(flags.overlay_out, i, images.size()));
+      save_png(draw_kept(images[i], rows, cols, answer.keep[i]),
+               numbered(flags.overlay_out, i, images.size()));
     if (flags.mask_out.empty()) continue;
     std::vector<uint8_t> mask(answer.images[i].count());
     for (const int64_t token : answer.keep[i]) mask[token] = 1;
@@ -54,8 +56,11 @@ void write_pictures(const AskFlags& flags, const Answer& answer, const std::vect
 
 nlohmann::json image_json(const Answer& answer, size_t i) {
   const ImageSpan& image = answer.images[i];
-  return {{"rows", image.rows}, {"cols", image.cols}, {"visual_tokens", image.count()},
-          {"kept_tokens", answer.keep[i].size()}, {"keep", answer.keep[i]}};
+  return {{"rows", image.rows},
+          {"cols", image.cols},
+          {"visual_tokens", image.count()},
+          {"kept_tokens", answer.keep[i].size()},
+          {"keep", answer.keep[i]}};
 }
 
 void write_scores(const std::string& path, const Answer& answer) {
@@ -91,7 +96,8 @@ nlohmann::json answer_json(const Answer& answer) {
 }
 
 int run(AskFlags& flags, Interrupt& interrupt) {
-  check(std::count(flags.images.begin(), flags.images.end(), "-") <= 1, "--image -: standard input holds one image");
+  check(std::count(flags.images.begin(), flags.images.end(), "-") <= 1,
+        "--image -: standard input holds one image");
   std::vector<Image> images;
   for (const std::string& path : flags.images) images.push_back(load_image(path));
   const auto engine = Engine::load(flags.common.engine);
@@ -105,7 +111,8 @@ int run(AskFlags& flags, Interrupt& interrupt) {
   if (!flags.boxes.empty()) {
     check(flags.boxes.size() == images.size(), "--reference-boxes: give it once per image: ", images.size(),
           " images, ", flags.boxes.size(), " lists of boxes");
-    for (size_t i = 0; i < images.size(); ++i) request.boxes.push_back(parse_boxes(flags.boxes[i], images[i]));
+    for (size_t i = 0; i < images.size(); ++i)
+      request.boxes.push_back(parse_boxes(flags.boxes[i], images[i]));
   }
   request.stop = interrupt.arm();
   if (!flags.json) request.on_text = [](const std::string& text) { std::cout << text << std::flush; };
@@ -137,7 +144,8 @@ std::function<int()> add_ask(CLI::App& app, Interrupt& interrupt) {
       ->group("Images");
   flags->common.add(app);
   app.add_option("--reference-boxes", flags->boxes,
-                 "keep the tokens inside these boxes instead of asking the predictor: x1,y1,x2,y2[;...] in pixels, once "
+                 "keep the tokens inside these boxes instead of asking the predictor: x1,y1,x2,y2[;...] in "
+                 "pixels, once "
                  "per image")
       ->type_name("BOXES")
       ->allow_extra_args(false)
@@ -151,7 +159,8 @@ std::function<int()> add_ask(CLI::App& app, Interrupt& interrupt) {
   app.add_option("--scores-out", flags->scores_out, "write each visual token's probability (JSON)")
       ->type_name("FILE")
       ->group("Output");
-  app.add_flag("--json", flags->json, "print one JSON object instead of streaming the answer")->group("Output");
+  app.add_flag("--json", flags->json, "print one JSON object instead of streaming the answer")
+      ->group("Output");
   app.add_flag("-q,--quiet", flags->quiet, "print the answer only")->group("Output");
   return [flags, &interrupt] { return run(*flags, interrupt); };
 }

@@ -10,7 +10,8 @@ namespace glimpse::app {
 namespace {
 
 constexpr const char* kHelp =
-    "Type a question. Commands: /image FILE adds an image to the next question, /clear forgets the conversation, "
+    "Type a question. Commands: /image FILE adds an image to the next question, /clear forgets the "
+    "conversation, "
     "/quit leaves, /help shows this.";
 
 struct ChatFlags {
@@ -27,10 +28,13 @@ class Conversation {
     pending_.clear();
   }
 
-  void add_image(const std::string& path) { pending_.push_back(load_image(path)); }
+  void add_image(const std::string& path) {
+    check(path != "-", "image -: standard input holds the questions");
+    pending_.push_back(load_image(path));
+  }
 
-  // Asks the next question; a cancelled answer leaves the conversation as it was.
-  void ask(const std::string& question, std::stop_token stop) {
+  // Asks the next question; a cancelled answer (false) leaves the conversation as it was.
+  bool ask(const std::string& question, std::stop_token stop) {
     Request next = request_;
     Message message{"user", {}};
     for (const Image& image : pending_) {
@@ -44,10 +48,11 @@ class Conversation {
     const Answer answer = engine_.ask(next);
     std::cout << std::endl;
     if (isatty(STDERR_FILENO)) std::cerr << summary(answer) << "\n";
-    if (answer.finish_reason == "cancelled") return;
+    if (answer.finish_reason == "cancelled") return false;
     next.messages.push_back({"assistant", {{Part::Kind::text, answer.text}}});
     request_ = std::move(next);
     pending_.clear();
+    return true;
   }
 
  private:
@@ -79,10 +84,12 @@ int run(const ChatFlags& flags, Interrupt& interrupt) {
       } else if (line.starts_with('/')) {
         fail("unknown command '", line, "'. ", kHelp);
       } else {
-        conversation.ask(line, interrupt.arm());
+        const bool answered = conversation.ask(line, interrupt.arm());
         interrupt.disarm();
+        if (!answered && !person) return 130;
       }
     } catch (const Error& error) {
+      interrupt.disarm();
       if (!person) throw;
       std::cerr << "glimpse: " << error.what() << "\n";
     }

@@ -4,8 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <cmath>
+#include <fstream>
 #include <iomanip>
 #include <mutex>
 #include <thread>
@@ -25,14 +25,18 @@ bool g_armed = false;
 
 }  // namespace
 
-void SettingFlags::add(CLI::App& app, const Fields& fields, const std::string& group,
-                       const std::vector<std::string>& skip) {
+void SettingFlags::add(CLI::App& app, Fields fields, const std::string& group) {
   for (const Field& field : fields.list()) {
-    if (std::find(skip.begin(), skip.end(), field.name) != skip.end()) continue;
-    app.add_option_function<std::string>(
-           "--" + dashed(field.name), [this, name = field.name](const std::string& text) { values_[name] = text; },
-           field.help)
-        ->type_name("")
+    const auto take = [this, fields, name = field.name](const std::string& text) mutable {
+      try {
+        fields.set(name, text, "command line");
+      } catch (const Error& error) {
+        throw CLI::ValidationError(error.what());
+      }
+      values_[name] = text;
+    };
+    app.add_option_function<std::string>("--" + dashed(field.name), take, field.help)
+        ->type_name("VALUE")
         ->group(group);
   }
 }
@@ -47,16 +51,18 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
                  "model directory, or hub id in the local Hugging Face cache (default: the built-in model)")
       ->type_name("DIR")
       ->group(group);
-  app.add_option("--new-modules", options.new_modules, "directory of the pruning modules (config.json, "
-                                                       "new_modules_gp.pt or .safetensors)")
+  app.add_option("--new-modules", options.new_modules,
+                 "directory of the pruning modules (config.json, "
+                 "new_modules_gp.pt or .safetensors)")
       ->type_name("DIR")
       ->group(group);
   app.add_option("--adapter", options.adapters, "PEFT adapter directory to merge into the model (repeatable)")
       ->type_name("DIR")
       ->allow_extra_args(false)
       ->group(group);
-  app.add_option("--dtype", options.dtype, "arithmetic: auto (as the checkpoint was saved), bf16 or fp32")
+  app.add_option("--dtype", options.dtype, "arithmetic: auto (bf16), bf16 or fp32")
       ->type_name("TYPE")
+      ->check(CLI::IsMember({"auto", "bf16", "fp32"}).description(""))
       ->capture_default_str()
       ->group(group);
   app.add_option("--device", options.device, "cpu, cuda or cuda:i")
@@ -72,21 +78,20 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
 
 void CommonFlags::add(CLI::App& app) {
   add_model_flags(app, engine);
-  app.add_option("--prune", prune,
-                 "none, or methods joined by '+': glimpse(threshold=0.5,max_keep=0.111), random(keep=0.1,seed=0), "
-                 "reference; auto: glimpse if there are pruning modules")
+  app.add_option(
+         "--prune", prune,
+         "none, or methods joined by '+': glimpse(threshold=0.5,max_keep=0.111), random(keep=0.1,seed=0), "
+         "reference; auto: glimpse if there are pruning modules")
       ->type_name("METHODS")
       ->capture_default_str()
       ->group("Pruning");
-  KeepRule defaults;
-  rule.add(app, defaults.fields(), "Pruning");
+  rule.add(app, parsed_rule.fields(), "Pruning");
   app.add_option("-n,--max-new-tokens", max_new_tokens, "longest answer, in tokens")
       ->type_name("N")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->capture_default_str()
       ->group("Generation");
-  SamplingOptions unset;
-  sampling.add(app, unset.fields(), "Generation");
+  sampling.add(app, parsed_sampling.fields(), "Generation");
   app.add_option_function<std::string>(
          "--system",
          [this](const std::string& text) {
@@ -96,10 +101,12 @@ void CommonFlags::add(CLI::App& app) {
          "system message (default: the model's own)")
       ->type_name("TEXT")
       ->group("Generation");
-  app.add_option("--min-pixels", bounds.min_pixels, "enlarge images below this many pixels (default: the checkpoint's)")
+  app.add_option("--min-pixels", bounds.min_pixels,
+                 "enlarge images below this many pixels (default: the checkpoint's)")
       ->type_name("N")
       ->group("Images");
-  app.add_option("--max-pixels", bounds.max_pixels, "shrink images above this many pixels (default: the checkpoint's)")
+  app.add_option("--max-pixels", bounds.max_pixels,
+                 "shrink images above this many pixels (default: the checkpoint's)")
       ->type_name("N")
       ->group("Images");
 }
@@ -108,10 +115,11 @@ std::string CommonFlags::composition(const Engine& loaded) const {
   const std::string chosen = prune == "auto" ? loaded.default_prune() : prune;
   if (!rule.given()) return chosen;
   check(chosen == "glimpse" || chosen == "reference",
-        "--threshold, --max-keep, --min-keep and --anchors belong to glimpse and reference; with --prune '", chosen,
-        "' write them inside it, as in glimpse(threshold=0.3)+random(keep=0.5)");
+        "--threshold, --max-keep, --min-keep and --anchors belong to glimpse and reference; with --prune '",
+        chosen, "' write them inside it, as in glimpse(threshold=0.3)+random(keep=0.5)");
   std::string settings;
-  for (const auto& [name, text] : rule.values()) settings += (settings.empty() ? "" : ",") + name + "=" + text;
+  for (const auto& [name, text] : rule.values())
+    settings += (settings.empty() ? "" : ",") + name + "=" + text;
   return chosen + "(" + settings + ")";
 }
 
@@ -147,13 +155,14 @@ std::string summary(const Answer& answer) {
   out << std::fixed << std::setprecision(1);
   if (answer.visual_tokens > 0)
     out << "visual tokens kept: " << answer.kept_tokens << " of " << answer.visual_tokens << " ("
-        << 100.0 * static_cast<double>(answer.kept_tokens) / static_cast<double>(answer.visual_tokens) << " %)\n";
+        << 100.0 * static_cast<double>(answer.kept_tokens) / static_cast<double>(answer.visual_tokens)
+        << " %)\n";
   out << "vision " << answer.times.vision << " ms, prefill " << answer.times.prefill << " ms for "
-      << answer.prompt_tokens << " tokens (predictor " << answer.times.prune << " ms), decode " << answer.ids.size()
-      << " tokens";
+      << answer.prompt_tokens << " tokens (predictor " << answer.times.prune << " ms), decode "
+      << answer.ids.size() << " tokens";
   if (answer.decode_rate() > 0) out << " at " << answer.decode_rate() << " tokens/s";
-  out << ", KV cache " << static_cast<double>(answer.kv_bytes) / 1048576 << " MiB, peak memory " << peak_memory_mib()
-      << " MiB";
+  out << ", KV cache " << static_cast<double>(answer.kv_bytes) / 1048576 << " MiB, peak memory "
+      << peak_memory_mib() << " MiB";
   return out.str();
 }
 

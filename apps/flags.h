@@ -10,12 +10,13 @@
 
 namespace glimpse::app {
 
-/// Flags made from a component's list of settings. What the user gave is kept as text and applied later, on top of
-/// defaults that may only be known after a model is loaded.
+/// Flags made from a component's list of settings. What the user gave is kept as text and applied later, on
+/// top of defaults that may only be known after a model is loaded.
 class SettingFlags {
  public:
-  /// Adds --name for every field; `skip` names fields that get no flag.
-  void add(CLI::App& app, const Fields& fields, const std::string& group, const std::vector<std::string>& skip = {});
+  /// Adds --name for every field. What `fields` refer to must outlive the parsing, which tries values out on
+  /// it.
+  void add(CLI::App& app, Fields fields, const std::string& group);
   bool given() const { return !values_.empty(); }
   const std::map<std::string, std::string>& values() const { return values_; }
   /// Sets the fields that were given.
@@ -29,6 +30,8 @@ class SettingFlags {
 struct CommonFlags {
   EngineOptions engine;
   SettingFlags sampling, rule;
+  SamplingOptions parsed_sampling;  ///< only to check values while parsing
+  KeepRule parsed_rule;
   std::string prune = "auto", system;
   bool has_system = false;
   int64_t max_new_tokens = 512;
@@ -52,8 +55,8 @@ std::string summary(const Answer& answer);
 /// Peak resident memory of this process so far, MiB.
 double peak_memory_mib();
 
-/// Ctrl-C: requests a stop of what runs; a second one, or one while nothing runs, ends the program (status 130).
-/// Construct once, before any other thread exists.
+/// Ctrl-C: requests a stop of what runs; a second one, or one while nothing runs, ends the program (status
+/// 130). Construct once, before any other thread exists.
 class Interrupt {
  public:
   Interrupt();

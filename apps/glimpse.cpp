@@ -6,13 +6,15 @@
 int main(int argc, char** argv) {
   using namespace glimpse;
   app::Interrupt interrupt;
-  CLI::App program{"Vision-language models that look only where the question needs: GlimpsePrune in C++."};
+  CLI::App program{"Vision-language models that look only where the question needs: GlimpsePrune in C++.",
+                   "glimpse"};
   program.set_version_flag("-V,--version", "glimpse " GLIMPSE_VERSION);
   program.require_subcommand(1);
   program.footer(
       "Examples:\n"
       "  glimpse ask --image photo.jpg \"What number is on the red circle?\"\n"
-      "  glimpse ask --model Qwen/Qwen2.5-VL-3B-Instruct --new-modules modules/ --image a.jpg --image b.png \"Compare.\"\n"
+      "  glimpse ask --model Qwen/Qwen2.5-VL-3B-Instruct --new-modules modules/ --image a.jpg --image b.png "
+      "\"Compare.\"\n"
       "  glimpse infer rows.jsonl --image-root images/ --out answers.jsonl\n"
       "`glimpse COMMAND --help` explains a command.");
 
@@ -23,7 +25,8 @@ int main(int argc, char** argv) {
   };
   command("ask", "Ask one question about one or more images",
           [&](CLI::App& sub) { return app::add_ask(sub, interrupt); });
-  command("chat", "Talk about images, turn by turn", [&](CLI::App& sub) { return app::add_chat(sub, interrupt); });
+  command("chat", "Talk about images, turn by turn",
+          [&](CLI::App& sub) { return app::add_chat(sub, interrupt); });
   command("infer", "Answer many questions from a JSONL file, resumable",
           [&](CLI::App& sub) { return app::add_infer(sub, interrupt); });
   command("inspect", "Show what is in a model and its pruning modules",
@@ -32,7 +35,11 @@ int main(int argc, char** argv) {
   try {
     program.parse(argc, argv);
     for (const auto& [sub, run] : commands)
-      if (sub->parsed()) return run();
+      if (sub->parsed()) {
+        const int status = run();
+        check(std::cout.flush().good(), "standard output cannot be written");
+        return status;
+      }
   } catch (const CLI::ParseError& error) {
     return program.exit(error) == 0 ? 0 : 2;
   } catch (const Error& error) {

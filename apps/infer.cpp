@@ -1,4 +1,5 @@
 #include <iostream>
+#include <span>
 
 #include "flags.h"
 #include "glimpse/image/decode.h"
@@ -16,6 +17,7 @@ struct InferFlags {
 };
 
 Request make_request(const Request& shared, const Row& row) {
+  check(row.problem.empty(), row.problem);
   Request request = shared;
   Message message{"user", {}};
   for (const auto& path : row.images) {
@@ -48,22 +50,87 @@ nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Reques
   nlohmann::json pruning = nlohmann::json::array();
   for (const auto& pruner : make_pruners(request.prune, engine.pruner_context()))
     pruning.push_back({{"method", pruner->name()}, {"settings", pruner->settings()}});
-  return {{"rows", flags.rows},
-          {"model", e.model.empty() ? "built-in" : e.model},
-          {"new_modules", e.new_modules},
-          {"adapters", e.adapters},
-          {"dtype", e.dtype},
-          {"pruning", pruning},
-          {"sampling", request.sampling.fields().to_json()},
-          {"max_new_tokens", request.max_new_tokens},
-          {"min_pixels", flags.common.bounds.min_pixels.value_or(0)},
-          {"max_pixels", flags.common.bounds.max_pixels.value_or(0)},
-          {"system", flags.common.has_system ? nlohmann::json(flags.common.system) : nlohmann::json(nullptr)}};
+  return {
+      {"rows", flags.rows},
+      {"model", e.model.empty() ? "built-in" : e.model},
+      {"new_modules", e.new_modules},
+      {"adapters", e.adapters},
+      {"dtype", e.dtype},
+      {"pruning", pruning},
+      {"sampling", request.sampling.fields().to_json()},
+      {"max_new_tokens", request.max_new_tokens},
+      {"min_pixels", flags.common.bounds.min_pixels.value_or(0)},
+      {"max_pixels", flags.common.bounds.max_pixels.value_or(0)},
+      {"system", flags.common.has_system ? nlohmann::json(flags.common.system) : nlohmann::json(nullptr)}};
 }
 
+// What is asked together, and where the answers go.
+class Batches {
+ public:
+  Batches(const Engine& engine, const InferFlags& flags, ResumableLines& out, size_t total, size_t done)
+      : engine_(engine), flags_(flags), out_(out), progress_(total, done) {}
+
+  /// False when a stop was requested.
+  bool answer(const Request& shared, std::span<const Row> rows) {
+    std::vector<const Row*> chosen;
+    std::vector<Request> requests;
+    for (const Row& row : rows) try {
+        requests.push_back(make_request(shared, row));
+        chosen.push_back(&row);
+      } catch (const Error& error) {
+        reject(row, error);
+      }
+    return requests.empty() || ask(requests, chosen);
+  }
+
+  size_t failed() const { return failed_; }
+
+ private:
+  bool ask(std::span<const Request> requests, std::span<const Row* const> rows) {
+    std::vector<Answer> answers;
+    try {
+      answers = engine_.ask(requests);
+    } catch (const Error& error) {
+      // One request spoils its batch: the others are answered one by one.
+      if (rows.size() == 1) return reject(*rows[0], error), true;
+      for (size_t i = 0; i < rows.size(); ++i)
+        if (!ask(requests.subspan(i, 1), rows.subspan(i, 1))) return false;
+      return true;
+    }
+    bool stopped = false;
+    for (size_t i = 0; i < answers.size(); ++i) {
+      const Answer& answer = answers[i];
+      if (answer.finish_reason == "cancelled") {
+        stopped = true;
+        continue;
+      }
+      out_.write(result(*rows[i], answer));
+      progress_.step(concat("kept ", answer.kept_tokens, "/", answer.visual_tokens));
+    }
+    return !stopped;
+  }
+
+  void reject(const Row& row, const Error& error) {
+    const std::string text = concat(flags_.rows, ":", row.line, ": ", error.what());
+    check(flags_.keep_going, text);
+    std::cerr << "glimpse: " << text << "\n";
+    ++failed_;
+  }
+
+  const Engine& engine_;
+  const InferFlags& flags_;
+  ResumableLines& out_;
+  Progress progress_;
+  size_t failed_ = 0;
+};
+
 int run(const InferFlags& flags, Interrupt& interrupt) {
-  std::vector<Row> rows = read_rows(flags.rows, flags.image_root);
-  if (flags.limit > 0 && rows.size() > flags.limit) rows.resize(flags.limit);
+  std::vector<Row> rows = read_rows(flags.rows, flags.image_root, flags.limit);
+  for (const Row& row : rows)
+    check(flags.keep_going || row.problem.empty(), flags.rows, ":", row.line, ": ", row.problem);
+  std::error_code ignored;
+  check(!std::filesystem::equivalent(flags.rows, flags.out, ignored), "--out ", flags.out,
+        " is the file of rows itself");
   const auto engine = Engine::load(flags.common.engine);
   Request shared = flags.common.request(*engine);
   ResumableLines out(flags.out, settings_of(flags, *engine, shared), flags.overwrite);
@@ -72,31 +139,13 @@ int run(const InferFlags& flags, Interrupt& interrupt) {
   if (total != rows.size()) std::cerr << "glimpse: " << total - rows.size() << " rows are already answered\n";
   shared.stop = interrupt.arm();
 
-  size_t failed = 0;
-  Progress progress(total, total - rows.size());
-  for (size_t first = 0; first < rows.size(); first += flags.batch) {
-    std::vector<const Row*> chosen;
-    std::vector<Request> requests;
-    for (size_t i = first; i < std::min(first + flags.batch, rows.size()); ++i) try {
-        requests.push_back(make_request(shared, rows[i]));
-        chosen.push_back(&rows[i]);
-      } catch (const Error& error) {
-        check(flags.keep_going, flags.rows, ":", rows[i].line, ": ", error.what());
-        std::cerr << "glimpse: " << flags.rows << ":" << rows[i].line << ": " << error.what() << "\n";
-        ++failed;
-      }
-    if (requests.empty()) continue;
-    const std::vector<Answer> answers = engine->ask(requests);
-    for (size_t i = 0; i < answers.size(); ++i) {
-      if (answers[i].finish_reason == "cancelled") {
-        std::cerr << "\nglimpse: stopped; the same command goes on from here\n";
-        return 130;
-      }
-      out.write(result(*chosen[i], answers[i]));
-      progress.step(concat("kept ", answers[i].kept_tokens, "/", answers[i].visual_tokens));
+  Batches batches(*engine, flags, out, total, total - rows.size());
+  for (size_t first = 0; first < rows.size(); first += flags.batch)
+    if (!batches.answer(shared, std::span(rows).subspan(first, std::min(flags.batch, rows.size() - first)))) {
+      std::cerr << "\nglimpse: stopped; the same command goes on from here\n";
+      return 130;
     }
-  }
-  check(failed == 0, failed, " rows could not be answered; see above");
+  check(batches.failed() == 0, batches.failed(), " of ", total, " rows could not be answered; see above");
   return 0;
 }
 
@@ -104,7 +153,8 @@ int run(const InferFlags& flags, Interrupt& interrupt) {
 
 std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt) {
   auto flags = std::make_shared<InferFlags>();
-  app.add_option("rows", flags->rows, "JSONL file: question, image (a name or a list), optional id, dataset, bboxs")
+  app.add_option("rows", flags->rows,
+                 "JSONL file: question, image (a name or a list), optional id, dataset, bboxs")
       ->required();
   app.add_option("-o,--out", flags->out, "JSONL file of answers; an existing one is continued")
       ->required()
@@ -115,8 +165,12 @@ std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt) {
       ->capture_default_str()
       ->group("Images");
   app.add_flag("--overwrite", flags->overwrite, "start the output file again")->group("Output");
-  app.add_flag("--keep-going", flags->keep_going, "report rows whose images cannot be read and go on")->group("Output");
-  app.add_option("--limit", flags->limit, "answer only the first N rows")->type_name("N")->group("Output");
+  app.add_flag("--keep-going", flags->keep_going, "report rows that cannot be answered and go on")
+      ->group("Output");
+  app.add_option("--limit", flags->limit, "answer only the first N rows (0: all)")
+      ->type_name("N")
+      ->check(CLI::NonNegativeNumber)
+      ->group("Output");
   app.add_option("--batch", flags->batch, "rows answered together")
       ->type_name("N")
       ->check(CLI::Range(1, 1024))

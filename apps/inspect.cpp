@@ -18,16 +18,16 @@ struct InspectFlags {
 nlohmann::json parts_of(const Weights& weights) {
   std::map<std::string, nlohmann::json> parts;
   for (const std::string& name : weights.names()) {
-    const std::string part = name.starts_with("visual.")           ? "vision encoder"
-                             : name.starts_with("model.embed")     ? "embeddings"
-                             : name.starts_with("lm_head")         ? "output head"
-                             : name.starts_with("attn_fuser.")     ? "predictor"
-                             : name.starts_with("le_") ||
-                                     name.starts_with("learnable") ? "glimpse token"
-                                                                   : "language model";
+    const std::string part = name.starts_with("visual.")                                ? "vision encoder"
+                             : name.starts_with("model.embed")                          ? "embeddings"
+                             : name.starts_with("lm_head")                              ? "output head"
+                             : name.starts_with("attn_fuser.")                          ? "predictor"
+                             : name.starts_with("le_") || name.starts_with("learnable") ? "glimpse token"
+                                                                                        : "language model";
     const at::Tensor& tensor = weights.raw(name);
     nlohmann::json& entry = parts[part];
-    if (entry.is_null()) entry = {{"tensors", 0}, {"parameters", 0}, {"bytes", 0}, {"dtypes", nlohmann::json::object()}};
+    if (entry.is_null())
+      entry = {{"tensors", 0}, {"parameters", 0}, {"bytes", 0}, {"dtypes", nlohmann::json::object()}};
     entry["tensors"] = entry["tensors"].get<int64_t>() + 1;
     entry["parameters"] = entry["parameters"].get<int64_t>() + tensor.numel();
     entry["bytes"] = entry["bytes"].get<int64_t>() + static_cast<int64_t>(tensor.nbytes());
@@ -36,7 +36,8 @@ nlohmann::json parts_of(const Weights& weights) {
   nlohmann::json list = nlohmann::json::array();
   for (auto& [name, entry] : parts) {
     std::string dtypes;
-    for (const auto& [dtype, unused] : entry["dtypes"].items()) dtypes += (dtypes.empty() ? "" : ", ") + dtype;
+    for (const auto& [dtype, unused] : entry["dtypes"].items())
+      dtypes += (dtypes.empty() ? "" : ", ") + dtype;
     entry["dtypes"] = dtypes;
     entry["part"] = name;
     list.push_back(entry);
@@ -46,10 +47,11 @@ nlohmann::json parts_of(const Weights& weights) {
 
 void print_parts(const nlohmann::json& parts) {
   for (const auto& part : parts)
-    std::cout << "  " << std::left << std::setw(16) << part["part"].get<std::string>() << std::right << std::setw(14)
-              << part["parameters"].get<int64_t>() << " parameters in " << std::setw(4)
+    std::cout << "  " << std::left << std::setw(16) << part["part"].get<std::string>() << std::right
+              << std::setw(14) << part["parameters"].get<int64_t>() << " parameters in " << std::setw(4)
               << part["tensors"].get<int64_t>() << " tensors, " << std::fixed << std::setprecision(1)
-              << part["bytes"].get<double>() / 1048576 << " MiB, " << part["dtypes"].get<std::string>() << "\n";
+              << part["bytes"].get<double>() / 1048576 << " MiB, " << part["dtypes"].get<std::string>()
+              << "\n";
 }
 
 int run(const InspectFlags& flags) {
@@ -58,23 +60,30 @@ int run(const InspectFlags& flags) {
   const bool builtin = flags.engine.model.empty();
   const auto dir = builtin ? builtin_model_dir() / "model" : resolve_model_dir(flags.engine.model);
   const DecoderConfig& c = engine->model().decoder().config();
-  nlohmann::json out = {{"model", dir.string()},
-                        {"model_type", read_json(dir / "config.json").value("model_type", "")},
-                        {"language_model",
-                         {{"layers", c.layers}, {"hidden_size", c.hidden_size}, {"heads", c.heads},
-                          {"kv_heads", c.kv_heads}, {"head_dim", c.head_dim},
-                          {"intermediate_size", c.intermediate_size}, {"vocab_size", c.vocab_size},
-                          {"tied_head", c.tied_head}, {"context", engine->model().max_positions()}}},
-                        {"vision_encoder",
-                         {{"layers", engine->model().vision_depth()}, {"hidden_size", engine->model().vision_width()}}},
-                        {"parts", parts_of(Weights::open(dir, Qwen25Vl::canonical_name))}};
+  nlohmann::json out = {
+      {"model", dir.string()},
+      {"model_type", read_json(dir / "config.json").value("model_type", "")},
+      {"language_model",
+       {{"layers", c.layers},
+        {"hidden_size", c.hidden_size},
+        {"heads", c.heads},
+        {"kv_heads", c.kv_heads},
+        {"head_dim", c.head_dim},
+        {"intermediate_size", c.intermediate_size},
+        {"vocab_size", c.vocab_size},
+        {"tied_head", c.tied_head},
+        {"context", engine->model().max_positions()}}},
+      {"vision_encoder",
+       {{"layers", engine->model().vision_depth()}, {"hidden_size", engine->model().vision_width()}}},
+      {"parts", parts_of(Weights::open(dir, Qwen25Vl::canonical_name))}};
   const GlimpseModules* modules = engine->modules();
   if (modules) {
     const auto folder = flags.engine.new_modules.empty() ? builtin_model_dir() / "new_modules"
                                                          : resolve_model_dir(flags.engine.new_modules);
     const GlimpseConfig& g = modules->config;
-    const auto file = std::filesystem::exists(folder / "new_modules_gp.safetensors") ? "new_modules_gp.safetensors"
-                                                                                     : "new_modules_gp.pt";
+    const auto file = std::filesystem::exists(folder / "new_modules_gp.safetensors")
+                          ? "new_modules_gp.safetensors"
+                          : "new_modules_gp.pt";
     out["pruning_modules"] = {{"folder", folder.string()},
                               {"reduce_layer", g.reduce_layer},
                               {"selected_layers", g.selected_layers},
@@ -84,20 +93,21 @@ int run(const InspectFlags& flags) {
                               {"parts", parts_of(Weights::open(folder / file))}};
   }
   if (flags.json) {
-    std::cout << out.dump(2) << "\n";
+    std::cout << out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
     return 0;
   }
   const auto row = [](const char* name, const nlohmann::json& value) {
-    std::cout << std::left << std::setw(18) << name << (value.is_string() ? value.get<std::string>() : value.dump())
-              << "\n";
+    std::cout << std::left << std::setw(18) << name
+              << (value.is_string() ? value.get<std::string>() : value.dump()) << "\n";
   };
   row("model", out["model"]);
   row("type", out["model_type"]);
-  row("language model", concat(c.layers, " layers, hidden ", c.hidden_size, ", ", c.heads, " heads (", c.kv_heads,
-                               " key/value) of ", c.head_dim, ", MLP ", c.intermediate_size, ", vocabulary ",
-                               c.vocab_size, c.tied_head ? ", tied head" : "", ", context ",
-                               engine->model().max_positions()));
-  row("vision encoder", concat(engine->model().vision_depth(), " layers, hidden ", engine->model().vision_width()));
+  row("language model",
+      concat(c.layers, " layers, hidden ", c.hidden_size, ", ", c.heads, " heads (", c.kv_heads,
+             " key/value) of ", c.head_dim, ", MLP ", c.intermediate_size, ", vocabulary ", c.vocab_size,
+             c.tied_head ? ", tied head" : "", ", context ", engine->model().max_positions()));
+  row("vision encoder",
+      concat(engine->model().vision_depth(), " layers, hidden ", engine->model().vision_width()));
   print_parts(out["parts"]);
   if (!modules) {
     std::cout << "pruning modules   none (--new-modules)\n";
@@ -106,8 +116,9 @@ int run(const InspectFlags& flags) {
   const auto& pruning = out["pruning_modules"];
   row("pruning modules", pruning["folder"]);
   row("  cut", concat("after layer ", modules->config.reduce_layer, " of 0..", c.layers - 1));
-  row("  reads", concat(pruning["attention"].get<std::string>(), " of layers ", pruning["selected_layers"].dump(),
-                        ", encoder blocks ", pruning["selected_visual_layers"].dump()));
+  row("  reads",
+      concat(pruning["attention"].get<std::string>(), " of layers ", pruning["selected_layers"].dump(),
+             ", encoder blocks ", pruning["selected_visual_layers"].dump()));
   row("  keeps", pruning["settings"]);
   print_parts(pruning["parts"]);
   return 0;

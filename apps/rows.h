@@ -16,20 +16,21 @@ struct Row {
   std::vector<std::filesystem::path> images;
   std::vector<std::vector<double>> boxes;  ///< pixels, x1 y1 x2 y2; of the first image
   size_t line = 0;                         ///< 1-based, for messages
+  std::string problem;                     ///< why an image cannot be found, or ""
 };
 
-/// Reads all rows before any work. Errors name file and line. An image is looked for as given, below `image_root`,
-/// and as `image_root`/cot/<dataset>/<image>.
-std::vector<Row> read_rows(const std::filesystem::path& file, const std::filesystem::path& image_root);
+/// Reads the first `limit` rows (0: all) before any work. Errors name file and line. An image is looked for
+/// as given, below `image_root`, and as `image_root`/cot/<dataset>/<image>.
+std::vector<Row> read_rows(const std::filesystem::path& file, const std::filesystem::path& image_root,
+                           size_t limit);
 
-/// An output of one JSON object per line that survives being killed: what is already there is kept, a torn last line
-/// is removed, and finished ids are known.
+/// An output of one JSON object per line that survives being killed: what is already there is kept, a torn
+/// last line is removed, and finished ids are known.
 class ResumableLines {
  public:
   /// `settings` are stored beside the file; a file made with others is an error unless `overwrite`.
   ResumableLines(const std::filesystem::path& file, const nlohmann::json& settings, bool overwrite);
   bool done(const nlohmann::json& id) const { return ids_.contains(id.dump()); }
-  size_t count() const { return ids_.size(); }
   void write(const nlohmann::json& row);
 
  private:

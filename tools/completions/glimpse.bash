@@ -2,21 +2,24 @@
 
 _glimpse() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
-  local model='--model --new-modules --adapter --json --help'
-  local run="$model --prune --threshold --max-keep --min-keep --anchors --reference-boxes
+  local model='--model --new-modules --adapter --dtype --device --threads --help'
+  local run="$model --prune --threshold --max-keep --min-keep --anchors
     --max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --system
-    --min-pixels --max-pixels --dtype --device --threads"
+    --min-pixels --max-pixels"
 
   COMPREPLY=()
   case $prev in
-    --model | --new-modules | --adapter) mapfile -t COMPREPLY < <(compgen -d -- "$cur"); compopt -o filenames; return ;;
-    --image | --mask-out | --scores-out) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames; return ;;
-    --prune) mapfile -t COMPREPLY < <(compgen -W 'none glimpse random reference' -- "$cur"); return ;;
+    --model | -m | --new-modules | --adapter | --image-root)
+      mapfile -t COMPREPLY < <(compgen -d -- "$cur"); compopt -o filenames; return ;;
+    --image | -i | --mask-out | --overlay-out | --scores-out | --out | -o)
+      mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames; return ;;
+    --prune) mapfile -t COMPREPLY < <(compgen -W 'auto none glimpse random reference' -- "$cur"); return ;;
     --anchors) mapfile -t COMPREPLY < <(compgen -W 'tl tr bl br' -- "$cur"); return ;;
-    --dtype) mapfile -t COMPREPLY < <(compgen -W 'float32 bfloat16' -- "$cur"); return ;;
+    --dtype) mapfile -t COMPREPLY < <(compgen -W 'auto bf16 fp32' -- "$cur"); return ;;
     --device) mapfile -t COMPREPLY < <(compgen -W 'cpu cuda' -- "$cur"); return ;;
-    --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | --temperature | --top-p | --top-k | \
-      --repetition-penalty | --seed | --system | --min-pixels | --max-pixels | --threads) return ;;
+    --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | -n | --temperature | --top-p | \
+      --top-k | --repetition-penalty | --seed | --system | --min-pixels | --max-pixels | --threads | -t | --limit | \
+      --batch) return ;;
   esac
 
   local words
@@ -24,9 +27,10 @@ _glimpse() {
     words='ask chat infer inspect --help --version'
   else
     case $command in
-      ask | chat) words="$run --image --mask-out --scores-out" ;;
-      infer) words=$run ;;
-      inspect) words=$model ;;
+      ask) words="$run --image --reference-boxes --mask-out --overlay-out --scores-out --json --quiet" ;;
+      chat) words="$run --image" ;;
+      infer) words="$run --out --image-root --limit --batch --keep-going --overwrite" ;;
+      inspect) words="$model --json" ;;
     esac
   fi
   if [[ $cur == -* || $COMP_CWORD == 1 ]]; then

@@ -1,0 +1,61 @@
+"""glimpse chat through a pipe."""
+import signal
+import subprocess
+import unittest
+
+from program import ANSWER, IMAGE, IMAGES, PROGRAM, QUESTION, CliTest, run
+
+NUMBER = "What number is on the green square?"
+NUMBER_ANSWER = "The number on the green square is 3."
+
+
+class Chat(CliTest):
+    def chat(self, *lines, flags=()):
+        return run("chat", *flags, input="".join(line + "\n" for line in lines))
+
+    def answers(self, *lines, flags=()):
+        result = self.chat(*lines, flags=flags)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        return result.stdout.splitlines()
+
+    def test_turns(self):
+        got = self.answers("/image " + IMAGE, QUESTION, "", NUMBER, "/quit", "never asked")
+        self.assertEqual(len(got), 2)
+        self.assertEqual(got[0], ANSWER)
+        # The same conversation ends in the same answer; a cleared one begins like a fresh `ask`.
+        again = self.answers(QUESTION, NUMBER, "/clear", "/image " + IMAGE, NUMBER, flags=["--image", IMAGE])
+        self.assertEqual(again, [*got, NUMBER_ANSWER])
+
+    def test_images_of_later_turns(self):
+        got = self.answers("/image " + IMAGE, QUESTION, "/clear", "/image " + str(IMAGES / "read_001.jpg"),
+                           "What number is on the blue diamond?")
+        self.assertEqual(got, [ANSWER, "The number on the blue diamond is 7."])
+
+    def test_windows_line_ends_and_no_last_one(self):
+        result = run("chat", "-i", IMAGE, input=QUESTION + "\r\n/clear\r\n/image " + IMAGE + "\r\n" + NUMBER)
+        self.assertEqual(result.stdout.splitlines(), [ANSWER, NUMBER_ANSWER], result.stderr)
+
+    def test_mistakes_end_a_pipe(self):
+        for line, says in [("/jump", "unknown command '/jump'"), ("/image", "unknown command '/image'"),
+                           ("/image /nowhere.png", "/nowhere.png"), ("/image -", "standard input holds the questions")]:
+            result = self.chat(line, "Hello")
+            self.assertEqual((result.returncode, result.stdout), (1, ""), line)
+            self.assertIn(says, result.stderr)
+
+    def test_nothing_asked(self):
+        self.assertEqual(self.answers(), [])
+        self.assertIn("Commands: /image FILE", self.chat("/help").stderr)
+
+    def test_interrupt(self):
+        command = [PROGRAM, "chat", "-t", "1", "-m", self.endless_model(), "-n", "100000"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdin.write(b"Hello\nHello again\n")
+            process.stdin.flush()
+            self.assertTrue(process.stdout.read(5))
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=10)
+        self.assertEqual(process.returncode, 130)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,149 @@
+"""glimpse infer."""
+import json
+import os
+import signal
+import subprocess
+import time
+import unittest
+
+from program import IMAGES, PROGRAM, TEST, CliTest
+
+ROWS = TEST / "rows.jsonl"
+RECORDED = [json.loads(line) for line in (TEST / "answers.jsonl").read_text().splitlines()[:8]]
+
+
+def read(path):
+    """The rows by id, without what differs from run to run."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["id"]: {key: value for key, value in row.items() if key != "times_ms"} for row in rows}
+
+
+class Infer(CliTest):
+    def infer(self, *flags, rows=ROWS, out="out.jsonl"):
+        return ["infer", rows, "--image-root", TEST, "--out", self.dir / out, *flags]
+
+    def rows_file(self, *rows):
+        """A file of rows: objects, or text as it is."""
+        path = self.dir / "rows.jsonl"
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    def test_output(self):
+        self.assertEqual(self.ok(*self.infer("--limit", "6")), "")
+        rows = [json.loads(line) for line in (self.dir / "out.jsonl").read_text().splitlines()]
+        for row, recorded in zip(rows, RECORDED):
+            self.assertEqual(set(row), {"id", "answer", "token_ids", "finish_reason", "visual_tokens", "kept_tokens",
+                                        "keep", "times_ms"})
+            self.assertEqual((row["id"], row["answer"]), (recorded["id"], recorded["answer_pruned"]))
+            self.assertEqual((row["visual_tokens"], row["kept_tokens"]), (recorded["visual"], len(row["keep"][0])))
+            self.assertEqual(set(row["times_ms"]), {"vision", "prefill", "prune", "decode"})
+            self.assertEqual(row["finish_reason"], "stop")
+        self.assertEqual(len(rows), 6)
+        # Row by row and as ragged batches (the last one short): the same.
+        self.ok(*self.infer("--limit", "6", "--batch", "4", out="batch.jsonl"))
+        self.assertEqual(read(self.dir / "batch.jsonl"), read(self.dir / "out.jsonl"))
+
+        # Torn in the middle of line 4: lines 1 to 3 stay as they are.
+        whole = (self.dir / "out.jsonl").read_bytes()
+        lines = whole.splitlines(keepends=True)
+        (self.dir / "out.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:20])
+        result = self.fails(self.infer("--limit", "6"), "3 rows are already answered", status=0)
+        self.assertEqual(result.stdout, "")
+        again = (self.dir / "out.jsonl").read_bytes()
+        self.assertEqual(again.splitlines()[:3], whole.splitlines()[:3])
+        self.assertEqual(read(self.dir / "out.jsonl"), read(self.dir / "batch.jsonl"))
+
+        # The same answers under other settings are refused and kept; --overwrite starts again.
+        self.fails(self.infer("--limit", "6", "--threshold", "0.4"), "out.jsonl was made with other settings", "--overwrite")
+        self.fails(self.infer("--limit", "6", "--system", "x"), "was made with other settings")
+        self.assertEqual((self.dir / "out.jsonl").read_bytes(), again)
+        self.ok(*self.infer("--limit", "1", "--threshold", "0.4", "--overwrite"))
+        self.assertEqual(len(read(self.dir / "out.jsonl")), 1)
+
+    def test_killed(self):
+        out = self.dir / "out.jsonl"
+        command = [PROGRAM, *self.infer("--threads", "1")]
+        for signal_sent, status in [(signal.SIGKILL, -9), (signal.SIGINT, 130)]:
+            before = out.read_text().count("\n") if out.exists() else 0
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+                while not out.exists() or out.read_text().count("\n") < before + 2:
+                    self.assertIsNone(process.poll())
+                    time.sleep(0.02)
+                process.send_signal(signal_sent)
+                start = time.monotonic()
+                _, errors = process.communicate(timeout=10)
+            self.assertLess(time.monotonic() - start, 5)
+            self.assertEqual(process.returncode, status, errors)
+        self.assertIn("the same command goes on from here", errors)
+        self.fails(self.infer("--limit", "6"), "rows are already answered", status=0)
+        got = read(out)
+        self.assertEqual(list(got), list(range(len(got))))  # every row once, in order
+        for recorded in RECORDED[:6]:
+            self.assertEqual(got[recorded["id"]]["answer"], recorded["answer_pruned"])
+
+    def test_rows_of_every_kind(self):
+        image = str(IMAGES / "read_000.jpg")
+        rows = self.rows_file({"id": "a", "question": "What letter is on the orange square?", "image": image}, "",
+                              {"question": "Hello", "extra": {"any": 1}},
+                              {"id": 7, "question": "Two?", "image": [image, "read_001.jpg"], "dataset": "read"})
+        self.ok(*self.infer("-n", "4", rows=rows))
+        got = read(self.dir / "out.jsonl")
+        self.assertEqual(list(got), ["a", 2, 7])  # without an id: the line's index
+        self.assertEqual([len(row["keep"]) for row in got.values()], [1, 0, 2])
+        boxed = self.rows_file({"id": 1, "question": "x", "image": image, "bboxs": [[394, 57, 446, 109]]})
+        self.ok(*self.infer("-n", "1", "--prune", "reference", rows=boxed, out="boxed.jsonl"))
+        self.assertEqual(read(self.dir / "boxed.jsonl")[1]["keep"], [[46, 47, 62, 63]])
+
+    def test_keep_going(self):
+        image = str(IMAGES / "read_000.jpg")
+        broken = self.dir / "broken.jpg"
+        broken.write_bytes((IMAGES / "read_000.jpg").read_bytes()[:3000])
+        good = {"question": "What letter is on the orange square?", "image": image}
+        rows = self.rows_file({**good, "id": 1}, {**good, "id": 2, "image": str(broken)},
+                              {**good, "id": 3, "image": "missing.jpg"}, {**good, "id": 4, "question": "word " * 9000},
+                              {**good, "id": 5, "image": "x" * 300}, {**good, "id": 6})
+        for batch in ("1", "6"):
+            result = self.fails(self.infer("--keep-going", "--batch", batch, "--overwrite", rows=rows),
+                                "4 of 6 rows could not be answered")
+            for line in (2, 3, 4, 5):
+                self.assertIn(f"rows.jsonl:{line}: ", result.stderr)
+            self.assertEqual(list(read(self.dir / "out.jsonl")), [1, 6], batch)
+        # Without the flag a missing image is found before any work, a broken one when its turn comes.
+        self.fails(self.infer("--limit", "3", rows=rows, out="b.jsonl"), "rows.jsonl:3: image not found; looked at")
+        self.assertFalse((self.dir / "b.jsonl").exists())
+        self.fails(self.infer("--limit", "2", rows=rows, out="b.jsonl"), "rows.jsonl:2: ", "broken.jpg")
+        self.assertEqual(list(read(self.dir / "b.jsonl")), [1])
+
+    def test_bad_rows(self):
+        good = {"id": 1, "question": "x"}
+        for bad, says in [
+            ("{", "rows.jsonl:2: not valid JSON"), ("[1]", "expected a JSON object"), ("\x00", "not valid JSON"),
+            ({"id": 1, "question": "y"}, "rows.jsonl:2: id 1 occurs twice"), ({}, '"question" is missing'),
+            ({"question": 3}, '"question" is missing or no text'), ({"question": "x", "image": 4}, '"image" must be'),
+            ({"question": "x", "bboxs": 4}, '"bboxs" must be a list'), ({"question": "x", "id": {}}, '"id" must be'),
+            ({"question": "x", "bboxs": [[1, 2]]}, "a box has 2 numbers"), ('{"id": ' + "[" * 100000, "not valid JSON"),
+        ]:
+            self.fails(self.infer(rows=self.rows_file(good, bad)), "rows.jsonl:2: ", says)
+        self.fails(self.infer(rows=self.rows_file("", " ")), "rows.jsonl: no rows")
+        self.fails(self.infer(rows=self.dir / "none.jsonl"), "no such file: ", "none.jsonl")
+        self.fails(self.infer(rows=self.dir), "not a regular file: ")
+        self.assertFalse((self.dir / "out.jsonl").exists())
+
+    def test_bad_out(self):
+        rows = self.rows_file({"id": 1, "question": "x"})
+        text = rows.read_text()
+        for flags in ([], ["--overwrite"]):
+            self.fails(self.infer(*flags, rows=rows, out="rows.jsonl"), "is the file of rows itself")
+            self.fails(self.infer(*flags, rows=rows, out="."), "exists and is not a regular file")
+        self.assertEqual(rows.read_text(), text)
+        (self.dir / "other.jsonl").write_text('{"id": 1}\n')
+        self.fails(self.infer(rows=rows, out="other.jsonl"), "other.jsonl exists and is no output of this command")
+        self.assertEqual((self.dir / "other.jsonl").read_text(), '{"id": 1}\n')
+        self.fails(self.infer(rows=rows, out="nowhere/out.jsonl"), "nowhere/out.jsonl", "No such file or directory")
+        self.fails(["infer", rows, "--out", "/proc/out.jsonl"], "cannot write /proc/out.jsonl")
+        (self.dir / "out.jsonl").touch()  # an empty file is welcome
+        self.ok(*self.infer("-n", "1", rows=rows))
+
+
+if __name__ == "__main__":
+    unittest.main()
