@@ -51,7 +51,7 @@ TEST_CASE("causal_attention: prefill, continuation and decoding") {
           const at::Tensor expected = naive(part(q), k.narrow(0, 0, done + count), v.narrow(0, 0, done + count));
           const at::Tensor got = causal_attention(part(q), cache);
           CHECK(near(got, expected, limit, limit));
-          CHECK(got.scalar_type() == type);
+          CHECK((got.scalar_type() == type));
           done += count;
         }
       }
@@ -75,7 +75,7 @@ TEST_CASE("attention_logits") {
     LayerCache cache;
     cache.append(k, k);
     const at::Tensor got = attention_logits(q, cache);
-    CHECK(got.scalar_type() == at::kFloat);
+    CHECK((got.scalar_type() == at::kFloat));
     at::Tensor expected = at::zeros({6, 9}, at::kDouble);
     for (int64_t h = 0; h < 6; ++h)
       for (int64_t s = 0; s < 9; ++s)

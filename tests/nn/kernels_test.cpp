@@ -21,8 +21,8 @@ namespace {
 template <class Body>
 void on_every_target(Body body) {
   std::set<std::string> names;
-  for (int64_t left = hwy::SupportedAndGeneratedTargets(); left != 0; left &= left - 1) {
-    hwy::GetChosenTarget().Update(left & -left);
+  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    hwy::GetChosenTarget().Update(target);
     const std::string name = kernels::target_name();
     CAPTURE(name);
     CHECK(names.insert(name).second);

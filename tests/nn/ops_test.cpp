@@ -119,7 +119,7 @@ TEST_CASE("linear: few rows, many rows, panels") {
               at::linear(wide(x), wide(linear.weight), bias ? wide(linear.bias) : at::Tensor());
           const double absolute = (type == at::kFloat ? 2e-6 : 2e-3) * std::sqrt(static_cast<double>(in));
           CHECK(near(linear(x), expected, relative, absolute));
-          CHECK(linear(x).scalar_type() == type);
+          CHECK((linear(x).scalar_type() == type));
           // Autograd goes the other way, which is also the native one.
           if (in < 8200) CHECK(near(linear(x.requires_grad_(true)), expected, relative, absolute));
         }

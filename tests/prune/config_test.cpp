@@ -32,7 +32,7 @@ std::string error_of(const json& patch) {
 }  // namespace
 
 TEST_CASE("the built-in modules' config") {
-  const GlimpseConfig c = changed({});
+  const GlimpseConfig c = changed(json::object());
   CHECK(c.selected_layers == std::vector<int64_t>{3});
   CHECK(c.selected_visual_layers == std::vector<int64_t>{5, 3, 2, 1});
   CHECK(c.reduce_layer == 3);

@@ -39,7 +39,7 @@ TEST_CASE("random: a share of all tokens, the same for the same seed") {
 
 TEST_CASE("random: the choice for a seed never changes") {
   const Views views({{4, 4}});
-  CHECK(chosen(RandomPruner({0.25, 0, -1}), views.view) == Ids{0, 5, 6, 13});
+  CHECK(chosen(RandomPruner({0.25, 0, -1}), views.view) == Ids{3, 5, 8, 14});
 }
 
 TEST_CASE("random: every token has the same chance") {
