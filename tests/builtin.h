@@ -14,12 +14,14 @@
 namespace glimpse::test {
 
 /// Folder of the built-in model: model/, new_modules/, test/.
-inline std::filesystem::path tiny_dir() { return std::filesystem::path(GLIMPSE_SOURCE_DIR) / "models/tiny"; }
+inline std::filesystem::path tiny_dir() {
+  return std::filesystem::path(GLIMPSE_SOURCE_DIR) / "models/tiny";
+}
 
 /// The built-in model and its modules in float32, loaded once.
 inline const Engine& tiny_engine() {
-  static const std::unique_ptr<Engine> engine =
-      Engine::load({.model = tiny_dir() / "model", .new_modules = tiny_dir() / "new_modules", .dtype = "fp32"});
+  static const std::unique_ptr<Engine> engine = Engine::load(
+      {.model = tiny_dir() / "model", .new_modules = tiny_dir() / "new_modules", .dtype = "fp32"});
   return *engine;
 }
 
@@ -32,7 +34,8 @@ inline std::vector<nlohmann::json> tiny_rows(const std::string& file) {
 }
 
 inline Image row_image(const nlohmann::json& row) {
-  return load_image(tiny_dir() / "test/cot" / row["dataset"].get<std::string>() / row["image"].get<std::string>());
+  return load_image(tiny_dir() / "test/cot" / row["dataset"].get<std::string>() /
+                    row["image"].get<std::string>());
 }
 
 /// A user's message: `images` images, then the text.

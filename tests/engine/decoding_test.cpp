@@ -148,8 +148,7 @@ TEST_CASE("decoding ends at the model's context") {
   request.ignore_eos = true;
   request.max_new_tokens = 100;
   request.messages = {test::user("")};
-  const auto fixed = static_cast<int64_t>(
-      tiny_engine().model().prompt(request.messages, {}, {}).ids.size());
+  const auto fixed = static_cast<int64_t>(tiny_engine().model().prompt(request.messages, {}, {}).ids.size());
   std::vector<int64_t> one = tiny_engine().model().tokenizer().encode("7");
   REQUIRE(one.size() == 1);
   request.messages = {test::user(std::string(4096 - fixed - 10, '7'))};
@@ -177,8 +176,9 @@ TEST_CASE("cancelled during prefill") {
   sequence.stop = source.get_token();
   const std::vector<Sequence*> one = {&sequence};
   int64_t last = -1;
-  CHECK_THROWS_AS(prefill(tiny_engine().model(), one, [&](int64_t layer, const at::Tensor&) { last = layer; }),
-                  Cancelled);
+  CHECK_THROWS_AS(
+      prefill(tiny_engine().model(), one, [&](int64_t layer, const at::Tensor&) { last = layer; }),
+      Cancelled);
   CHECK(last == 1);  // no further layer was run
 }
 
@@ -215,10 +215,12 @@ TEST_CASE("engine options: errors") {
   const auto load = [](EngineOptions options) { return Engine::load(options); };
   CHECK_THROWS_WITH_AS(load({.dtype = "int8"}), "dtype: expected auto, bf16 or fp32, got 'int8'", Error);
   for (const char* device : {"gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", ""})
-    CHECK_THROWS_WITH_AS(parse_device(device), doctest::Contains("device: expected cpu, cuda or cuda:i"), Error);
+    CHECK_THROWS_WITH_AS(parse_device(device), doctest::Contains("device: expected cpu, cuda or cuda:i"),
+                         Error);
   CHECK(parse_device("cpu").is_cpu());
   CHECK_THROWS_AS(load({.model = "/nowhere/at/all"}), Error);
-  CHECK_THROWS_AS(load({.model = test::tiny_dir() / "model", .new_modules = test::tiny_dir() / "model"}), Error);
+  CHECK_THROWS_AS(load({.model = test::tiny_dir() / "model", .new_modules = test::tiny_dir() / "model"}),
+                  Error);
   CHECK(std::filesystem::exists(builtin_model_dir() / "model/config.json"));
   CHECK(tiny_engine().default_prune() == "glimpse");
   CHECK(Engine::load({.model = test::tiny_dir() / "model"})->default_prune() == "none");

@@ -69,8 +69,8 @@ TEST_CASE("keeping every token equals no pruning") {
 }
 
 TEST_CASE("a batch of different requests equals one by one") {
-  std::vector<Request> requests = {row_request(0), row_request(7, "none"), row_request(14, "random(keep=0.5,layer=-1)+glimpse"),
-                                   row_request(0)};
+  std::vector<Request> requests = {row_request(0), row_request(7, "none"),
+                                   row_request(14, "random(keep=0.5,layer=-1)+glimpse"), row_request(0)};
   requests[3].messages = {test::user("What colour is the red square?")};
   requests[3].images.clear();
   requests.push_back(row_request(30, "reference(layer=1)"));
@@ -91,18 +91,23 @@ TEST_CASE("a batch of different requests equals one by one") {
   }
   std::reverse(requests.begin(), requests.end());
   const std::vector<Answer> reversed = tiny_engine().ask(std::span<const Request>(requests));
-  for (size_t i = 0; i < requests.size(); ++i) CHECK(reversed[requests.size() - 1 - i].ids == together[i].ids);
+  for (size_t i = 0; i < requests.size(); ++i)
+    CHECK(reversed[requests.size() - 1 - i].ids == together[i].ids);
 }
 
-TEST_CASE("no requests, no answers") { CHECK(tiny_engine().ask(std::span<const Request>()).empty()); }
+TEST_CASE("no requests, no answers") {
+  CHECK(tiny_engine().ask(std::span<const Request>()).empty());
+}
 
 TEST_CASE("a turn's answer equals a fresh run over the whole conversation") {
   const Image image = row_request(0).images[0];
-  const std::string first = "What letter is on the orange square?", second = "What letter is on the purple hexagon?";
+  const std::string first = "What letter is on the orange square?",
+                    second = "What letter is on the purple hexagon?";
   const Answer one = tiny_engine().ask(conversation({first}, image));
   const Answer two = tiny_engine().ask(conversation({first, one.text, second}, image));
-  const auto fresh = Engine::load(
-      {.model = test::tiny_dir() / "model", .new_modules = test::tiny_dir() / "new_modules", .dtype = "fp32"});
+  const auto fresh = Engine::load({.model = test::tiny_dir() / "model",
+                                   .new_modules = test::tiny_dir() / "new_modules",
+                                   .dtype = "fp32"});
   same_answer(two, fresh->ask(conversation({first, one.text, second}, image)));
   CHECK(two.prompt_tokens > one.prompt_tokens);
   CHECK(two.visual_tokens == one.visual_tokens);
@@ -130,7 +135,8 @@ TEST_CASE("a composition equals its stages") {
   CHECK(!both.kept.empty());
   // The predictor is asked about the survivors only.
   for (int64_t token = 0; token < both.scores.size(0); ++token)
-    if (!std::binary_search(random.kept.begin(), random.kept.end(), token)) CHECK(both.scores[token].item<float>() == 0);
+    if (!std::binary_search(random.kept.begin(), random.kept.end(), token))
+      CHECK(both.scores[token].item<float>() == 0);
   // With a first stage that keeps everything, the second decides as if alone.
   CHECK(prefilled(request, "random(keep=1,layer=-1)+glimpse").kept == prefilled(request, "glimpse").kept);
   // The order of writing does not matter for cuts at different layers.
@@ -148,12 +154,14 @@ TEST_CASE("every text row survives, and rows shrink at the cut") {
                             "glimpse(threshold=1,min_keep=none)"}) {
     CAPTURE(prune);
     std::vector<int64_t> rows;
-    const Sequence s = prefilled(request, prune, [&](int64_t, const at::Tensor& x) { rows.push_back(x.size(0)); });
+    const Sequence s =
+        prefilled(request, prune, [&](int64_t, const at::Tensor& x) { rows.push_back(x.size(0)); });
     const auto kept = static_cast<int64_t>(s.kept.size());
     CHECK(s.position_ids.size(1) == text + kept);
     Ids expected;  // positions of the text rows and the kept visual rows, in order
     for (size_t row = 0, visual = 0; row < prompt.ids.size(); ++row) {
-      const bool is_visual = visual < prompt.visual_rows.size() && prompt.visual_rows[visual] == static_cast<int64_t>(row);
+      const bool is_visual =
+          visual < prompt.visual_rows.size() && prompt.visual_rows[visual] == static_cast<int64_t>(row);
       if (!is_visual || std::binary_search(s.kept.begin(), s.kept.end(), static_cast<int64_t>(visual)))
         expected.push_back(static_cast<int64_t>(row));
       visual += is_visual;

@@ -24,8 +24,9 @@ Ids integers(const at::Tensor& t) {
 
 TEST_CASE("both published layouts give the same names") {
   const auto name = Qwen25Vl::canonical_name;
-  for (const char* given : {"model.layers.3.mlp.up_proj.weight", "model.language_model.layers.3.mlp.up_proj.weight",
-                            "language_model.layers.3.mlp.up_proj.weight"})
+  for (const char* given :
+       {"model.layers.3.mlp.up_proj.weight", "model.language_model.layers.3.mlp.up_proj.weight",
+        "language_model.layers.3.mlp.up_proj.weight"})
     CHECK(name(given) == "model.layers.3.mlp.up_proj.weight");
   for (const char* given : {"visual.blocks.0.attn.qkv.bias", "model.visual.blocks.0.attn.qkv.bias"})
     CHECK(name(given) == "visual.blocks.0.attn.qkv.bias");
@@ -58,12 +59,14 @@ TEST_CASE("positions: errors") {
   CHECK_THROWS_WITH_AS(positions({kVideo}, {}), "prompt: more video places than the 0 given", Error);
   CHECK_THROWS_WITH_AS(positions({kImage, 1}, {{1, 2, 4}}),
                        "prompt: image 1 needs 2 visual tokens, but the ids hold fewer at place 0", Error);
-  CHECK_THROWS_WITH_AS(positions({1, kImage}, {{1, 4, 4}}), doctest::Contains("needs 4 visual tokens"), Error);
-  CHECK_THROWS_WITH_AS(positions({1, 2}, {{1, 2, 2}}), doctest::Contains("1 images were given but it has 0 places"),
+  CHECK_THROWS_WITH_AS(positions({1, kImage}, {{1, 4, 4}}), doctest::Contains("needs 4 visual tokens"),
                        Error);
+  CHECK_THROWS_WITH_AS(positions({1, 2}, {{1, 2, 2}}),
+                       doctest::Contains("1 images were given but it has 0 places"), Error);
   CHECK_THROWS_AS(positions({kImage, kImage}, {{1, 2, 2}}), Error);
   CHECK_THROWS_AS(positions({1}, {}, {{1, 2, 2}}, {1}), Error);
-  CHECK_THROWS_WITH_AS(positions({kVideo}, {}, {{1, 2, 2}}), doctest::Contains("video"), Error);  // no seconds
+  CHECK_THROWS_WITH_AS(positions({kVideo}, {}, {{1, 2, 2}}), doctest::Contains("video"),
+                       Error);  // no seconds
   CHECK(positions({}, {}).ids.numel() == 0);
 }
 
@@ -82,8 +85,11 @@ TEST_CASE("rotary tables take each section from its component") {
 
 TEST_CASE("window order: sorting tokens by frame, window, row and column") {
   for (const int64_t window : {1, 2, 4, 7})
-    for (const std::vector<Grid>& grids :
-         {std::vector<Grid>{{1, 2, 2}}, {{1, 18, 10}}, {{1, 26, 34}, {1, 2, 50}}, {{3, 10, 6}}, {{1, 8, 8}, {2, 6, 14}}}) {
+    for (const std::vector<Grid>& grids : {std::vector<Grid>{{1, 2, 2}},
+                                           {{1, 18, 10}},
+                                           {{1, 26, 34}, {1, 2, 50}},
+                                           {{3, 10, 6}},
+                                           {{1, 8, 8}, {2, 6, 14}}}) {
       std::vector<std::array<int64_t, 6>> tokens;  // frame, window row, window column, row, column, token
       Ids frames;
       int64_t frame = 0;
@@ -98,7 +104,8 @@ TEST_CASE("window order: sorting tokens by frame, window, row and column") {
       Ids order, lengths;
       for (size_t i = 0; i < tokens.size(); ++i) {
         order.push_back(tokens[i][5]);
-        const bool same = i > 0 && std::equal(tokens[i].begin(), tokens[i].begin() + 3, tokens[i - 1].begin());
+        const bool same =
+            i > 0 && std::equal(tokens[i].begin(), tokens[i].begin() + 3, tokens[i - 1].begin());
         if (!same) lengths.push_back(0);
         ++lengths.back();
       }

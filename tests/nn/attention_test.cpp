@@ -13,11 +13,14 @@ using test::near;
 
 namespace {
 
-at::Tensor random(at::IntArrayRef shape, at::ScalarType type) { return at::randn(shape).to(type); }
+at::Tensor random(at::IntArrayRef shape, at::ScalarType type) {
+  return at::randn(shape).to(type);
+}
 
 // q [T, H, d]; k, v [S, Hkv, d]; row i sees the first S - T + i + 1 keys.
 at::Tensor naive(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-  const int64_t rows = q.size(0), heads = q.size(1), d = q.size(2), length = k.size(0), group = heads / k.size(1);
+  const int64_t rows = q.size(0), heads = q.size(1), d = q.size(2), length = k.size(0),
+                group = heads / k.size(1);
   const at::Tensor wq = q.to(at::kDouble), wk = k.to(at::kDouble), wv = v.to(at::kDouble);
   at::Tensor out = at::zeros({rows, heads, d}, at::kDouble);
   for (int64_t i = 0; i < rows; ++i)
@@ -41,14 +44,15 @@ TEST_CASE("causal_attention: prefill, continuation and decoding") {
         CAPTURE(d);
         at::manual_seed(group * 1000 + d);
         const int64_t kv_heads = group == 1 ? 3 : 2, total = 25;
-        const at::Tensor q = random({total, kv_heads * group, d}, type), k = random({total, kv_heads, d}, type),
-                         v = random({total, kv_heads, d}, type);
+        const at::Tensor q = random({total, kv_heads * group, d}, type),
+                         k = random({total, kv_heads, d}, type), v = random({total, kv_heads, d}, type);
         LayerCache cache;
         int64_t done = 0;
         for (const int64_t count : {11, 1, 6, 1, 1, 5}) {
           const auto part = [&](const at::Tensor& t) { return t.narrow(0, done, count); };
           cache.append(part(k), part(v));
-          const at::Tensor expected = naive(part(q), k.narrow(0, 0, done + count), v.narrow(0, 0, done + count));
+          const at::Tensor expected =
+              naive(part(q), k.narrow(0, 0, done + count), v.narrow(0, 0, done + count));
           const at::Tensor got = causal_attention(part(q), cache);
           CHECK(near(got, expected, limit, limit));
           CHECK((got.scalar_type() == type));
@@ -95,7 +99,9 @@ TEST_CASE("segment_attention with mixed lengths") {
       at::Tensor expected = at::zeros({total, 48}, at::kDouble);
       int64_t first = 0;
       for (const int64_t n : lengths) {
-        const auto heads = [&](const at::Tensor& t) { return t.narrow(0, first, n).transpose(0, 1).to(at::kDouble); };
+        const auto heads = [&](const at::Tensor& t) {
+          return t.narrow(0, first, n).transpose(0, 1).to(at::kDouble);
+        };
         const at::Tensor p = (at::matmul(heads(q), heads(k).transpose(1, 2)) / 4.0).softmax(2);
         expected.narrow(0, first, n).copy_(at::matmul(p, heads(v)).transpose(0, 1).flatten(1));
         first += n;

@@ -62,9 +62,12 @@ template <class T>
 Guarded random(at::IntArrayRef shape, double scale = 1) {
   return Guarded((at::randn(shape) * scale).to(type_of<T>));
 }
-at::Tensor wide(const at::Tensor& x) { return x.to(at::kDouble); }
+at::Tensor wide(const at::Tensor& x) {
+  return x.to(at::kDouble);
+}
 
-const std::vector<int64_t> kSizes = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 100, 128, 257, 1000};
+const std::vector<int64_t> kSizes = {0,  1,  2,  3,  4,  5,  7,   8,   9,   15,  16,
+                                     17, 31, 32, 33, 63, 65, 100, 128, 257, 1000};
 
 template <class T>
 void test_dots() {
@@ -77,7 +80,8 @@ void test_dots() {
       const Guarded y(at::full({m, ldy}, -5, at::kFloat));
       kernels::dots(x.data<float>(), m, k, w.data<T>(), begin, end, y.data<float>(), ldy);
       at::Tensor expected = at::full({m, ldy}, -5, at::kDouble);  // nothing outside [begin, end) is written
-      expected.narrow(1, begin, end - begin).copy_(at::matmul(wide(x.view), wide(w.view).t()).narrow(1, begin, end - begin));
+      expected.narrow(1, begin, end - begin)
+          .copy_(at::matmul(wide(x.view), wide(w.view).t()).narrow(1, begin, end - begin));
       CHECK(near(y.view, expected, 1e-5, 2e-6 * std::sqrt(static_cast<double>(k + 1))));
       CHECK((y.intact() && x.intact() && w.intact()));
     }
@@ -112,8 +116,10 @@ void test_rms_norm() {
         const Guarded x = random<T>({n}, scale), delta = random<T>({n}, scale), w = random<T>({n});
         const Guarded out(at::zeros({n}, type_of<T>));
         const at::Tensor before = x.view.clone();
-        const at::Tensor sum = with_delta ? wide((wide(before) + wide(delta.view)).to(type_of<T>)) : wide(before);
-        kernels::rms_norm(x.data<T>(), with_delta ? delta.data<T>() : nullptr, w.data<T>(), 1e-6f, n, out.data<T>());
+        const at::Tensor sum =
+            with_delta ? wide((wide(before) + wide(delta.view)).to(type_of<T>)) : wide(before);
+        kernels::rms_norm(x.data<T>(), with_delta ? delta.data<T>() : nullptr, w.data<T>(), 1e-6f, n,
+                          out.data<T>());
         CHECK(near(x.view, sum, 0, 0));  // the residual is rounded once, exactly
         const at::Tensor normed = (sum / at::sqrt(sum.square().mean() + 1e-6)).to(type_of<T>);
         CHECK(near(out.view, wide(normed) * wide(w.view), 2 * rounding<T>, 1e-6));
@@ -158,7 +164,8 @@ TEST_CASE("widen: every bf16 pattern") {
     std::vector<float> to(from.size(), -1);
     kernels::widen(from.data(), to.data(), static_cast<int64_t>(from.size()));
     size_t wrong = 0;
-    for (size_t i = 0; i < from.size(); ++i) wrong += std::bit_cast<uint32_t>(to[i]) != uint32_t{from[i]} << 16;
+    for (size_t i = 0; i < from.size(); ++i)
+      wrong += std::bit_cast<uint32_t>(to[i]) != uint32_t{from[i]} << 16;
     CHECK(wrong == 0);
   });
 }
@@ -174,8 +181,9 @@ TEST_CASE("narrow: rounds to nearest even like ATen, infinities and NaN included
     kernels::narrow(from.data(), to.data(), static_cast<int64_t>(from.size()));
     size_t wrong = 0;
     for (size_t i = 0; i < from.size(); ++i)
-      wrong += std::isnan(from[i]) ? !std::isnan(static_cast<float>(c10::BFloat16(to[i], c10::BFloat16::from_bits())))
-                                   : to[i] != c10::BFloat16(from[i]).x;
+      wrong += std::isnan(from[i])
+                   ? !std::isnan(static_cast<float>(c10::BFloat16(to[i], c10::BFloat16::from_bits())))
+                   : to[i] != c10::BFloat16(from[i]).x;
     CHECK(wrong == 0);
   });
 }

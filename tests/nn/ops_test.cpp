@@ -15,8 +15,12 @@ using test::near;
 
 namespace {
 
-at::Tensor random(at::IntArrayRef shape, at::ScalarType type) { return at::randn(shape).to(type); }
-at::Tensor wide(const at::Tensor& x) { return x.detach().to(at::kDouble); }
+at::Tensor random(at::IntArrayRef shape, at::ScalarType type) {
+  return at::randn(shape).to(type);
+}
+at::Tensor wide(const at::Tensor& x) {
+  return x.detach().to(at::kDouble);
+}
 
 // Calls `body(type, relative)` for both types that have kernels.
 template <class Body>
@@ -44,7 +48,8 @@ TEST_CASE("rms_norm and add_rms_norm") {
       const at::Tensor sum = x.detach() + delta;
       at::Tensor in_place = x.detach().clone(), recorded = x.detach().clone().requires_grad_(true);
       const void* place = in_place.data_ptr();
-      const at::Tensor kernel = add_rms_norm(in_place, delta, w, 1e-6), graph = add_rms_norm(recorded, delta, w, 1e-6);
+      const at::Tensor kernel = add_rms_norm(in_place, delta, w, 1e-6),
+                       graph = add_rms_norm(recorded, delta, w, 1e-6);
       CHECK(in_place.data_ptr() == place);
       CHECK(near(in_place, sum, 0, 0));
       CHECK(near(recorded, sum, 0, 0));
@@ -61,7 +66,8 @@ TEST_CASE("rms_norm takes views") {
   CHECK(near(rms_norm(x.t(), w, 1e-6), norm_formula(x.t(), w), 4e-6, 1e-5));
   CHECK(near(x, before, 0, 0));
   at::Tensor view = x.t();
-  CHECK(near(add_rms_norm(view, random({9, 12}, at::kFloat) * 0, w, 1e-6), norm_formula(before.t(), w), 4e-6, 1e-5));
+  CHECK(near(add_rms_norm(view, random({9, 12}, at::kFloat) * 0, w, 1e-6), norm_formula(before.t(), w), 4e-6,
+             1e-5));
 }
 
 TEST_CASE("silu_mul") {
@@ -88,7 +94,9 @@ TEST_CASE("apply_rope") {
         const at::Tensor c = wide(rope.cos).unsqueeze(1), s = wide(rope.sin).unsqueeze(1);
         const at::Tensor expected = at::cat({a * c - b * s, b * c + a * s}, 2);
         CHECK(near(apply_rope(x.clone().requires_grad_(true), rope), expected, relative, 1e-6));
-        CHECK(near(apply_rope(x.transpose(0, 1).contiguous().transpose(0, 1), rope), expected, relative, 1e-6));
+        CHECK(near(
+            apply_rope(x.clone().transpose(0, 1).clone(at::MemoryFormat::Contiguous).transpose(0, 1), rope),
+            expected, relative, 1e-6));
         CHECK(near(apply_rope(x, rope), expected, relative, 1e-6));
         CHECK(near(x, expected, relative, 1e-6));  // in place
         const at::Tensor some = at::tensor({4, 0, 4}, at::kLong);
@@ -100,7 +108,8 @@ TEST_CASE("apply_rope") {
 TEST_CASE("inverse_frequencies") {
   const at::Tensor got = inverse_frequencies(12, 10000.0);
   REQUIRE(got.numel() == 6);
-  for (int t = 0; t < 6; ++t) CHECK(got[t].item<double>() == doctest::Approx(std::pow(10000.0, -2.0 * t / 12)));
+  for (int t = 0; t < 6; ++t)
+    CHECK(got[t].item<double>() == doctest::Approx(std::pow(10000.0, -2.0 * t / 12)));
 }
 
 TEST_CASE("linear: few rows, many rows, panels") {
@@ -133,7 +142,8 @@ TEST_CASE("linear takes any leading dimensions and views") {
     for (const int64_t n : {1, 4, 30}) {
       const at::Tensor x = random({n, 2, 10}, type), view = random({n, 10, 2}, type).transpose(1, 2);
       CHECK(near(linear(x), at::linear(wide(x), wide(linear.weight), wide(linear.bias)), relative, 1e-2));
-      CHECK(near(linear(view), at::linear(wide(view), wide(linear.weight), wide(linear.bias)), relative, 1e-2));
+      CHECK(
+          near(linear(view), at::linear(wide(view), wide(linear.weight), wide(linear.bias)), relative, 1e-2));
     }
     const Linear turned{random({10, 6}, type).t(), {}};
     const at::Tensor x = random({3, 10}, type);

@@ -1,4 +1,5 @@
-// Random Qwen2.5-VL checkpoints of every layout against transformers: the folder that make_checkpoints.py wrote.
+// Random Qwen2.5-VL checkpoints of every layout against transformers: the folder that make_checkpoints.py
+// wrote.
 #include "glimpse/engine/sequence.h"
 #include "golden_case.h"
 
@@ -23,7 +24,8 @@ std::vector<Patches> patches_of(const GoldenCase& parity) {
   const std::vector<int64_t> sizes = parity.integers("image_grid_thw");
   int64_t first = 0;
   for (size_t i = 0; i < sizes.size(); i += 3) {
-    const Grid grid{static_cast<int>(sizes[i]), static_cast<int>(sizes[i + 1]), static_cast<int>(sizes[i + 2])};
+    const Grid grid{static_cast<int>(sizes[i]), static_cast<int>(sizes[i + 1]),
+                    static_cast<int>(sizes[i + 2])};
     const int64_t count = sizes[i] * sizes[i + 1] * sizes[i + 2];
     patches.push_back({parity["pixel_values"].narrow(0, first, count), grid});
     first += count;

@@ -43,7 +43,8 @@ TEST_CASE("the built-in modules' config") {
 }
 
 TEST_CASE("absent, null and negative mean: not set") {
-  const GlimpseConfig c = changed({{"max_remain_ratio", -1}, {"min_remain_num", nullptr}, {"le_layers", nullptr}});
+  const GlimpseConfig c =
+      changed({{"max_remain_ratio", -1}, {"min_remain_num", nullptr}, {"le_layers", nullptr}});
   CHECK_FALSE(c.rule.max_keep);
   CHECK_FALSE(c.rule.min_keep);
   CHECK(c.le_layers == std::vector<int64_t>{0, 1, 2, 3, 4, 5});
@@ -55,7 +56,8 @@ TEST_CASE("absent, null and negative mean: not set") {
 TEST_CASE("variants of the predictor") {
   CHECK(changed({{"attn_fuse_type", "AttnFuserV2"}}).vip.type == VipConfig::Type::v2);
   CHECK(changed({{"attn_fuse_type", "AttnFuserV2"}}).selected_visual_layers.empty());
-  const GlimpseConfig dummy = changed({{"attn_fuse_type", "AttnFuserDummy"}, {"selected_visual_layers", nullptr}});
+  const GlimpseConfig dummy =
+      changed({{"attn_fuse_type", "AttnFuserDummy"}, {"selected_visual_layers", nullptr}});
   CHECK(dummy.vip.type == VipConfig::Type::dummy);
   CHECK(changed({{"use_attention_logits", false}}).vip.log_softmax_input);
   CHECK(changed({{"le_norm_type", "layernorm"}}).layer_norm);
@@ -95,7 +97,8 @@ TEST_CASE("a base model's config is no pruning config") {
   const json base = read_json(kModules.parent_path() / "model/config.json");
   CHECK_THROWS_WITH_AS(
       GlimpseConfig::from_json(base, kBase),
-      doctest::Contains("this config.json has no pruning fields (attn_fuse_type, reduce_layer, ...); give the folder"),
+      doctest::Contains(
+          "this config.json has no pruning fields (attn_fuse_type, reduce_layer, ...); give the folder"),
       Error);
   CHECK_THROWS_AS(GlimpseConfig::from_json(json::array(), kBase), Error);
 }
@@ -105,10 +108,12 @@ TEST_CASE("modules that do not fit the base model") {
   CHECK(GlimpseModules::load(kModules, kBase, options)->token.added.size() == 6);
   BaseShape wider = kBase;
   wider.hidden_size = 512;
-  CHECK_THROWS_WITH_AS(GlimpseModules::load(kModules, wider, options), doctest::Contains("le_proj.weight"), Error);
+  CHECK_THROWS_WITH_AS(GlimpseModules::load(kModules, wider, options), doctest::Contains("le_proj.weight"),
+                       Error);
   BaseShape heads = kBase;
   heads.heads = 8;
-  CHECK_THROWS_WITH_AS(GlimpseModules::load(kModules, heads, options), doctest::Contains("attn_in_proj.weight"), Error);
+  CHECK_THROWS_WITH_AS(GlimpseModules::load(kModules, heads, options),
+                       doctest::Contains("attn_in_proj.weight"), Error);
   CHECK_THROWS_AS(GlimpseModules::load(kModules.parent_path() / "model", kBase, options), Error);
   CHECK_THROWS_AS(GlimpseModules::load("/nowhere", kBase, options), Error);
 }

@@ -23,7 +23,9 @@ Ids chosen(const Pruner& pruner, const View& view, const Budget& budget = {}) {
   return selection.keep;
 }
 
-ReferencePruner reference(KeepRule rule = {}) { return ReferencePruner({std::move(rule), 2}); }
+ReferencePruner reference(KeepRule rule = {}) {
+  return ReferencePruner({std::move(rule), 2});
+}
 
 }  // namespace
 
@@ -102,7 +104,8 @@ TEST_CASE("reference: only living tokens, with their scores") {
 TEST_CASE("reference: one list of boxes per image") {
   Views views({{2, 2}, {2, 2}});
   const char* message =
-      "reference: needs a list of boxes for each of the 2 images, got 0 (--reference-boxes, or bboxs in the row)";
+      "reference: needs a list of boxes for each of the 2 images, got 0 (--reference-boxes, or bboxs in the "
+      "row)";
   CHECK_THROWS_WITH_AS(chosen(reference(), views.view), message, Error);
   views.set_boxes({{}, {}, {}});
   CHECK_THROWS_AS(chosen(reference(), views.view), Error);

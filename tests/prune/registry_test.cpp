@@ -52,7 +52,8 @@ TEST_CASE("compositions") {
   CHECK(settings("reference", with_modules())["threshold"] == 0.4);
   CHECK(settings("reference(layer=5)", kPlain)["layer"] == 5);
 
-  const PrunerChain chain = make_pruners("random(keep=0.5,layer=-1)+glimpse(anchors=tl+br) + reference", with_modules());
+  const PrunerChain chain =
+      make_pruners("random(keep=0.5,layer=-1)+glimpse(anchors=tl+br) + reference", with_modules());
   REQUIRE(chain.size() == 3);
   CHECK(chain[0]->name() == "random");
   CHECK(chain[1]->name() == "glimpse");
@@ -82,7 +83,8 @@ TEST_CASE("what is known") {
 }
 
 TEST_CASE("errors of compositions") {
-  const auto starts = [](const std::string& composition, const PrunerContext& context, const std::string& expected) {
+  const auto starts = [](const std::string& composition, const PrunerContext& context,
+                         const std::string& expected) {
     const std::string got = error_of(composition, context);
     CAPTURE(composition);
     CHECK_MESSAGE(got.starts_with(expected), got);
@@ -91,7 +93,8 @@ TEST_CASE("errors of compositions") {
   starts("", kPlain, "pruning: unknown method ''");
   starts("random+", kPlain, "pruning: unknown method ''");
   starts("+", kPlain, "pruning: unknown method ''");
-  starts("random(kep=0.5)", kPlain, "random: unknown setting 'kep'; did you mean 'keep'? (known: keep, seed, layer)");
+  starts("random(kep=0.5)", kPlain,
+         "random: unknown setting 'kep'; did you mean 'keep'? (known: keep, seed, layer)");
   starts("random(zzzzzz=1)", kPlain, "random: unknown setting 'zzzzzz' (known: keep, seed, layer)");
   starts("random(keep=1.5)", kPlain, "random: keep: 1.5 is outside [1e-09, 1]");
   starts("random(keep=0)", kPlain, "random: keep: 0 is outside");
@@ -107,9 +110,12 @@ TEST_CASE("errors of compositions") {
   starts("random(keep=(0.5))", kPlain, "random: keep: expected a number, got \"(0.5)\"");
   starts("random(layer=6)", kPlain, "pruning: 'random(layer=6)' cuts at layer 6 but the model has 6 layers");
   starts("glimpse", kPlain, "glimpse: no pruning modules were given; name their folder with --new-modules");
-  starts("glimpse(treshold=0.5)", with_modules(), "glimpse: unknown setting 'treshold'; did you mean 'threshold'?");
+  starts("glimpse(treshold=0.5)", with_modules(),
+         "glimpse: unknown setting 'treshold'; did you mean 'threshold'?");
   starts("glimpse(threshold=1.01)", with_modules(), "glimpse: threshold: 1.01 is outside [0, 1]");
   starts("glimpse(min_keep=-1)", with_modules(), "glimpse: min_keep: -1 is outside");
-  starts("glimpse+glimpse", with_modules(), "pruning: only one method of a composition can use a guide token");
-  starts("reference(layer=9)", kPlain, "pruning: 'reference(layer=9)' cuts at layer 9 but the model has 6 layers");
+  starts("glimpse+glimpse", with_modules(),
+         "pruning: only one method of a composition can use a guide token");
+  starts("reference(layer=9)", kPlain,
+         "pruning: 'reference(layer=9)' cuts at layer 9 but the model has 6 layers");
 }
