@@ -116,6 +116,7 @@ std::string Engine::default_prune() const { return modules_ ? "glimpse" : "none"
 Answer Engine::ask(const Request& request) const { return std::move(ask(std::span(&request, 1))[0]); }
 
 std::vector<Answer> Engine::ask(std::span<const Request> requests) const {
+  if (requests.empty()) return {};
   const Tokenizer& tokenizer = model_->tokenizer();
   std::vector<Run> runs;
   runs.reserve(requests.size());

@@ -31,7 +31,8 @@ MropePositions mrope_positions(const std::vector<int64_t>& ids, const std::vecto
     const bool fits = i + tokens <= count &&
                       std::all_of(ids.begin() + i, ids.begin() + i + tokens, [&](int64_t id) { return id == ids[i]; });
     check(fits, "prompt: image ", used + 1, " needs ", tokens, " visual tokens, but the ids hold fewer at place ", i);
-    const double seconds = is_video ? seconds_per_grid.at(used) : 0.0;
+    check(is_image || used < seconds_per_grid.size(), "prompt: no seconds per grid for video ", used + 1);
+    const double seconds = is_video ? seconds_per_grid[used] : 0.0;
     ++used;
     int64_t largest = out.next;
     for (int64_t t = 0; t < grid.t; ++t)

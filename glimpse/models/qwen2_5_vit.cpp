@@ -35,7 +35,11 @@ VitWindows vit_windows(const std::vector<Grid>& grids, int64_t merge, int64_t wi
 
 Qwen25Vit Qwen25Vit::load(const nlohmann::json& c, const Weights& weights, at::TensorOptions options) {
   Qwen25Vit vit;
-  const auto number = [&](const char* key, int64_t fallback) { return c.value(key, fallback); };
+  const auto number = [&](const char* key, int64_t fallback) {
+    const int64_t value = c.value(key, fallback);
+    check(value > 0 && value < (1 << 24), "vision_config: ", key, " is ", value);
+    return value;
+  };
   const int64_t d = vit.hidden_size_ = number("hidden_size", 1280), ff = number("intermediate_size", 3420);
   const int64_t depth = number("depth", 32), patch = number("patch_size", 14), out = number("out_hidden_size", 3584);
   const int64_t temporal = number("temporal_patch_size", 2);
@@ -43,8 +47,7 @@ Qwen25Vit Qwen25Vit::load(const nlohmann::json& c, const Weights& weights, at::T
   vit.merge_ = number("spatial_merge_size", 2);
   vit.window_tokens_ = number("window_size", 112) / vit.merge_ / patch;
   const auto full = c.value("fullatt_block_indexes", std::vector<int64_t>{7, 15, 23, 31});
-  check(d > 0 && vit.heads_ > 0 && d % vit.heads_ == 0 && (d / vit.heads_) % 4 == 0 && vit.merge_ > 0 && patch > 0 &&
-            vit.window_tokens_ > 0,
+  check(d % vit.heads_ == 0 && (d / vit.heads_) % 4 == 0 && vit.window_tokens_ > 0,
         "vision_config: hidden_size ", d, ", num_heads ", vit.heads_, " and window_size do not fit together");
 
   const auto linear = [&](const std::string& name, int64_t rows, int64_t cols) {

@@ -8,6 +8,8 @@ namespace {
 
 using nlohmann::json;
 
+constexpr int64_t kMaxSize = int64_t{1} << 30;
+
 template <class T>
 T need(const json& object, const char* key, const std::string& where) {
   const auto found = object.find(key);
@@ -31,6 +33,9 @@ DecoderConfig decoder_config(const json& text, const json& top, const std::strin
         " do not divide");
   c.head_dim = text.value("head_dim", c.hidden_size / c.heads);
   c.vocab_size = need<int64_t>(text, "vocab_size", where);
+  // Products of two sizes must stay far from overflow.
+  for (const int64_t size : {c.hidden_size, c.intermediate_size, c.layers, c.heads, c.head_dim, c.vocab_size})
+    check(size > 0 && size < kMaxSize, where, ": a size of the language model is ", size);
   c.rms_norm_eps = text.value("rms_norm_eps", 1e-6);
   c.attention_bias = true;
   c.tied_head = top.value("tie_word_embeddings", text.value("tie_word_embeddings", false));
@@ -66,6 +71,7 @@ std::unique_ptr<Vlm> Qwen25Vl::load(const std::filesystem::path& dir, const json
   const int64_t pairs = std::accumulate(model->mrope_section_.begin(), model->mrope_section_.end(), int64_t{0});
   check(pairs == shape.head_dim / 2, where, ": mrope_section sums to ", pairs, ", expected half of the head size ",
         shape.head_dim);
+  for (const int64_t section : model->mrope_section_) check(section >= 0, where, ": mrope_section holds ", section);
   check(!text.value("use_sliding_window", false), where, ": sliding-window attention is not supported");
   model->max_positions_ = text.value("max_position_embeddings", int64_t{32768});
   model->mrope_ = {config.value("image_token_id", int64_t{151655}), config.value("video_token_id", int64_t{151656}),
@@ -81,8 +87,15 @@ std::unique_ptr<Vlm> Qwen25Vl::load(const std::filesystem::path& dir, const json
     return (shape.tied_head && name == "lm_head.weight") || name.ends_with("rotary_emb.inv_freq");
   });
 
-  if (std::filesystem::exists(dir / "preprocessor_config.json"))
-    model->image_options_ = QwenImageOptions::from_json(read_json(dir / "preprocessor_config.json"));
+  if (const auto file = dir / "preprocessor_config.json"; std::filesystem::exists(file)) {
+    const QwenImageOptions& image = model->image_options_ = QwenImageOptions::from_json(read_json(file));
+    const auto same = [&](const char* key, int64_t here, int64_t encoder) {
+      check(here == encoder, file.string(), ": ", key, " is ", here, " but the encoder's is ", encoder);
+    };
+    same("patch_size", image.patch_size, vision.value("patch_size", int64_t{14}));
+    same("merge_size", image.merge_size, model->mrope_.merge);
+    same("temporal_patch_size", image.temporal_patch_size, vision.value("temporal_patch_size", int64_t{2}));
+  }
   if (std::filesystem::exists(dir / "tokenizer.json") || std::filesystem::exists(dir / "vocab.json"))
     model->tokenizer_ = Tokenizer::load(dir);
   return model;

@@ -147,7 +147,8 @@ void silu_mul_row(const T* gate, const T* up, T* out, int64_t n) {
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) {
     const V g = load(f, gate + i);
-    const V s = hn::Div(g, hn::Add(one, hn::Exp(f, hn::Neg(g))));
+    // Exp is defined up to 104, where it is infinite already.
+    const V s = hn::Div(g, hn::Add(one, hn::Exp(f, hn::Min(hn::Neg(g), hn::Set(f, 104.0f)))));
     store(f, hn::Mul(s, load(f, up + i)), out + i);
   }
   for (; i < n; ++i) {

@@ -1,6 +1,7 @@
 #include "glimpse/prune/glimpse.h"
 
 #include <algorithm>
+#include <functional>
 
 namespace glimpse {
 
@@ -40,11 +41,14 @@ GlimpseConfig GlimpseConfig::from_json(const json& c, const BaseShape& base) {
   for (const int64_t layer : out.selected_layers)
     check(layer <= out.reduce_layer, "pruning config: selected layer ", layer, " lies behind reduce_layer ",
           out.reduce_layer);
+  for (const int64_t layer : out.selected_layers)
+    check(std::count(out.selected_layers.begin(), out.selected_layers.end(), layer) == 1,
+          "pruning config: selected_layers names layer ", layer, " twice");
   out.le_layers = field(c, "le_layers", std::vector<int64_t>{});
   if (out.le_layers.empty())
     for (int64_t l = 0; l < base.layers; ++l) out.le_layers.push_back(l);
   check_layers("le_layers", out.le_layers, base.layers);
-  check(out.le_layers[0] == 0 && std::is_sorted(out.le_layers.begin(), out.le_layers.end()),
+  check(out.le_layers[0] == 0 && std::is_sorted(out.le_layers.begin(), out.le_layers.end(), std::less_equal<>()),
         "pruning config: le_layers must be ascending and start with layer 0");
   const auto length = field<int64_t>(c, "le_length", 1);
   check(length == 1, "pruning config: le_length ", length, " is not supported, only 1");
@@ -83,6 +87,8 @@ GlimpseConfig GlimpseConfig::from_json(const json& c, const BaseShape& base) {
   if (vip.type != VipConfig::Type::v1) out.selected_visual_layers.clear();
 
   out.rule.threshold = field(c, "reduce_threshold", 0.5);
+  check(out.rule.threshold >= 0 && out.rule.threshold <= 1, "pruning config: reduce_threshold ", out.rule.threshold,
+        " is outside [0, 1]");
   out.rule.max_keep = field(c, "max_remain_ratio", -1.0);
   if (*out.rule.max_keep < 0) out.rule.max_keep.reset();
   if (c.contains("min_remain_num")) out.rule.min_keep = field<int64_t>(c, "min_remain_num", -1);

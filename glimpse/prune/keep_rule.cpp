@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <limits>
 #include <numeric>
 
 namespace glimpse {
 
 std::vector<int64_t> top_indices(const at::Tensor& values, int64_t count) {
-  const at::Tensor wide = values.to(at::kCPU, at::kFloat).contiguous();
+  at::Tensor wide = values.to(at::kCPU, at::kFloat).contiguous();
+  // A NaN compares with nothing, which sorting does not survive: it ranks last.
+  wide = wide.masked_fill(wide.isnan(), -std::numeric_limits<float>::infinity());
   const float* value = wide.const_data_ptr<float>();
   std::vector<int64_t> order(wide.numel());
   std::iota(order.begin(), order.end(), int64_t{0});

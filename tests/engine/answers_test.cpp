@@ -1,0 +1,26 @@
+// The recorded answers of the built-in model: transformers' without pruning, the method step by step with it.
+#include "builtin.h"
+
+#undef CHECK
+#include <doctest/doctest.h>
+
+using namespace glimpse;
+
+TEST_CASE("the first 40 recorded answers") {
+  const auto answers = test::tiny_rows("answers.jsonl");
+  REQUIRE(answers.size() >= 40);
+  int different = 0;
+  for (int row = 0; row < 40; ++row) {
+    const auto& expected = answers[row];
+    const std::vector<Request> requests = {test::row_request(row, "none"), test::row_request(row)};
+    const std::vector<Answer> got = test::tiny_engine().ask(std::span(requests));
+    const auto keep = expected["keep"].get<std::vector<int64_t>>();
+    const bool same = got[0].text == expected["answer_full"] && got[1].text == expected["answer_pruned"] &&
+                      got[1].keep[0] == keep && got[1].visual_tokens == expected["visual"];
+    if (same) continue;
+    ++different;
+    MESSAGE("row " << row << ": full '" << got[0].text << "', pruned '" << got[1].text << "', kept "
+                   << got[1].kept_tokens << "; recorded " << expected.dump());
+  }
+  CHECK(different == 0);
+}

@@ -1,0 +1,227 @@
+// Choosing tokens, streaming, ends and cancellation.
+#include <chrono>
+#include <cmath>
+#include <numeric>
+#include <thread>
+
+#include "builtin.h"
+#include "glimpse/base/check.h"
+
+#undef CHECK
+#include <doctest/doctest.h>
+
+using namespace glimpse;
+using test::row_request;
+using test::tiny_engine;
+using Ids = std::vector<int64_t>;
+
+namespace {
+
+const at::Tensor kLogits = at::tensor({1.0f, 3.0f, -2.0f, 2.5f, 0.0f});
+
+// How often each of the five tokens is drawn.
+std::vector<double> frequencies(const SamplingOptions& options, const Ids& seen = {}) {
+  Sampler sampler(options);
+  std::vector<double> count(5);
+  constexpr int draws = 20000;
+  for (int i = 0; i < draws; ++i) count[sampler.next(kLogits, seen)] += 1.0 / draws;
+  return count;
+}
+
+void near(const std::vector<double>& got, const std::vector<double>& weights) {
+  const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+  for (size_t i = 0; i < got.size(); ++i) {
+    CAPTURE(i);
+    if (weights[i] == 0) CHECK(got[i] == 0);
+    CHECK(std::abs(got[i] - weights[i] / sum) < 0.02);
+  }
+}
+
+// A pruner that asks to stop when it is called: in the middle of a prefill.
+class Stopping : public Pruner {
+ public:
+  explicit Stopping(std::stop_source& source) : source_(source) {}
+  std::string name() const override { return "stopping"; }
+  nlohmann::json settings() const override { return {}; }
+  std::vector<Cut> cuts() const override { return {{Cut::Place::after, 1, true}}; }
+  Selection select(const View& view, const Cut&, const Budget&) const override {
+    source_.request_stop();
+    Ids all(view.living.size(0));
+    std::iota(all.begin(), all.end(), int64_t{0});
+    return {all, {}, {}};
+  }
+
+ private:
+  std::stop_source& source_;
+};
+
+}  // namespace
+
+TEST_CASE("greedy takes the highest, the first of equals") {
+  Sampler greedy({});
+  CHECK(greedy.next(kLogits, {}) == 1);
+  CHECK(greedy.next(at::tensor({2.0f, 5.0f, 5.0f}), {}) == 1);
+}
+
+TEST_CASE("temperature, top-k and top-p") {
+  std::vector<double> e, hot;
+  for (int i = 0; i < 5; ++i) {
+    e.push_back(std::exp(kLogits[i].item<double>()));
+    hot.push_back(std::exp(kLogits[i].item<double>() / 3));
+  }
+  near(frequencies({.temperature = 1, .seed = 1}), e);
+  near(frequencies({.temperature = 3, .seed = 1}), hot);
+  near(frequencies({.temperature = 1, .top_k = 2, .seed = 1}), {0, e[1], 0, e[3], 0});
+  near(frequencies({.temperature = 1, .top_k = 99, .seed = 1}), e);
+  near(frequencies({.temperature = 5, .top_k = 1, .seed = 1}), {0, 1, 0, 0, 0});
+  // p = 0.55, 0.33, 0.074, ...: the smallest set that reaches the mass
+  near(frequencies({.temperature = 1, .top_p = 0.3, .seed = 1}), {0, 1, 0, 0, 0});
+  near(frequencies({.temperature = 1, .top_p = 0.8, .seed = 1}), {0, e[1], 0, e[3], 0});
+  near(frequencies({.temperature = 1, .top_p = 0.93, .seed = 1}), {e[0], e[1], 0, e[3], 0});
+  near(frequencies({.temperature = 1, .top_p = 1e-9, .seed = 1}), {0, 1, 0, 0, 0});
+  // top-k comes first: of the two left, p = 0.62 and 0.38
+  near(frequencies({.temperature = 1, .top_p = 0.6, .top_k = 2, .seed = 1}), {0, 1, 0, 0, 0});
+}
+
+TEST_CASE("repetition penalty: positive scores are divided, negative multiplied, once per token") {
+  const auto penalised = [](int64_t i, bool seen) {
+    const double x = kLogits[i].item<double>();
+    return std::exp(!seen ? x : x > 0 ? x / 1.5 : x * 1.5);
+  };
+  std::vector<double> expected;
+  for (int64_t i = 0; i < 5; ++i) expected.push_back(penalised(i, i == 1 || i == 2));
+  near(frequencies({.temperature = 1, .repetition_penalty = 1.5, .seed = 1}, {1, 2, 1, 1}), expected);
+  Sampler greedy({.repetition_penalty = 1.5});
+  CHECK(greedy.next(kLogits, {1}) == 3);
+  CHECK(greedy.next(kLogits, {}) == 1);
+  CHECK(kLogits[1].item<float>() == 3.0f);  // the logits are not changed
+}
+
+TEST_CASE("a seed makes sampling reproducible") {
+  Request request = row_request(0);
+  request.sampling = {.temperature = 8, .seed = 3};
+  const Answer a = tiny_engine().ask(request), b = tiny_engine().ask(request);
+  CHECK(a.ids == b.ids);
+  request.sampling.seed = 4;
+  CHECK(tiny_engine().ask(request).ids != a.ids);
+  request.sampling = {.temperature = 8, .top_k = 1};
+  CHECK(tiny_engine().ask(request).ids == tiny_engine().ask(row_request(0)).ids);
+}
+
+TEST_CASE("the pieces of the stream joined are the answer") {
+  for (const double temperature : {0.0, 8.0}) {  // hot: broken characters and all
+    Request request = row_request(5);
+    request.sampling = {.temperature = temperature, .seed = 11};
+    request.max_new_tokens = 60;
+    std::string joined;
+    request.on_text = [&](const std::string& piece) {
+      CHECK_FALSE(piece.empty());
+      joined += piece;
+    };
+    const Answer answer = tiny_engine().ask(request);
+    CHECK(joined == answer.text);
+    CHECK(answer.text == tiny_engine().model().tokenizer().decode(answer.ids));
+  }
+}
+
+TEST_CASE("ends: a stop token or the length") {
+  Request request = row_request(0);
+  const Answer whole = tiny_engine().ask(request);
+  CHECK(whole.finish_reason == "stop");
+  for (const int64_t id : whole.ids) CHECK((id != 556 && id != 554));
+  request.max_new_tokens = 3;
+  const Answer cut = tiny_engine().ask(request);
+  CHECK(cut.finish_reason == "length");
+  CHECK(cut.ids == Ids(whole.ids.begin(), whole.ids.begin() + 3));
+  request.max_new_tokens = static_cast<int64_t>(whole.ids.size());
+  CHECK(tiny_engine().ask(request).finish_reason == "length");
+  request.max_new_tokens = static_cast<int64_t>(whole.ids.size()) + 4;
+  request.ignore_eos = true;
+  const Answer on = tiny_engine().ask(request);
+  CHECK(on.ids.size() == whole.ids.size() + 4);
+  CHECK(on.ids[whole.ids.size()] == 556);
+  CHECK(on.finish_reason == "length");
+}
+
+TEST_CASE("decoding ends at the model's context") {
+  Request request;
+  request.ignore_eos = true;
+  request.max_new_tokens = 100;
+  request.messages = {test::user("")};
+  const auto fixed = static_cast<int64_t>(tiny_engine().model().prompt(request.messages, {}, {}).ids.size());
+  std::vector<int64_t> one = tiny_engine().model().tokenizer().encode("7");
+  REQUIRE(one.size() == 1);
+  request.messages = {test::user(std::string(4096 - fixed - 10, '7'))};
+  const Answer answer = tiny_engine().ask(request);
+  CHECK(answer.finish_reason == "length");
+  CHECK(answer.prompt_tokens + static_cast<int64_t>(answer.ids.size()) <= 4096 + 1);
+}
+
+TEST_CASE("cancelled before it starts") {
+  std::stop_source source;
+  source.request_stop();
+  Request request = row_request(0);
+  request.stop = source.get_token();
+  const Answer answer = tiny_engine().ask(request);
+  CHECK(answer.finish_reason == "cancelled");
+  CHECK(answer.ids.empty());
+}
+
+TEST_CASE("cancelled during prefill") {
+  std::stop_source source;
+  const Request request = row_request(0);
+  Sequence sequence;
+  sequence.prompt = tiny_engine().model().prompt(request.messages, request.images, {});
+  sequence.pruners = {std::make_shared<Stopping>(source)};
+  sequence.stop = source.get_token();
+  const std::vector<Sequence*> one = {&sequence};
+  int64_t last = -1;
+  CHECK_THROWS_AS(
+      prefill(tiny_engine().model(), one, [&](int64_t layer, const at::Tensor&) { last = layer; }),
+      Cancelled);
+  CHECK(last == 1);  // no further layer was run
+}
+
+TEST_CASE("cancelled during decoding, from the stream and from another thread") {
+  std::stop_source source;
+  Request request = row_request(0);
+  request.ignore_eos = true;
+  request.max_new_tokens = 3000;
+  request.stop = source.get_token();
+  std::string seen;
+  request.on_text = [&](const std::string& piece) {
+    seen += piece;
+    if (seen.size() > 10) source.request_stop();
+  };
+  const Answer answer = tiny_engine().ask(request);
+  CHECK(answer.finish_reason == "cancelled");
+  CHECK(!answer.ids.empty());
+  CHECK(answer.ids.size() < 30);
+  CHECK(answer.text == seen);
+
+  std::stop_source other;
+  request.stop = other.get_token();
+  request.on_text = {};
+  std::jthread thread([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    other.request_stop();
+  });
+  const Answer late = tiny_engine().ask(request);
+  CHECK(late.finish_reason == "cancelled");
+  CHECK(late.ids.size() < 3000);
+}
+
+TEST_CASE("engine options: errors") {
+  const auto load = [](EngineOptions options) { return Engine::load(options); };
+  CHECK_THROWS_WITH_AS(load({.dtype = "int8"}), "dtype: expected auto, bf16 or fp32, got 'int8'", Error);
+  for (const char* device : {"gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", ""})
+    CHECK_THROWS_WITH_AS(parse_device(device), doctest::Contains("device: expected cpu, cuda or cuda:i"),
+                         Error);
+  CHECK(parse_device("cpu").is_cpu());
+  CHECK_THROWS_AS(load({.model = "/nowhere/at/all"}), Error);
+  CHECK_THROWS_AS(load({.model = test::tiny_dir() / "model", .new_modules = test::tiny_dir() / "model"}),
+                  Error);
+  CHECK(std::filesystem::exists(builtin_model_dir() / "model/config.json"));
+  CHECK(tiny_engine().default_prune() == "glimpse");
+  CHECK(Engine::load({.model = test::tiny_dir() / "model"})->default_prune() == "none");
+}

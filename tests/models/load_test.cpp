@@ -1,0 +1,188 @@
+// What damaged model folders are answered with.
+#include "builtin.h"
+#include "glimpse/base/check.h"
+#include "glimpse/io/safetensors.h"
+
+#undef CHECK
+#include <doctest/doctest.h>
+
+using namespace glimpse;
+using nlohmann::json;
+using test::BrokenModel;
+using Tensors = std::map<std::string, at::Tensor>;
+
+namespace {
+
+std::string error_of(const BrokenModel& model) {
+  try {
+    load_vlm(model.dir(), {.dtype = at::kFloat});
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+std::string with_config(const std::function<void(json&)>& edit) {
+  const BrokenModel model;
+  model.edit_json("config.json", edit);
+  const std::string error = error_of(model);
+  const bool named =
+      error.find(model.dir().string()) != std::string::npos || error.starts_with("vision_config");
+  CHECK_MESSAGE((error == "no error" || named), error);
+  return error;
+}
+
+std::string with_weights(const std::function<void(Tensors&)>& edit) {
+  const BrokenModel model;
+  Tensors tensors = load_safetensors(model.dir() / "model.safetensors").tensors;
+  edit(tensors);
+  std::filesystem::remove(model.dir() / "model.safetensors");
+  save_safetensors(model.dir() / "model.safetensors", tensors);
+  return error_of(model);
+}
+
+void contains(const std::string& error, std::initializer_list<const char*> parts) {
+  for (const char* part : parts)
+    CHECK_MESSAGE(error.find(part) != std::string::npos, error << " lacks: " << part);
+}
+
+}  // namespace
+
+TEST_CASE("an undamaged copy loads") {
+  CHECK(with_config([](json&) {}) == "no error");
+  CHECK(with_weights([](Tensors&) {}) == "no error");
+}
+
+TEST_CASE("config.json: which model, which fields") {
+  contains(with_config([](json& c) { c["model_type"] = "gpt2"; }),
+           {"config.json", "model_type 'gpt2' is not supported", "qwen2_5_vl"});
+  contains(with_config([](json& c) { c.erase("model_type"); }), {"model_type ''"});
+  contains(with_config([](json& c) { c["model_type"] = 7; }), {"config.json"});
+  contains(with_config([](json& c) { c = json::array(); }), {"config.json", "expected a JSON object"});
+  for (const char* key : {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                          "vocab_size", "vision_config", "rope_scaling"}) {
+    contains(with_config([&](json& c) { c.erase(key); }), {"config.json", key, "is missing"});
+    contains(with_config([&](json& c) { c[key] = nullptr; }), {"config.json", key, "is missing"});
+    contains(with_config([&](json& c) { c[key] = "many"; }), {"config.json"});
+  }
+  contains(with_config([](json& c) { c["text_config"] = 5; }), {"config.json"});
+  contains(with_config([](json& c) { c["rope_scaling"].erase("mrope_section"); }),
+           {"mrope_section is missing"});
+  contains(with_config([](json& c) {
+             c["rope_scaling"]["mrope_section"] = {8, 12, 13};
+           }),
+           {"mrope_section sums to 33", "half of the head size 64"});
+  contains(with_config([](json& c) { c["use_sliding_window"] = true; }),
+           {"sliding-window attention is not supported"});
+}
+
+TEST_CASE("config.json: numbers that cannot be") {
+  for (const char* key : {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                          "num_key_value_heads", "vocab_size", "head_dim"})
+    for (const int64_t value : {int64_t{0}, int64_t{-1}, int64_t{7}, int64_t{1} << 62}) {
+      CAPTURE(key);
+      CAPTURE(value);
+      CHECK(with_config([&](json& c) { c[key] = value; }) != "no error");
+    }
+  for (const char* key : {"hidden_size", "num_heads", "depth", "patch_size", "spatial_merge_size",
+                          "window_size", "temporal_patch_size", "intermediate_size", "out_hidden_size"})
+    for (const int64_t value : {int64_t{0}, int64_t{-2}, int64_t{1} << 62}) {
+      CAPTURE(key);
+      CAPTURE(value);
+      if (std::string(key) == "window_size" && value > 0) continue;  // one window is fine
+      CHECK(with_config([&](json& c) { c["vision_config"][key] = value; }) != "no error");
+    }
+  CHECK(with_config([](json& c) { c["rope_scaling"]["mrope_section"] = {40, -20, 12}; }) != "no error");
+  CHECK(with_config([](json& c) { c["rope_scaling"]["mrope_section"] = {8, 12, "12"}; }) != "no error");
+  CHECK(with_config([](json& c) { c["vision_config"] = json::array(); }) != "no error");
+  CHECK(with_config([](json& c) { c["vision_config"]["fullatt_block_indexes"] = "all"; }) != "no error");
+}
+
+TEST_CASE("weights: missing, of another shape, unknown") {
+  contains(with_weights([](Tensors& t) { t.erase("model.layers.3.mlp.up_proj.weight"); }),
+           {"model.layers.3.mlp.up_proj.weight"});
+  contains(with_weights([](Tensors& t) { t.erase("visual.merger.ln_q.weight"); }),
+           {"visual.merger.ln_q.weight"});
+  contains(with_weights([](Tensors& t) {
+             auto& norm = t.at("model.norm.weight");
+             norm = norm.narrow(0, 0, 200);
+           }),
+           {"model.norm.weight", "[200]", "[256]", "model.safetensors"});
+  contains(with_weights([](Tensors& t) { t["model.layers.6.input_layernorm.weight"] = at::zeros({256}); }),
+           {"model.layers.6.input_layernorm.weight"});
+  contains(with_weights([](Tensors& t) { t["model.norm.weight"] = at::zeros({256}, at::kLong); }),
+           {"model.norm.weight"});
+  contains(with_weights([](Tensors& t) { t["model.visual.merger.ln_q.weight"] = at::zeros({128}); }),
+           {"visual.merger.ln_q.weight"});  // twice, under both names
+  contains(with_weights([](Tensors& t) { t.clear(); }), {"model"});
+}
+
+TEST_CASE("a tied model may store its head and the rotary frequencies") {
+  CHECK(with_weights([](Tensors& t) {
+          t["lm_head.weight"] = t.at("model.embed_tokens.weight").clone();
+          t["model.layers.0.self_attn.rotary_emb.inv_freq"] = at::zeros({32});
+        }) == "no error");
+}
+
+TEST_CASE("files that are missing or no JSON") {
+  CHECK_THROWS_WITH_AS(load_vlm("/nowhere", {}), doctest::Contains("/nowhere"), Error);
+  const BrokenModel model;
+  std::filesystem::remove(model.dir() / "model.safetensors");
+  contains(error_of(model), {model.dir().c_str()});
+  std::ofstream(model.dir() / "config.json") << "{ \"model_type\": ";
+  contains(error_of(model), {"config.json"});
+
+  const BrokenModel silent;  // loads, but has no words
+  for (const char* file : {"tokenizer.json", "vocab.json", "merges.txt"})
+    std::filesystem::remove(silent.dir() / file);
+  const auto loaded = load_vlm(silent.dir(), {.dtype = at::kFloat});
+  CHECK_THROWS_WITH_AS(loaded->tokenizer(), doctest::Contains("no tokenizer.json"), Error);
+}
+
+TEST_CASE("an image processor that makes other patches than the encoder takes") {
+  for (const auto& [key, value] :
+       {std::pair{"patch_size", 16}, {"merge_size", 1}, {"temporal_patch_size", 1}}) {
+    const BrokenModel model;
+    model.edit_json("preprocessor_config.json", [&](json& c) { c[key] = value; });
+    contains(error_of(model), {"preprocessor_config.json", key});
+  }
+}
+
+TEST_CASE("prompts from ids: errors") {
+  const Vlm& model = test::tiny_engine().model();
+  const auto prompt = [&](std::vector<int64_t> ids, std::vector<Grid> grids) {
+    std::vector<Patches> patches;
+    for (const Grid& grid : grids)
+      patches.push_back({at::zeros({int64_t{grid.t} * grid.h * grid.w, 1176}), grid});
+    return model.prompt(ids, patches);
+  };
+  CHECK(prompt({1, 566, 2}, {{1, 4, 6}}).ids.size() == 8);
+  CHECK(prompt({1, 566, 566, 566, 566, 566, 566, 2}, {{1, 4, 6}}).ids.size() == 8);
+  CHECK_THROWS_WITH_AS(prompt({1, 566, 566, 2}, {{1, 4, 6}}), "prompt: image 1 has 2 places, expected 1 or 6",
+                       Error);
+  CHECK_THROWS_WITH_AS(prompt({566, 1, 566}, {{1, 2, 2}}),
+                       "prompt: more image places than the 1 images given", Error);
+  CHECK_THROWS_WITH_AS(prompt({1}, {{1, 2, 2}}), doctest::Contains("1 images were given but it has 0 places"),
+                       Error);
+  CHECK_THROWS_WITH_AS(prompt({}, {}), "prompt: it is empty", Error);
+  CHECK_THROWS_WITH_AS(prompt({576}, {}), "prompt: token id 576 is outside the vocabulary of 576", Error);
+  CHECK_THROWS_AS(prompt({-1}, {}), Error);
+  CHECK_THROWS_WITH_AS(prompt(std::vector<int64_t>(5000, 1), {}), doctest::Contains("context of 4096"),
+                       Error);
+}
+
+TEST_CASE("image bounds") {
+  const Vlm& model = test::tiny_engine().model();
+  const Image image{280, 280, std::vector<uint8_t>(3 * 280 * 280, 90)};
+  const auto tokens = [&](ImageBounds bounds) {
+    return model.prompt({test::user("x", 1)}, {image}, bounds).visual_rows.size();
+  };
+  CHECK(tokens({}) == 100);
+  CHECK(tokens({.min_pixels = {}, .max_pixels = 28 * 28 * 30}) <= 30);
+  CHECK(tokens({.min_pixels = 28 * 28 * 150, .max_pixels = {}}) >= 150);
+  CHECK_THROWS_WITH_AS(tokens({.min_pixels = 100, .max_pixels = 50}), doctest::Contains("image bounds"),
+                       Error);
+  CHECK_THROWS_AS(tokens({.min_pixels = -5, .max_pixels = {}}), Error);
+  CHECK_THROWS_AS(model.prompt({test::user("x", 2)}, {image}, {}), Error);
+  CHECK_THROWS_AS(model.prompt({test::user("x", 0)}, {image}, {}), Error);
+}

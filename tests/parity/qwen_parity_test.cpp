@@ -1,0 +1,85 @@
+// Random Qwen2.5-VL checkpoints of every layout against transformers: the folder that make_checkpoints.py
+// wrote.
+#include "glimpse/engine/sequence.h"
+#include "golden_case.h"
+
+#undef CHECK
+#include <doctest/doctest.h>
+
+using namespace glimpse;
+using test::difference;
+using test::GoldenCase;
+
+namespace {
+
+std::filesystem::path checkpoints() {
+  const char* dir = std::getenv("GLIMPSE_PARITY_DIR");
+  REQUIRE_MESSAGE(dir != nullptr, "GLIMPSE_PARITY_DIR must name the folder that make_checkpoints.py wrote");
+  return dir;
+}
+
+std::vector<Patches> patches_of(const GoldenCase& parity) {
+  std::vector<Patches> patches;
+  if (!parity.has("image_grid_thw")) return patches;
+  const std::vector<int64_t> sizes = parity.integers("image_grid_thw");
+  int64_t first = 0;
+  for (size_t i = 0; i < sizes.size(); i += 3) {
+    const Grid grid{static_cast<int>(sizes[i]), static_cast<int>(sizes[i + 1]),
+                    static_cast<int>(sizes[i + 2])};
+    const int64_t count = sizes[i] * sizes[i + 1] * sizes[i + 2];
+    patches.push_back({parity["pixel_values"].narrow(0, first, count), grid});
+    first += count;
+  }
+  return patches;
+}
+
+void compare(const char* what, const at::Tensor& got, const at::Tensor& expected) {
+  const double limit = std::max(5e-4, 1e-3 * expected.abs().max().item<double>());
+  const double d = difference(got, expected);
+  CHECK_MESSAGE(d <= limit, what << ": differs by " << d << ", limit " << limit << ", shape " << got.sizes());
+}
+
+void run_case(const Vlm& model, const GoldenCase& parity) {
+  Sequence sequence;
+  sequence.prompt = model.prompt(parity.integers("input_ids"), patches_of(parity));
+  CHECK(difference(sequence.prompt.position_ids, parity["position_ids"]) == 0);
+  const int64_t rows = parity["input_ids"].numel();
+  CHECK(sequence.prompt.next_position - rows == parity.integers("rope_deltas")[0]);
+  if (parity.has("image_embeds"))
+    compare("image_embeds", model.encode(sequence.prompt.patches, {}).embeds, parity["image_embeds"]);
+
+  const std::vector<Sequence*> one = {&sequence};
+  int64_t last = -1;
+  at::Tensor step = prefill(model, one, [&](int64_t layer, const at::Tensor& hidden) {
+    CHECK(layer == ++last);
+    if (layer + 1 == model.decoder().config().layers)
+      compare("all_logits", model.decoder().logits(hidden), parity["all_logits"]);
+  });
+  CHECK(last + 1 == model.decoder().config().layers);
+  compare("first_logits", step[0], parity["first_logits"]);
+
+  std::vector<int64_t> ids;
+  const std::vector<int64_t> expected = parity.integers("generated_ids");
+  CHECK(expected.size() == 32);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    compare("step_top2", std::get<0>(step[0].topk(2)), parity["step_top2"][static_cast<int64_t>(i)]);
+    ids.push_back(step[0].argmax().item<int64_t>());
+    step = decode_step(model, one, {ids.back()});
+  }
+  CHECK(ids == expected);
+}
+
+}  // namespace
+
+TEST_CASE("random checkpoints equal those of transformers") {
+  int run = 0;
+  for (const auto& shape : std::filesystem::directory_iterator(checkpoints())) {
+    const auto model = load_vlm(shape.path() / "model", {.dtype = at::kFloat});
+    for (const GoldenCase& parity : test::golden_cases(shape.path() / "cases")) {
+      INFO(shape.path().filename().string() << " " << parity.name);
+      run_case(*model, parity);
+      ++run;
+    }
+  }
+  CHECK(run >= 15);
+}
