@@ -60,7 +60,8 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
       ->type_name("DIR")
       ->allow_extra_args(false)
       ->group(group);
-  app.add_option("--dtype", options.dtype, "arithmetic: auto (bf16), bf16 or fp32")
+  app.add_option("--dtype", options.dtype,
+                 "arithmetic: auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32")
       ->type_name("TYPE")
       ->check(CLI::IsMember({"auto", "bf16", "fp32"}).description(""))
       ->capture_default_str()

@@ -8,8 +8,8 @@
 
 namespace glimpse {
 
-/// A mistake of the caller or in the data it gave: bad file, bad option, impossible request. Its text says what
-/// was expected, what came, and where. Programs print it and exit with a non-zero status.
+/// A mistake of the caller or in the data it gave: bad file, bad option, impossible request. Its text says
+/// what was expected, what came, and where. Programs print it and exit with a non-zero status.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

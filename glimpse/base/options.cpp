@@ -48,7 +48,8 @@ void Fields::set(std::string_view name, std::string_view text, std::string_view 
     }
   };
   // The text is tried as JSON (numbers, booleans), then as text, then as a '+'-separated list.
-  nlohmann::json parsed = text == "none" ? nlohmann::json(nullptr) : nlohmann::json::parse(text, nullptr, false);
+  nlohmann::json parsed =
+      text == "none" ? nlohmann::json(nullptr) : nlohmann::json::parse(text, nullptr, false);
   std::string problem;
   if (!parsed.is_discarded() && (problem = attempt(parsed)).empty()) return;
   std::string as_text = attempt(std::string(text));

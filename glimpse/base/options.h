@@ -29,18 +29,19 @@ struct Field {
   bool is_switch = false;
 };
 
-/// The settings of a component. A component lists each once; JSON, composition strings, flags, --help and the record
-/// in results all come from that list.
+/// The settings of a component. A component lists each once; JSON, composition strings, flags, --help and the
+/// record in results all come from that list.
 class Fields {
  public:
-  /// `value` (bool, integer, floating point, string, optional of one, or vector of strings) must outlive the list.
+  /// `value` (bool, integer, floating point, string, optional of one, or vector of strings) must outlive the
+  /// list.
   template <class T>
   Fields& add(std::string name, T& value, std::string help, Range range = {});
 
   const std::vector<Field>& list() const { return list_; }
   nlohmann::json to_json() const;
-  /// Sets every key of the object; an unknown key is an error that names the nearest known one. `owner` is used in
-  /// errors.
+  /// Sets every key of the object; an unknown key is an error that names the nearest known one. `owner` is
+  /// used in errors.
   void from_json(const nlohmann::json& object, std::string_view owner);
   /// Sets one field from text ("0.5", "true", "tl+tr"; "none" empties an optional).
   void set(std::string_view name, std::string_view text, std::string_view owner);
@@ -71,8 +72,8 @@ void read_value(const nlohmann::json& json, T& value, const std::string& name, R
     check(json.is_number() && (!std::is_integral_v<T> || json.is_number_integer()), name, ": expected ",
           std::is_integral_v<T> ? "an integer" : "a number", ", got ", json.dump());
     const double number = json.get<double>();
-    check(number >= range.low && number <= range.high, name, ": ", json.dump(), " is outside [", range.low, ", ",
-          range.high, "]");
+    check(number >= range.low && number <= range.high, name, ": ", json.dump(), " is outside [", range.low,
+          ", ", range.high, "]");
     value = json.get<T>();
   } else if constexpr (std::is_same_v<T, std::string>) {
     check(json.is_string(), name, ": expected text, got ", json.dump());
@@ -100,9 +101,10 @@ nlohmann::json write_value(const T& value) {
 
 template <class T>
 Fields& Fields::add(std::string name, T& value, std::string help, Range range) {
-  Field field{name, std::move(help), [&value] { return detail::write_value(value); },
-              [&value, name, range](const nlohmann::json& json) { detail::read_value(json, value, name, range); },
-              std::is_same_v<T, bool>};
+  Field field{
+      name, std::move(help), [&value] { return detail::write_value(value); },
+      [&value, name, range](const nlohmann::json& json) { detail::read_value(json, value, name, range); },
+      std::is_same_v<T, bool>};
   list_.push_back(std::move(field));
   return *this;
 }

@@ -5,7 +5,8 @@
 namespace glimpse {
 
 std::filesystem::path builtin_model_dir() {
-  // The library's own place tells an install (lib beside share) from a build tree (sources known at compile time).
+  // The library's own place tells an install (lib beside share) from a build tree (sources known at compile
+  // time).
   std::vector<std::filesystem::path> places;
   Dl_info info{};
   if (dladdr(reinterpret_cast<const void*>(&builtin_model_dir), &info) && info.dli_fname) {

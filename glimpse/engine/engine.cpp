@@ -46,17 +46,20 @@ struct Run {
 
 Fields EngineOptions::fields() {
   Fields fields;
-  fields.add("model", model, "model directory, or hub id in the local Hugging Face cache (default: the built-in model)")
+  fields
+      .add("model", model,
+           "model directory, or hub id in the local Hugging Face cache (default: the built-in model)")
       .add("new_modules", new_modules, "directory of the pruning modules (config.json, new_modules_gp.pt)")
       .add("adapter", adapters, "PEFT adapter directory to merge (repeatable)")
-      .add("dtype", dtype, "arithmetic: auto (bf16), bf16 or fp32")
+      .add("dtype", dtype, "arithmetic: auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32")
       .add("device", device, "cpu, cuda or cuda:i")
       .add("threads", threads, "CPU threads (0: one per core)", {0, 4096});
   return fields;
 }
 
 double Answer::decode_rate() const {
-  return times.decode > 0 && ids.size() > 1 ? 1000.0 * static_cast<double>(ids.size() - 1) / times.decode : 0.0;
+  return times.decode > 0 && ids.size() > 1 ? 1000.0 * static_cast<double>(ids.size() - 1) / times.decode
+                                            : 0.0;
 }
 
 BaseShape base_shape(const Vlm& model) {
@@ -89,14 +92,17 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   LoadOptions load;
   check(options.dtype == "auto" || options.dtype == "bf16" || options.dtype == "fp32",
         "dtype: expected auto, bf16 or fp32, got '", options.dtype, "'");
-  load.dtype = options.dtype == "fp32" ? at::kFloat : at::kBFloat16;
+  load.dtype = options.dtype == "auto"   ? checkpoint_dtype(read_json(dir / "config.json"))
+               : options.dtype == "fp32" ? at::kFloat
+                                         : at::kBFloat16;
   load.device = parse_device(options.device);
   for (const std::string& adapter : options.adapters) load.adapters.push_back(resolve_model_dir(adapter));
   if (!new_modules.empty()) load.config_overrides = read_json(new_modules / "config.json");
 
   std::unique_ptr<Vlm> model = load_vlm(dir, load);
   std::shared_ptr<const GlimpseModules> modules;
-  if (!new_modules.empty()) modules = GlimpseModules::load(new_modules, base_shape(*model), model->decoder().options());
+  if (!new_modules.empty())
+    modules = GlimpseModules::load(new_modules, base_shape(*model), model->decoder().options());
   auto engine = std::make_unique<Engine>(std::move(model), modules);
 
   const std::filesystem::path generation = dir / "generation_config.json";
@@ -111,9 +117,13 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   return engine;
 }
 
-std::string Engine::default_prune() const { return modules_ ? "glimpse" : "none"; }
+std::string Engine::default_prune() const {
+  return modules_ ? "glimpse" : "none";
+}
 
-Answer Engine::ask(const Request& request) const { return std::move(ask(std::span(&request, 1))[0]); }
+Answer Engine::ask(const Request& request) const {
+  return std::move(ask(std::span(&request, 1))[0]);
+}
 
 std::vector<Answer> Engine::ask(std::span<const Request> requests) const {
   if (requests.empty()) return {};
@@ -125,7 +135,8 @@ std::vector<Answer> Engine::ask(std::span<const Request> requests) const {
     Run& run = runs.emplace_back(
         Run{request, Sequence(), Sampler(request.sampling), StreamDecoder(tokenizer), {}, {}});
     run.sequence.prompt = model_->prompt(request.messages, request.images, request.bounds);
-    run.sequence.pruners = make_pruners(request.prune == "auto" ? default_prune() : request.prune, pruner_context());
+    run.sequence.pruners =
+        make_pruners(request.prune == "auto" ? default_prune() : request.prune, pruner_context());
     run.sequence.budget = request.budget;
     run.sequence.boxes = request.boxes;
     run.sequence.stop = request.stop;

@@ -17,7 +17,7 @@ struct EngineOptions {
   std::string model;                  ///< directory, or hub id in the local Hugging Face cache
   std::string new_modules;            ///< directory of the pruning modules, or ""
   std::vector<std::string> adapters;  ///< PEFT directories, merged at load
-  std::string dtype = "auto";         ///< auto (bf16), bf16 or fp32
+  std::string dtype = "auto";         ///< auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32
   std::string device = "cpu";         ///< cpu, cuda or cuda:i
   int threads = 0;                    ///< 0: one per physical core
 
@@ -27,29 +27,29 @@ struct EngineOptions {
 /// One question.
 struct Request {
   std::vector<Message> messages;
-  std::vector<Image> images;            ///< one per image part, in order
+  std::vector<Image> images;  ///< one per image part, in order
   ImageBounds bounds;
-  std::string prune = "auto";           ///< composition; auto: glimpse if modules were given, else none
+  std::string prune = "auto";  ///< composition; auto: glimpse if modules were given, else none
   Budget budget;
   std::vector<std::vector<Box>> boxes;  ///< reference boxes per image, normalised
   SamplingOptions sampling;
   int64_t max_new_tokens = 512;
   bool ignore_eos = false;
-  std::stop_token stop;                                ///< checked between layers and between tokens
-  std::function<void(const std::string&)> on_text;     ///< called with whole characters as they come
+  std::stop_token stop;                             ///< checked between layers and between tokens
+  std::function<void(const std::string&)> on_text;  ///< called with whole characters as they come
 };
 
 /// What came of it.
 struct Answer {
   std::string text;
-  std::vector<int64_t> ids;            ///< the end token not included
-  std::string finish_reason;           ///< "stop", "length" or "cancelled"
-  std::vector<ImageSpan> images;       ///< token grids
+  std::vector<int64_t> ids;                ///< the end token not included
+  std::string finish_reason;               ///< "stop", "length" or "cancelled"
+  std::vector<ImageSpan> images;           ///< token grids
   std::vector<std::vector<int64_t>> keep;  ///< per image, row-major indices of the visual tokens kept
-  std::vector<float> scores;           ///< [N] probability per visual token, or empty
-  nlohmann::json pruning;              ///< methods and their settings
+  std::vector<float> scores;               ///< [N] probability per visual token, or empty
+  nlohmann::json pruning;                  ///< methods and their settings
   int64_t prompt_tokens = 0, visual_tokens = 0, kept_tokens = 0;
-  size_t kv_bytes = 0;                 ///< of the cache after prefill
+  size_t kv_bytes = 0;  ///< of the cache after prefill
   StageTimes times;
 
   /// Tokens per second of the decoding, the first token (which prefill gives) not counted.
@@ -90,8 +90,8 @@ BaseShape base_shape(const Vlm& model);
 /// The device named by "cpu", "cuda" or "cuda:i"; an error if it cannot be used.
 at::Device parse_device(const std::string& name);
 
-/// Directory of the model that comes with the program: next to the build tree's sources or in the install's share
-/// folder. Error if neither exists.
+/// Directory of the model that comes with the program: next to the build tree's sources or in the install's
+/// share folder. Error if neither exists.
 std::filesystem::path builtin_model_dir();
 
 }  // namespace glimpse

@@ -103,7 +103,8 @@ class Lane {
     for (Stage& stage : stages_)
       for (const Cut& cut : stage.cuts)
         if (cut.when() == when) {
-          const at::Tensor stays = cut_once(stage, cut, left.defined() ? hidden.index_select(0, left) : hidden);
+          const at::Tensor stays =
+              cut_once(stage, cut, left.defined() ? hidden.index_select(0, left) : hidden);
           left = left.defined() ? left.index_select(0, stays) : stays;
         }
     return left;
@@ -164,7 +165,8 @@ class Lane {
   /// New hidden states of the living visual tokens (merging), to be written after a cut.
   void write_features(at::Tensor rows) {
     if (!features_.defined()) return;
-    rows.index_copy_(0, index_tensor(living_->visual_positions(), rows.device()), features_.to(rows.options()));
+    rows.index_copy_(0, index_tensor(living_->visual_positions(), rows.device()),
+                     features_.to(rows.options()));
     features_.reset();
   }
 
@@ -253,7 +255,8 @@ at::Tensor prefill(const Vlm& model, std::span<Sequence* const> sequences, const
   return logits;
 }
 
-at::Tensor decode_step(const Vlm& model, std::span<Sequence* const> sequences, const std::vector<int64_t>& tokens) {
+at::Tensor decode_step(const Vlm& model, std::span<Sequence* const> sequences,
+                       const std::vector<int64_t>& tokens) {
   const at::NoGradGuard no_grad;
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();

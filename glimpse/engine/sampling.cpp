@@ -12,7 +12,8 @@ Fields SamplingOptions::fields() {
   fields.add("temperature", temperature, "randomness of the answer (0: always the likeliest token)", {0, 100})
       .add("top_p", top_p, "sample from the likeliest tokens whose probabilities sum to this", {1e-9, 1})
       .add("top_k", top_k, "sample from this many of the likeliest tokens (0: all)", {0, 1e9})
-      .add("repetition_penalty", repetition_penalty, "divide the score of tokens already seen by this", {1e-3, 1e3})
+      .add("repetition_penalty", repetition_penalty, "divide the score of tokens already seen by this",
+           {1e-3, 1e3})
       .add("seed", seed, "seed of the sampling (none: a random one)", {0, 9e15});
   return fields;
 }

@@ -27,9 +27,9 @@ struct Sequence {
   std::stop_token stop;
 
   KvCache cache;
-  at::Tensor position_ids;     ///< of the rows that are left after prefill [components, T']
-  std::vector<int64_t> kept;   ///< indices of the visual tokens that are left, ascending
-  at::Tensor scores;           ///< [N] float32: probability per visual token (0 where a cut came first), or undefined
+  at::Tensor position_ids;    ///< of the rows that are left after prefill [components, T']
+  std::vector<int64_t> kept;  ///< indices of the visual tokens that are left, ascending
+  at::Tensor scores;  ///< [N] float32: probability per visual token (0 where a cut came first), or undefined
   int64_t next_position = 0;
   StageTimes times;
 };
@@ -37,11 +37,13 @@ struct Sequence {
 /// Looks at the hidden states on their way: layer, output [R, D] of the whole ragged batch.
 using Observer = std::function<void(int64_t layer, const at::Tensor& hidden)>;
 
-/// Encodes the images and runs the prompts of all sequences as one ragged batch, pruning each at its own cuts.
-/// Returns the next-token logits [sequences, V] float32. Throws Cancelled when any sequence's stop is requested.
+/// Encodes the images and runs the prompts of all sequences as one ragged batch, pruning each at its own
+/// cuts. Returns the next-token logits [sequences, V] float32. Throws Cancelled when any sequence's stop is
+/// requested.
 at::Tensor prefill(const Vlm& model, std::span<Sequence* const> sequences, const Observer& observe = {});
 
 /// One decoding step: `tokens` [sequences], the token just chosen for each. Returns logits [sequences, V].
-at::Tensor decode_step(const Vlm& model, std::span<Sequence* const> sequences, const std::vector<int64_t>& tokens);
+at::Tensor decode_step(const Vlm& model, std::span<Sequence* const> sequences,
+                       const std::vector<int64_t>& tokens);
 
 }  // namespace glimpse

@@ -24,13 +24,14 @@ MropePositions mrope_positions(const std::vector<int64_t>& ids, const std::vecto
     }
     const std::vector<Grid>& grids = is_image ? images : videos;
     size_t& used = is_image ? image : video;
-    check(used < grids.size(), "prompt: more ", is_image ? "image" : "video", " places than the ", grids.size(),
-          " given");
+    check(used < grids.size(), "prompt: more ", is_image ? "image" : "video", " places than the ",
+          grids.size(), " given");
     const Grid& grid = grids[used];
     const int64_t rows = grid.h / config.merge, cols = grid.w / config.merge, tokens = grid.t * rows * cols;
-    const bool fits = i + tokens <= count &&
-                      std::all_of(ids.begin() + i, ids.begin() + i + tokens, [&](int64_t id) { return id == ids[i]; });
-    check(fits, "prompt: image ", used + 1, " needs ", tokens, " visual tokens, but the ids hold fewer at place ", i);
+    const bool fits = i + tokens <= count && std::all_of(ids.begin() + i, ids.begin() + i + tokens,
+                                                         [&](int64_t id) { return id == ids[i]; });
+    check(fits, "prompt: image ", used + 1, " needs ", tokens,
+          " visual tokens, but the ids hold fewer at place ", i);
     check(is_image || used < seconds_per_grid.size(), "prompt: no seconds per grid for video ", used + 1);
     const double seconds = is_video ? seconds_per_grid[used] : 0.0;
     ++used;
@@ -38,19 +39,21 @@ MropePositions mrope_positions(const std::vector<int64_t>& ids, const std::vecto
     for (int64_t t = 0; t < grid.t; ++t)
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < cols; ++c, ++i) {
-          time[i] = out.next + static_cast<int64_t>(static_cast<double>(t) * seconds * config.tokens_per_second);
+          time[i] =
+              out.next + static_cast<int64_t>(static_cast<double>(t) * seconds * config.tokens_per_second);
           row[i] = out.next + r;
           col[i] = out.next + c;
           largest = std::max({largest, time[i], row[i], col[i]});
         }
     out.next = largest + 1;
   }
-  check(image == images.size() && video == videos.size(), "prompt: ", images.size(), " images were given but it has ",
-        image, " places for them");
+  check(image == images.size() && video == videos.size(), "prompt: ", images.size(),
+        " images were given but it has ", image, " places for them");
   return out;
 }
 
-Rope mrope_tables(const at::Tensor& positions, const std::vector<int64_t>& sections, int64_t head_dim, double theta) {
+Rope mrope_tables(const at::Tensor& positions, const std::vector<int64_t>& sections, int64_t head_dim,
+                  double theta) {
   const at::Tensor frequencies = inverse_frequencies(head_dim, theta).to(positions.device());
   std::vector<at::Tensor> parts;
   int64_t first = 0;

@@ -16,8 +16,8 @@ struct MropeConfig {
   double tokens_per_second = 2;
 };
 
-/// Positions of a prompt: text counts on in all three components; the tokens of an image share a time and take
-/// their row and column; what follows starts after the largest position so far.
+/// Positions of a prompt: text counts on in all three components; the tokens of an image share a time and
+/// take their row and column; what follows starts after the largest position so far.
 struct MropePositions {
   at::Tensor ids;    ///< [3, T] int64: time, row, column
   int64_t next = 0;  ///< first free position
@@ -30,6 +30,7 @@ MropePositions mrope_positions(const std::vector<int64_t>& ids, const std::vecto
                                const MropeConfig& config);
 
 /// Rotary tables for positions [3, T]: pair t turns with the component whose section holds it.
-Rope mrope_tables(const at::Tensor& positions, const std::vector<int64_t>& sections, int64_t head_dim, double theta);
+Rope mrope_tables(const at::Tensor& positions, const std::vector<int64_t>& sections, int64_t head_dim,
+                  double theta);
 
 }  // namespace glimpse

@@ -21,7 +21,8 @@ VitWindows vit_windows(const std::vector<Grid>& grids, int64_t merge, int64_t wi
       const int64_t first = static_cast<int64_t>(order.size());
       for (int64_t top = 0; top < rows; top += window_tokens)
         for (int64_t left = 0; left < cols; left += window_tokens) {
-          const int64_t bottom = std::min(top + window_tokens, rows), right = std::min(left + window_tokens, cols);
+          const int64_t bottom = std::min(top + window_tokens, rows),
+                        right = std::min(left + window_tokens, cols);
           for (int64_t r = top; r < bottom; ++r)
             for (int64_t c = left; c < right; ++c) order.push_back(first + r * cols + c);
           windows.window_lengths.push_back((bottom - top) * (right - left));
@@ -41,7 +42,8 @@ Qwen25Vit Qwen25Vit::load(const nlohmann::json& c, const Weights& weights, at::T
     return value;
   };
   const int64_t d = vit.hidden_size_ = number("hidden_size", 1280), ff = number("intermediate_size", 3420);
-  const int64_t depth = number("depth", 32), patch = number("patch_size", 14), out = number("out_hidden_size", 3584);
+  const int64_t depth = number("depth", 32), patch = number("patch_size", 14),
+                out = number("out_hidden_size", 3584);
   const int64_t temporal = number("temporal_patch_size", 2);
   vit.heads_ = number("num_heads", 16);
   vit.merge_ = number("spatial_merge_size", 2);
@@ -51,7 +53,8 @@ Qwen25Vit Qwen25Vit::load(const nlohmann::json& c, const Weights& weights, at::T
         "vision_config: hidden_size ", d, ", num_heads ", vit.heads_, " and window_size do not fit together");
 
   const auto linear = [&](const std::string& name, int64_t rows, int64_t cols) {
-    return Linear{weights.take(name + ".weight", {rows, cols}, options), weights.take(name + ".bias", {rows}, options)};
+    return Linear{weights.take(name + ".weight", {rows, cols}, options),
+                  weights.take(name + ".bias", {rows}, options)};
   };
   vit.patch_embed_.weight =
       weights.take("visual.patch_embed.proj.weight", {d, 3, temporal, patch, patch}, options).flatten(1);
@@ -91,7 +94,8 @@ at::Tensor Qwen25Vit::attention(const Block& block, const at::Tensor& x, const R
                                 const std::vector<int64_t>& lengths) const {
   const at::Tensor qkv = block.qkv(x).view({x.size(0), 3, heads_, -1});
   const auto part = [&](int64_t i) { return qkv.select(1, i).contiguous(); };
-  return block.proj(segment_attention(apply_rope(part(0), rope), apply_rope(part(1), rope), part(2), lengths));
+  return block.proj(
+      segment_attention(apply_rope(part(0), rope), apply_rope(part(1), rope), part(2), lengths));
 }
 
 VisionOutput Qwen25Vit::operator()(const at::Tensor& pixel_values, const std::vector<Grid>& grids,
@@ -99,7 +103,7 @@ VisionOutput Qwen25Vit::operator()(const at::Tensor& pixel_values, const std::ve
   const int64_t unit = merge_ * merge_;
   const VitWindows windows = vit_windows(grids, merge_, window_tokens_);
   const at::Device device = patch_embed_.weight.device();
-  const at::Tensor order = windows.index.to(device);       // window order -> row-major
+  const at::Tensor order = windows.index.to(device);              // window order -> row-major
   const at::Tensor inverse = windows.index.argsort().to(device);  // row-major -> window order
 
   // Merge units move as a whole; their patches stay together.

@@ -21,14 +21,15 @@ struct VitWindows {
 };
 VitWindows vit_windows(const std::vector<Grid>& grids, int64_t merge, int64_t window_tokens);
 
-/// Qwen2.5-VL's vision encoder: RMSNorm, 2-D rotary, attention inside windows of 112 pixels except in a few full
-/// blocks, a merger that joins 2 x 2 patches into one visual token.
+/// Qwen2.5-VL's vision encoder: RMSNorm, 2-D rotary, attention inside windows of 112 pixels except in a few
+/// full blocks, a merger that joins 2 x 2 patches into one visual token.
 class Qwen25Vit {
  public:
-  static Qwen25Vit load(const nlohmann::json& vision_config, const Weights& weights, at::TensorOptions options);
+  static Qwen25Vit load(const nlohmann::json& vision_config, const Weights& weights,
+                        at::TensorOptions options);
 
-  /// Patches [P, 3 * 2 * 14 * 14] of all images, one after the other. `tap_layers`: blocks whose output is recorded,
-  /// averaged over each merge unit.
+  /// Patches [P, 3 * 2 * 14 * 14] of all images, one after the other. `tap_layers`: blocks whose output is
+  /// recorded, averaged over each merge unit.
   VisionOutput operator()(const at::Tensor& pixel_values, const std::vector<Grid>& grids,
                           const std::vector<int64_t>& tap_layers) const;
 

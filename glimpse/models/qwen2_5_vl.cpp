@@ -29,8 +29,8 @@ DecoderConfig decoder_config(const json& text, const json& top, const std::strin
   c.heads = need<int64_t>(text, "num_attention_heads", where);
   c.kv_heads = text.value("num_key_value_heads", c.heads);
   check(c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && c.hidden_size % c.heads == 0, where,
-        ": hidden_size ", c.hidden_size, ", num_attention_heads ", c.heads, " and num_key_value_heads ", c.kv_heads,
-        " do not divide");
+        ": hidden_size ", c.hidden_size, ", num_attention_heads ", c.heads, " and num_key_value_heads ",
+        c.kv_heads, " do not divide");
   c.head_dim = text.value("head_dim", c.hidden_size / c.heads);
   c.vocab_size = need<int64_t>(text, "vocab_size", where);
   // Products of two sizes must stay far from overflow.
@@ -55,7 +55,8 @@ std::string Qwen25Vl::canonical_name(std::string_view name) {
   return std::string(name);
 }
 
-std::unique_ptr<Vlm> Qwen25Vl::load(const std::filesystem::path& dir, const json& config, const LoadOptions& load) {
+std::unique_ptr<Vlm> Qwen25Vl::load(const std::filesystem::path& dir, const json& config,
+                                    const LoadOptions& load) {
   const std::string where = (dir / "config.json").string();
   const json& text = config.contains("text_config") ? config["text_config"] : config;
   auto model = std::make_unique<Qwen25Vl>();
@@ -68,13 +69,16 @@ std::unique_ptr<Vlm> Qwen25Vl::load(const std::filesystem::path& dir, const json
   const json scaling = need<json>(text, rope_key, where);
   model->mrope_section_ = need<std::vector<int64_t>>(scaling, "mrope_section", where);
   model->rope_theta_ = scaling.value("rope_theta", text.value("rope_theta", 1e6));
-  const int64_t pairs = std::accumulate(model->mrope_section_.begin(), model->mrope_section_.end(), int64_t{0});
-  check(pairs == shape.head_dim / 2, where, ": mrope_section sums to ", pairs, ", expected half of the head size ",
-        shape.head_dim);
-  for (const int64_t section : model->mrope_section_) check(section >= 0, where, ": mrope_section holds ", section);
+  const int64_t pairs =
+      std::accumulate(model->mrope_section_.begin(), model->mrope_section_.end(), int64_t{0});
+  check(pairs == shape.head_dim / 2, where, ": mrope_section sums to ", pairs,
+        ", expected half of the head size ", shape.head_dim);
+  for (const int64_t section : model->mrope_section_)
+    check(section >= 0, where, ": mrope_section holds ", section);
   check(!text.value("use_sliding_window", false), where, ": sliding-window attention is not supported");
   model->max_positions_ = text.value("max_position_embeddings", int64_t{32768});
-  model->mrope_ = {config.value("image_token_id", int64_t{151655}), config.value("video_token_id", int64_t{151656}),
+  model->mrope_ = {config.value("image_token_id", int64_t{151655}),
+                   config.value("video_token_id", int64_t{151656}),
                    vision.value("spatial_merge_size", int64_t{2}), vision.value("tokens_per_second", 2.0)};
 
   Weights weights = Weights::open(dir, canonical_name);
@@ -130,13 +134,14 @@ Prompt Qwen25Vl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> pa
       out.ids.push_back(ids[i]);
       continue;
     }
-    check(out.images.size() < grids.size(), "prompt: more image places than the ", grids.size(), " images given");
+    check(out.images.size() < grids.size(), "prompt: more image places than the ", grids.size(),
+          " images given");
     const Grid& grid = grids[out.images.size()];
     const ImageSpan span{grid.t * grid.h / mrope_.merge, grid.w / mrope_.merge, first};
     size_t run = i;
     while (run < ids.size() && ids[run] == ids[i] && run - i < static_cast<size_t>(span.count())) ++run;
-    check(run - i == 1 || static_cast<int64_t>(run - i) == span.count(), "prompt: image ", out.images.size() + 1,
-          " has ", run - i, " places, expected 1 or ", span.count());
+    check(run - i == 1 || static_cast<int64_t>(run - i) == span.count(), "prompt: image ",
+          out.images.size() + 1, " has ", run - i, " places, expected 1 or ", span.count());
     for (int64_t t = 0; t < span.count(); ++t) {
       out.visual_rows.push_back(static_cast<int64_t>(out.ids.size()));
       out.ids.push_back(mrope_.image_token);
@@ -147,7 +152,8 @@ Prompt Qwen25Vl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> pa
   }
   check(!out.ids.empty(), "prompt: it is empty");
   check(static_cast<int64_t>(out.ids.size()) < max_positions_, "prompt: ", out.ids.size(),
-        " tokens do not fit the model's context of ", max_positions_, "; lower --max-pixels or give fewer images");
+        " tokens do not fit the model's context of ", max_positions_,
+        "; lower --max-pixels or give fewer images");
   const MropePositions positions = mrope_positions(out.ids, grids, {}, {}, mrope_);
   out.position_ids = positions.ids;
   out.next_position = positions.next;

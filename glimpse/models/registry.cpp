@@ -17,8 +17,10 @@ constexpr Family kFamilies[] = {
 }  // namespace
 
 at::ScalarType checkpoint_dtype(const nlohmann::json& config) {
-  const auto name = config.value("torch_dtype", config.value("dtype", std::string("bfloat16")));
-  return name == "float32" ? at::kFloat : at::kBFloat16;
+  const auto is_float32 = [&](const char* key) {
+    return config.is_object() && member(config, key) == "float32";
+  };
+  return is_float32("torch_dtype") || is_float32("dtype") ? at::kFloat : at::kBFloat16;
 }
 
 std::unique_ptr<Vlm> load_vlm(const std::filesystem::path& dir, const LoadOptions& options) {

@@ -6,7 +6,8 @@
 
 namespace glimpse {
 
-/// What a vision encoder gives for the images of one prompt; N visual tokens, row-major, images one after the other.
+/// What a vision encoder gives for the images of one prompt; N visual tokens, row-major, images one after the
+/// other.
 struct VisionOutput {
   at::Tensor embeds;               ///< [N, D]: in the language model's space
   std::vector<at::Tensor> states;  ///< [N, Dv] each: the tapped encoder layers

@@ -26,12 +26,12 @@ struct ImageBounds {
 
 /// A prompt as the language model sees it.
 struct Prompt {
-  std::vector<int64_t> ids;        ///< [T]; every visual token has the image id
-  at::Tensor position_ids;         ///< [components, T] int64 (3 for M-RoPE, 1 for RoPE)
-  int64_t next_position = 0;       ///< position of the token after the prompt, in every component
-  std::vector<ImageSpan> images;   ///< token grids, in order of appearance
+  std::vector<int64_t> ids;          ///< [T]; every visual token has the image id
+  at::Tensor position_ids;           ///< [components, T] int64 (3 for M-RoPE, 1 for RoPE)
+  int64_t next_position = 0;         ///< position of the token after the prompt, in every component
+  std::vector<ImageSpan> images;     ///< token grids, in order of appearance
   std::vector<int64_t> visual_rows;  ///< [N]: where the visual tokens stand
-  std::vector<Patches> patches;    ///< encoder input, one per image
+  std::vector<Patches> patches;      ///< encoder input, one per image
 };
 
 /// A vision-language model family: what differs between families, and nothing else.
@@ -39,14 +39,15 @@ class Vlm {
  public:
   virtual ~Vlm() = default;
 
-  /// Turns messages and their images (one per image part, in order) into a prompt. Errors: counts differ, the prompt
-  /// is longer than the model's context.
+  /// Turns messages and their images (one per image part, in order) into a prompt. Errors: counts differ, the
+  /// prompt is longer than the model's context.
   virtual Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
                         const ImageBounds& bounds) const = 0;
   /// A prompt from ids in which each image has one place (its id once, or already repeated per token).
   virtual Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const = 0;
   /// Runs the vision encoder over a prompt's images; records the encoder layers `taps`.
-  virtual VisionOutput encode(const std::vector<Patches>& patches, const std::vector<int64_t>& taps) const = 0;
+  virtual VisionOutput encode(const std::vector<Patches>& patches,
+                              const std::vector<int64_t>& taps) const = 0;
   /// Rotary tables for position_ids [components, T].
   virtual Rope rope(const at::Tensor& position_ids) const = 0;
 
@@ -69,7 +70,7 @@ struct LoadOptions {
 /// Loads the model in `dir` by its config.json's model_type. Errors name the file and what was expected.
 std::unique_ptr<Vlm> load_vlm(const std::filesystem::path& dir, const LoadOptions& options);
 
-/// The dtype a checkpoint was saved in (its config's torch_dtype), or bf16.
+/// float32 for a checkpoint saved in it (by its config's torch_dtype), else bf16.
 at::ScalarType checkpoint_dtype(const nlohmann::json& config);
 
 }  // namespace glimpse

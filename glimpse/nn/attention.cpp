@@ -27,8 +27,8 @@ at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
         for (int64_t g = 0; g < group; g += kernels::max_rows) {
           const int64_t first = h * group + g, rows = std::min(kernels::max_rows, group - g);
           float* s = scores.data_ptr<float>() + first * length;
-          kernels::dots(wide.const_data_ptr<float>() + first * d, rows, d, element_data<T>(keys) + h * stride, 0,
-                        length, s, length);
+          kernels::dots(wide.const_data_ptr<float>() + first * d, rows, d, element_data<T>(keys) + h * stride,
+                        0, length, s, length);
           for (int64_t r = 0; r < rows; ++r) kernels::softmax(s + r * length, length);
           kernels::mix(s, length, rows, length, element_data<T>(values) + h * stride, d,
                        out.data_ptr<float>() + first * d);
@@ -48,10 +48,9 @@ at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
   // Rows that continue a cache: row i sees length - rows + i + 1 keys.
   if (rows > 1 && rows != length)
     mask = at::ones({rows, length}, q.options().dtype(at::kBool)).tril(length - rows);
-  const at::Tensor out =
-      at::scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), cache.keys().unsqueeze(0),
-                                       cache.values().unsqueeze(0), mask, 0.0, rows == length && rows > 1,
-                                       std::nullopt, grouped);
+  const at::Tensor out = at::scaled_dot_product_attention(
+      q.transpose(0, 1).unsqueeze(0), cache.keys().unsqueeze(0), cache.values().unsqueeze(0), mask, 0.0,
+      rows == length && rows > 1, std::nullopt, grouped);
   return out.squeeze(0).transpose(0, 1).reshape({rows, -1});
 }
 
@@ -73,7 +72,9 @@ at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at:
   }
   const auto attend = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, int64_t length) {
     const auto split = [&](const at::Tensor& t) { return t.view({-1, length, heads, d}).transpose(1, 2); };
-    return at::scaled_dot_product_attention(split(a), split(b), split(c)).transpose(1, 2).reshape({-1, heads * d});
+    return at::scaled_dot_product_attention(split(a), split(b), split(c))
+        .transpose(1, 2)
+        .reshape({-1, heads * d});
   };
   if (starts.size() == 1) return attend(q, k, v, starts.begin()->first);
   at::Tensor out = at::empty({tokens, heads * d}, q.options());

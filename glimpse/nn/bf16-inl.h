@@ -19,14 +19,18 @@ using F = hn::ScalableTag<float>;
 using V = hn::Vec<F>;
 using H = hn::Rebind<uint16_t, F>;  // as many 16-bit lanes as F has float lanes
 
-HWY_INLINE V load(F f, const float* from) { return hn::LoadU(f, from); }
+HWY_INLINE V load(F f, const float* from) {
+  return hn::LoadU(f, from);
+}
 
 HWY_INLINE V load(F f, const bf16* from) {
   const hn::RebindToUnsigned<F> u;
   return hn::BitCast(f, hn::ShiftLeft<16>(hn::PromoteTo(u, hn::LoadU(H(), from))));
 }
 
-HWY_INLINE void store(F f, V v, float* to) { hn::StoreU(v, f, to); }
+HWY_INLINE void store(F f, V v, float* to) {
+  hn::StoreU(v, f, to);
+}
 
 // Round to nearest even, as PyTorch does. Infinities stay; a NaN must not round up to infinity.
 HWY_INLINE void store(F, V v, bf16* to) {
@@ -44,9 +48,13 @@ HWY_INLINE float widen_one(bf16 x) {
   __builtin_memcpy(&out, &bits, 4);
   return out;
 }
-HWY_INLINE float widen_one(float x) { return x; }
+HWY_INLINE float widen_one(float x) {
+  return x;
+}
 
-HWY_INLINE void narrow_one(float x, float* to) { *to = x; }
+HWY_INLINE void narrow_one(float x, float* to) {
+  *to = x;
+}
 HWY_INLINE void narrow_one(float x, bf16* to) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, 4);

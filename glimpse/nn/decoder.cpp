@@ -1,7 +1,7 @@
 #include "glimpse/nn/decoder.h"
 
-#include "glimpse/nn/attention.h"
 #include <ATen/core/grad_mode.h>
+#include "glimpse/nn/attention.h"
 
 #include "glimpse/nn/ops.h"
 
@@ -19,7 +19,8 @@ Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std:
       if (bias) layer.bias = weights.take(p + name + ".bias", {out}, options);
       return layer;
     };
-    const int64_t d = c.hidden_size, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim, ff = c.intermediate_size;
+    const int64_t d = c.hidden_size, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim,
+                  ff = c.intermediate_size;
     model.layers_.push_back({weights.take(p + "input_layernorm.weight", {d}, options),
                              weights.take(p + "post_attention_layernorm.weight", {d}, options),
                              linear("self_attn.q_proj", q, d, c.attention_bias),
@@ -34,7 +35,9 @@ Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std:
   return model;
 }
 
-at::Tensor Decoder::embed(const at::Tensor& ids) const { return embed_tokens_.index_select(0, ids); }
+at::Tensor Decoder::embed(const at::Tensor& ids) const {
+  return embed_tokens_.index_select(0, ids);
+}
 
 at::Tensor Decoder::layer(int64_t l, at::Tensor x, const RaggedBatch& batch) const {
   const Layer& layer = layers_[l];

@@ -14,7 +14,8 @@ namespace glimpse {
 
 /// Shape of a decoder-only language model (Qwen2, LLaMA).
 struct DecoderConfig {
-  int64_t hidden_size = 0, intermediate_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab_size = 0;
+  int64_t hidden_size = 0, intermediate_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0,
+          vocab_size = 0;
   double rms_norm_eps = 1e-6;
   bool attention_bias = false;  ///< q, k and v projections have a bias
   bool tied_head = false;       ///< lm_head is the embedding matrix
@@ -33,8 +34,9 @@ struct RaggedBatch {
   Rope rope;  ///< tables of every row
 };
 
-/// The decoder's weights and its forward pass, layer by layer: linear layers see the rows of all sequences together,
-/// attention runs per sequence, so sequences of different and differently pruned lengths need no padding.
+/// The decoder's weights and its forward pass, layer by layer: linear layers see the rows of all sequences
+/// together, attention runs per sequence, so sequences of different and differently pruned lengths need no
+/// padding.
 class Decoder {
  public:
   /// Takes `prefix`embed_tokens..., `prefix`layers.N..., `prefix`norm and lm_head from `weights`.
@@ -45,7 +47,8 @@ class Decoder {
   at::TensorOptions options() const { return embed_tokens_.options(); }
   /// ids [T] int64 -> [T, D].
   at::Tensor embed(const at::Tensor& ids) const;
-  /// Runs layer l on x [R, D]: appends every sequence's keys and values to its cache, returns the layer's output.
+  /// Runs layer l on x [R, D]: appends every sequence's keys and values to its cache, returns the layer's
+  /// output.
   at::Tensor layer(int64_t l, at::Tensor x, const RaggedBatch& batch) const;
   /// Final norm and head: x [n, D] -> logits [n, V], float32.
   at::Tensor logits(const at::Tensor& x) const;

@@ -21,7 +21,9 @@ constexpr int kColumns = 4;  // 8 of 16 registers
 #endif
 constexpr int64_t kDepth = gemm::panel_depth;
 
-int64_t gemm_block_rows() { return kVectors * static_cast<int64_t>(hn::Lanes(F())); }
+int64_t gemm_block_rows() {
+  return kVectors * static_cast<int64_t>(hn::Lanes(F()));
+}
 
 // packed[block][k][row in block]; rows beyond m are zero.
 void gemm_pack(const bf16* x, int64_t m, int64_t k, int64_t first, int64_t last, float* packed) {
@@ -62,8 +64,8 @@ void gemm_panel(const float* packed, int64_t m, int64_t k, int64_t first, int64_
                 const float* bias, int64_t begin, int64_t end, int64_t n, bf16* y, float* scratch) {
   const F f;
   const int64_t lanes = hn::Lanes(f), rows = gemm_block_rows(), height = (last - first) * rows;
-  float* wide = scratch;                                  // [columns][kDepth]
-  float* sums = scratch + gemm::panel_columns * kDepth;   // [columns][height]
+  float* wide = scratch;                                 // [columns][kDepth]
+  float* sums = scratch + gemm::panel_columns * kDepth;  // [columns][height]
   const int64_t columns = end - begin;
   for (int64_t d = 0; d < k; d += kDepth) {
     const int64_t depth = std::min(kDepth, k - d);
@@ -106,21 +108,25 @@ HWY_EXPORT(gemm_panel);
 
 namespace gemm {
 
-int64_t block_rows() { return HWY_DYNAMIC_DISPATCH(gemm_block_rows)(); }
+int64_t block_rows() {
+  return HWY_DYNAMIC_DISPATCH(gemm_block_rows)();
+}
 
 int64_t packed_size(int64_t m, int64_t k) {
   const int64_t rows = block_rows();
   return (m + rows - 1) / rows * rows * k;
 }
 
-int64_t scratch_size(int64_t rows) { return panel_columns * (panel_depth + rows + block_rows()); }
+int64_t scratch_size(int64_t rows) {
+  return panel_columns * (panel_depth + rows + block_rows());
+}
 
 void pack(const bf16* x, int64_t m, int64_t k, int64_t first, int64_t last, float* packed) {
   HWY_DYNAMIC_DISPATCH(gemm_pack)(x, m, k, first, last, packed);
 }
 
-void panel(const float* packed, int64_t m, int64_t k, int64_t first, int64_t last, const bf16* w, const float* bias,
-           int64_t begin, int64_t end, int64_t n, bf16* y, float* scratch) {
+void panel(const float* packed, int64_t m, int64_t k, int64_t first, int64_t last, const bf16* w,
+           const float* bias, int64_t begin, int64_t end, int64_t n, bf16* y, float* scratch) {
   HWY_DYNAMIC_DISPATCH(gemm_panel)(packed, m, k, first, last, w, bias, begin, end, n, y, scratch);
 }
 

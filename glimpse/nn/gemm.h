@@ -2,9 +2,9 @@
 
 #include <cstdint>
 
-/// Many-row product of bf16 matrices in float32 arithmetic, for CPUs on which float32 FMA beats bf16 dot products.
-/// Blocked as in Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008): x is packed once,
-/// panels of w are widened into the cache and reused for every row.
+/// Many-row product of bf16 matrices in float32 arithmetic, for CPUs on which float32 FMA beats bf16 dot
+/// products. Blocked as in Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008):
+/// x is packed once, panels of w are widened into the cache and reused for every row.
 namespace glimpse::gemm {
 
 using bf16 = uint16_t;
@@ -13,8 +13,8 @@ using bf16 = uint16_t;
 int64_t block_rows();
 int64_t packed_size(int64_t m, int64_t k);
 
-/// Columns of a panel and depth of its blocks: a tile's operands stay in the first-level cache, a panel's widened
-/// weights and sums in the second-level one.
+/// Columns of a panel and depth of its blocks: a tile's operands stay in the first-level cache, a panel's
+/// widened weights and sums in the second-level one.
 inline constexpr int64_t panel_columns = 240, panel_depth = 256;
 /// Floats of scratch memory that panel() needs for `rows` rows.
 int64_t scratch_size(int64_t rows);
@@ -24,7 +24,7 @@ void pack(const bf16* x, int64_t m, int64_t k, int64_t first, int64_t last, floa
 
 /// y[r, c] = x[r, :] . w[c, :] + bias[c] for the rows of the blocks [first, last) and begin <= c < end, where
 /// end - begin <= panel_columns; y has n columns, `bias` may be null.
-void panel(const float* packed, int64_t m, int64_t k, int64_t first, int64_t last, const bf16* w, const float* bias,
-           int64_t begin, int64_t end, int64_t n, bf16* y, float* scratch);
+void panel(const float* packed, int64_t m, int64_t k, int64_t first, int64_t last, const bf16* w,
+           const float* bias, int64_t begin, int64_t end, int64_t n, bf16* y, float* scratch);
 
 }  // namespace glimpse::gemm

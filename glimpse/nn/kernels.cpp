@@ -2,9 +2,9 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "glimpse/nn/kernels.cpp"
+#include <hwy/contrib/math/math-inl.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
-#include <hwy/contrib/math/math-inl.h>
 
 #include "glimpse/nn/bf16-inl.h"
 
@@ -23,8 +23,12 @@ void convert(const From* from, To* to, int64_t n) {
   for (; i < n; ++i) narrow_one(widen_one(from[i]), to + i);
 }
 
-void widen_rows(const bf16* from, float* to, int64_t n) { convert(from, to, n); }
-void narrow_rows(const float* from, bf16* to, int64_t n) { convert(from, to, n); }
+void widen_rows(const bf16* from, float* to, int64_t n) {
+  convert(from, to, n);
+}
+void narrow_rows(const float* from, bf16* to, int64_t n) {
+  convert(from, to, n);
+}
 
 // M rows of x against R rows of w at once: each w element is loaded once, each x element R times.
 template <int M, int R, class W>
@@ -60,16 +64,25 @@ void dots_m(const float* x, int64_t k, const W* w, int64_t begin, int64_t end, f
 }
 
 template <class W>
-void dots_any(const float* x, int64_t m, int64_t k, const W* w, int64_t begin, int64_t end, float* y, int64_t ldy) {
+void dots_any(const float* x, int64_t m, int64_t k, const W* w, int64_t begin, int64_t end, float* y,
+              int64_t ldy) {
   switch (m) {
-    case 1: return dots_m<1>(x, k, w, begin, end, y, ldy);
-    case 2: return dots_m<2>(x, k, w, begin, end, y, ldy);
-    case 3: return dots_m<3>(x, k, w, begin, end, y, ldy);
-    case 4: return dots_m<4>(x, k, w, begin, end, y, ldy);
-    case 5: return dots_m<5>(x, k, w, begin, end, y, ldy);
-    case 6: return dots_m<6>(x, k, w, begin, end, y, ldy);
-    case 7: return dots_m<7>(x, k, w, begin, end, y, ldy);
-    case 8: return dots_m<8>(x, k, w, begin, end, y, ldy);
+    case 1:
+      return dots_m<1>(x, k, w, begin, end, y, ldy);
+    case 2:
+      return dots_m<2>(x, k, w, begin, end, y, ldy);
+    case 3:
+      return dots_m<3>(x, k, w, begin, end, y, ldy);
+    case 4:
+      return dots_m<4>(x, k, w, begin, end, y, ldy);
+    case 5:
+      return dots_m<5>(x, k, w, begin, end, y, ldy);
+    case 6:
+      return dots_m<6>(x, k, w, begin, end, y, ldy);
+    case 7:
+      return dots_m<7>(x, k, w, begin, end, y, ldy);
+    case 8:
+      return dots_m<8>(x, k, w, begin, end, y, ldy);
   }
 }
 
@@ -98,14 +111,22 @@ void mix_m(const float* p, int64_t ldp, int64_t n, const W* v, int64_t d, float*
 template <class W>
 void mix_any(const float* p, int64_t ldp, int64_t m, int64_t n, const W* v, int64_t d, float* y) {
   switch (m) {
-    case 1: return mix_m<1>(p, ldp, n, v, d, y);
-    case 2: return mix_m<2>(p, ldp, n, v, d, y);
-    case 3: return mix_m<3>(p, ldp, n, v, d, y);
-    case 4: return mix_m<4>(p, ldp, n, v, d, y);
-    case 5: return mix_m<5>(p, ldp, n, v, d, y);
-    case 6: return mix_m<6>(p, ldp, n, v, d, y);
-    case 7: return mix_m<7>(p, ldp, n, v, d, y);
-    case 8: return mix_m<8>(p, ldp, n, v, d, y);
+    case 1:
+      return mix_m<1>(p, ldp, n, v, d, y);
+    case 2:
+      return mix_m<2>(p, ldp, n, v, d, y);
+    case 3:
+      return mix_m<3>(p, ldp, n, v, d, y);
+    case 4:
+      return mix_m<4>(p, ldp, n, v, d, y);
+    case 5:
+      return mix_m<5>(p, ldp, n, v, d, y);
+    case 6:
+      return mix_m<6>(p, ldp, n, v, d, y);
+    case 7:
+      return mix_m<7>(p, ldp, n, v, d, y);
+    case 8:
+      return mix_m<8>(p, ldp, n, v, d, y);
   }
 }
 
@@ -192,10 +213,12 @@ void softmax_row(float* x, int64_t n) {
   for (i = 0; i < n; ++i) x[i] /= sum;
 }
 
-void dots_bf16(const float* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y, int64_t ldy) {
+void dots_bf16(const float* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y,
+               int64_t ldy) {
   dots_any(x, m, k, w, b, e, y, ldy);
 }
-void dots_f32(const float* x, int64_t m, int64_t k, const float* w, int64_t b, int64_t e, float* y, int64_t ldy) {
+void dots_f32(const float* x, int64_t m, int64_t k, const float* w, int64_t b, int64_t e, float* y,
+              int64_t ldy) {
   dots_any(x, m, k, w, b, e, y, ldy);
 }
 void mix_bf16(const float* p, int64_t ldp, int64_t m, int64_t n, const bf16* v, int64_t d, float* y) {
@@ -210,11 +233,21 @@ void rms_norm_bf16(bf16* x, const bf16* delta, const bf16* w, float eps, int64_t
 void rms_norm_f32(float* x, const float* delta, const float* w, float eps, int64_t n, float* out) {
   rms_norm_row(x, delta, w, eps, n, out);
 }
-void silu_mul_bf16(const bf16* gate, const bf16* up, bf16* out, int64_t n) { silu_mul_row(gate, up, out, n); }
-void silu_mul_f32(const float* gate, const float* up, float* out, int64_t n) { silu_mul_row(gate, up, out, n); }
-void rotate_bf16(bf16* x, const float* cos, const float* sin, int64_t half) { rotate_row(x, cos, sin, half); }
-void rotate_f32(float* x, const float* cos, const float* sin, int64_t half) { rotate_row(x, cos, sin, half); }
-const char* name() { return hwy::TargetName(HWY_TARGET); }
+void silu_mul_bf16(const bf16* gate, const bf16* up, bf16* out, int64_t n) {
+  silu_mul_row(gate, up, out, n);
+}
+void silu_mul_f32(const float* gate, const float* up, float* out, int64_t n) {
+  silu_mul_row(gate, up, out, n);
+}
+void rotate_bf16(bf16* x, const float* cos, const float* sin, int64_t half) {
+  rotate_row(x, cos, sin, half);
+}
+void rotate_f32(float* x, const float* cos, const float* sin, int64_t half) {
+  rotate_row(x, cos, sin, half);
+}
+const char* name() {
+  return hwy::TargetName(HWY_TARGET);
+}
 
 }  // namespace glimpse::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -239,8 +272,12 @@ HWY_EXPORT(name);
 
 namespace kernels {
 
-void widen(const bf16* from, float* to, int64_t n) { HWY_DYNAMIC_DISPATCH(widen_rows)(from, to, n); }
-void narrow(const float* from, bf16* to, int64_t n) { HWY_DYNAMIC_DISPATCH(narrow_rows)(from, to, n); }
+void widen(const bf16* from, float* to, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(widen_rows)(from, to, n);
+}
+void narrow(const float* from, bf16* to, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(narrow_rows)(from, to, n);
+}
 void dots(const float* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y, int64_t ldy) {
   HWY_DYNAMIC_DISPATCH(dots_bf16)(x, m, k, w, b, e, y, ldy);
 }
@@ -271,8 +308,12 @@ void rotate(bf16* x, const float* cos, const float* sin, int64_t half) {
 void rotate(float* x, const float* cos, const float* sin, int64_t half) {
   HWY_DYNAMIC_DISPATCH(rotate_f32)(x, cos, sin, half);
 }
-void softmax(float* x, int64_t n) { HWY_DYNAMIC_DISPATCH(softmax_row)(x, n); }
-const char* target_name() { return HWY_DYNAMIC_DISPATCH(name)(); }
+void softmax(float* x, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(softmax_row)(x, n);
+}
+const char* target_name() {
+  return HWY_DYNAMIC_DISPATCH(name)();
+}
 
 }  // namespace kernels
 }  // namespace glimpse

@@ -2,9 +2,9 @@
 
 #include <cstdint>
 
-/// CPU kernels on raw rows, compiled for every instruction set this compiler knows and chosen at run time. They run
-/// on the calling thread; nn/ops.h and nn/linear.h split the work. bf16 values are passed as their 16 bits. All
-/// arithmetic is float32.
+/// CPU kernels on raw rows, compiled for every instruction set this compiler knows and chosen at run time.
+/// They run on the calling thread; nn/ops.h and nn/linear.h split the work. bf16 values are passed as their
+/// 16 bits. All arithmetic is float32.
 namespace glimpse::kernels {
 
 using bf16 = uint16_t;
@@ -15,15 +15,19 @@ inline constexpr int64_t max_rows = 8;
 void widen(const bf16* from, float* to, int64_t n);
 void narrow(const float* from, bf16* to, int64_t n);
 
-/// y[i * ldy + n] = x[i, :] . w[n, :] for i < m <= max_rows and begin <= n < end; x [m, k] and w [*, k], packed rows.
-void dots(const float* x, int64_t m, int64_t k, const bf16* w, int64_t begin, int64_t end, float* y, int64_t ldy);
-void dots(const float* x, int64_t m, int64_t k, const float* w, int64_t begin, int64_t end, float* y, int64_t ldy);
+/// y[i * ldy + n] = x[i, :] . w[n, :] for i < m <= max_rows and begin <= n < end; x [m, k] and w [*, k],
+/// packed rows.
+void dots(const float* x, int64_t m, int64_t k, const bf16* w, int64_t begin, int64_t end, float* y,
+          int64_t ldy);
+void dots(const float* x, int64_t m, int64_t k, const float* w, int64_t begin, int64_t end, float* y,
+          int64_t ldy);
 
 /// y[i, :] = sum_s p[i * ldp + s] * v[s, :] for i < m <= max_rows, s < n; v [n, d], y [m, d].
 void mix(const float* p, int64_t ldp, int64_t m, int64_t n, const bf16* v, int64_t d, float* y);
 void mix(const float* p, int64_t ldp, int64_t m, int64_t n, const float* v, int64_t d, float* y);
 
-/// One row: out = x / sqrt(mean(x^2) + eps), rounded to the type, times w. If `delta` is given, x += delta first.
+/// One row: out = x / sqrt(mean(x^2) + eps), rounded to the type, times w. If `delta` is given, x += delta
+/// first.
 void rms_norm(bf16* x, const bf16* delta, const bf16* w, float eps, int64_t n, bf16* out);
 void rms_norm(float* x, const float* delta, const float* w, float eps, int64_t n, float* out);
 

@@ -46,14 +46,16 @@ at::Tensor widened(const at::Tensor& x, const at::Tensor& weight, const at::Tens
   });
   // Tasks are panels of columns, cut along the rows too so that narrow products use every core.
   const int64_t height = std::min<int64_t>(blocks, std::max<int64_t>(1, 384 / gemm::block_rows()));
-  const int64_t across = (n + gemm::panel_columns - 1) / gemm::panel_columns, down = (blocks + height - 1) / height;
+  const int64_t across = (n + gemm::panel_columns - 1) / gemm::panel_columns,
+                down = (blocks + height - 1) / height;
   at::parallel_for(0, across * down, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(gemm::scratch_size(height * gemm::block_rows()));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t column = task / down * gemm::panel_columns, first = task % down * height;
       gemm::panel(to, m, k, first, std::min(first + height, blocks), element_data<gemm::bf16>(weight),
                   wide_bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr, column,
-                  std::min(column + gemm::panel_columns, n), n, element_data<gemm::bf16>(out), scratch.data());
+                  std::min(column + gemm::panel_columns, n), n, element_data<gemm::bf16>(out),
+                  scratch.data());
     }
   });
   return out;
@@ -63,9 +65,10 @@ at::Tensor widened(const at::Tensor& x, const at::Tensor& weight, const at::Tens
 
 GemmPath bf16_gemm_path() {
   // Measured: AMD Zen 4/5 runs bf16 dot products at twice the float32 rate, Intel without AMX at half of it.
-  static const GemmPath path = cpu_has_amx_bf16() || (__builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16"))
-                                   ? GemmPath::native
-                                   : GemmPath::widened;
+  static const GemmPath path =
+      cpu_has_amx_bf16() || (__builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16"))
+          ? GemmPath::native
+          : GemmPath::widened;
   return path;
 }
 

@@ -13,8 +13,9 @@ struct Linear {
   at::Tensor operator()(const at::Tensor& x) const;
 };
 
-/// How many-row bf16 products run on this CPU. Where bf16 dot products are slower than float32 FMA (CPUs without AMX
-/// whose AVX-512 BF16 runs at half rate, and those without it) weights are widened panel by panel instead.
+/// How many-row bf16 products run on this CPU. Where bf16 dot products are slower than float32 FMA (CPUs
+/// without AMX whose AVX-512 BF16 runs at half rate, and those without it) weights are widened panel by panel
+/// instead.
 enum class GemmPath { native, widened };
 GemmPath bf16_gemm_path();
 

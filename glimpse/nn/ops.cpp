@@ -14,7 +14,9 @@ bool has_kernel(const at::Tensor& x) {
 namespace {
 
 // Rows per task, so that a task is worth its start (about 16k elements).
-int64_t grain(int64_t width) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width)); }
+int64_t grain(int64_t width) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width));
+}
 
 at::Tensor norm_kernel(at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight, double eps) {
   const int64_t width = x.size(-1), rows = x.numel() / std::max<int64_t>(1, width);
@@ -27,8 +29,8 @@ at::Tensor norm_kernel(at::Tensor& x, const at::Tensor& delta, const at::Tensor&
     T* to = element_data<T>(out);
     at::parallel_for(0, rows, grain(width), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r)
-        kernels::rms_norm(data + r * width, add ? add + r * width : nullptr, w, static_cast<float>(eps), width,
-                          to + r * width);
+        kernels::rms_norm(data + r * width, add ? add + r * width : nullptr, w, static_cast<float>(eps),
+                          width, to + r * width);
     });
   });
   return out;

@@ -5,8 +5,8 @@
 
 namespace glimpse {
 
-/// Small fused operations. On CPU (bf16, f32) without autograd one pass over the rows; elsewhere (CUDA, autograd,
-/// other types) the same mathematics in ATen operations.
+/// Small fused operations. On CPU (bf16, f32) without autograd one pass over the rows; elsewhere (CUDA,
+/// autograd, other types) the same mathematics in ATen operations.
 
 /// RMSNorm over the last dimension: x [..., D], weight [D]; mean in float32, result in x's type.
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);

@@ -13,7 +13,9 @@ at::Tensor inverse_frequencies(int64_t dim, double theta) {
   return at::reciprocal(at::pow(theta, exponent));
 }
 
-Rope rope_from_angles(const at::Tensor& angles) { return {angles.cos().contiguous(), angles.sin().contiguous()}; }
+Rope rope_from_angles(const at::Tensor& angles) {
+  return {angles.cos().contiguous(), angles.sin().contiguous()};
+}
 
 at::Tensor apply_rope(const at::Tensor& x, const Rope& rope) {
   const int64_t tokens = x.size(0), heads = x.size(1), half = x.size(2) / 2;
@@ -22,11 +24,12 @@ at::Tensor apply_rope(const at::Tensor& x, const Rope& rope) {
     const float* sin = rope.sin.const_data_ptr<float>();
     with_element(x.scalar_type(), [&](auto element) {
       auto* data = element_data<decltype(element)>(x);
-      at::parallel_for(0, tokens, std::max<int64_t>(1, 16384 / (heads * half)), [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t)
-          for (int64_t h = 0; h < heads; ++h)
-            kernels::rotate(data + (t * heads + h) * 2 * half, cos + t * half, sin + t * half, half);
-      });
+      at::parallel_for(
+          0, tokens, std::max<int64_t>(1, 16384 / (heads * half)), [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; ++t)
+              for (int64_t h = 0; h < heads; ++h)
+                kernels::rotate(data + (t * heads + h) * 2 * half, cos + t * half, sin + t * half, half);
+          });
     });
     return x;
   }

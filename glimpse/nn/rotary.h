@@ -9,7 +9,9 @@ struct Rope {
   at::Tensor cos, sin;  ///< [T, d / 2]
 
   /// The rows `index` [T'] int64.
-  Rope rows(const at::Tensor& index) const { return {cos.index_select(0, index), sin.index_select(0, index)}; }
+  Rope rows(const at::Tensor& index) const {
+    return {cos.index_select(0, index), sin.index_select(0, index)};
+  }
 };
 
 /// theta^(-2t / dim) for t < dim / 2, float32.
@@ -18,8 +20,8 @@ at::Tensor inverse_frequencies(int64_t dim, double theta);
 /// Tables from angles [T, d / 2].
 Rope rope_from_angles(const at::Tensor& angles);
 
-/// Rotates x [T, H, d] by its rows' tables (rotate-half convention, float32 arithmetic); in place where autograd
-/// allows. Returns the result in x's type.
+/// Rotates x [T, H, d] by its rows' tables (rotate-half convention, float32 arithmetic); in place where
+/// autograd allows. Returns the result in x's type.
 at::Tensor apply_rope(const at::Tensor& x, const Rope& rope);
 
 }  // namespace glimpse

@@ -27,7 +27,8 @@ bool has(const std::vector<int64_t>& ascending, int64_t value) {
 
 }  // namespace
 
-LivingRows::LivingRows(int64_t count, const std::vector<int64_t>& visual_rows, bool with_guide, int64_t layers)
+LivingRows::LivingRows(int64_t count, const std::vector<int64_t>& visual_rows, bool with_guide,
+                       int64_t layers)
     : visual(visual_rows), cached(layers) {
   for (int64_t i = 0; i < count + (with_guide ? 1 : 0); ++i) rows.push_back(i);
   for (size_t i = 0; i < visual.size(); ++i) source.push_back(static_cast<int64_t>(i));
@@ -41,7 +42,8 @@ std::vector<int64_t> LivingRows::visual_positions() const {
   return positions;
 }
 
-at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, LivingRows& living, KvCache& cache) {
+at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, LivingRows& living,
+                   KvCache& cache) {
   std::vector<int64_t> visual, source;
   int64_t previous = -1;
   for (const int64_t index : selection.keep) {
@@ -62,7 +64,8 @@ at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, 
       if (dropped_guide(row)) return false;
       return !cut.trims_cache || has(living.rows, row);
     });
-    if (kept.size() != before) cache.layers[l].keep(at::tensor(kept, at::kLong).to(cache.layers[l].keys().device()));
+    if (kept.size() != before)
+      cache.layers[l].keep(at::tensor(kept, at::kLong).to(cache.layers[l].keys().device()));
   }
   living.visual = std::move(visual);
   living.source = std::move(source);

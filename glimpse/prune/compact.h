@@ -9,8 +9,8 @@
 
 namespace glimpse {
 
-/// The rows of one sequence during prefill: which of them are visual, and what each cached row was at the start.
-/// Row ids count the prompt's rows from 0; the guide token, if any, comes last.
+/// The rows of one sequence during prefill: which of them are visual, and what each cached row was at the
+/// start. Row ids count the prompt's rows from 0; the guide token, if any, comes last.
 struct LivingRows {
   std::vector<int64_t> rows;                 ///< row id of each current row, ascending
   std::vector<int64_t> visual;               ///< row id of each living visual token
@@ -24,9 +24,11 @@ struct LivingRows {
   std::vector<int64_t> visual_positions() const;
 };
 
-/// Checks a selection and applies it: shortens `living` and, if the cut says so, the caches of the layers already
-/// run. With `drop_guide` the guide token leaves rows and caches too. Returns the positions of the rows that stay
-/// [T'] int64. A selection that is out of range, unordered or repeated is a bug of the pruner (std::logic_error).
-at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, LivingRows& living, KvCache& cache);
+/// Checks a selection and applies it: shortens `living` and, if the cut says so, the caches of the layers
+/// already run. With `drop_guide` the guide token leaves rows and caches too. Returns the positions of the
+/// rows that stay [T'] int64. A selection that is out of range, unordered or repeated is a bug of the pruner
+/// (std::logic_error).
+at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, LivingRows& living,
+                   KvCache& cache);
 
 }  // namespace glimpse

@@ -24,7 +24,8 @@ T field(const json& config, const char* name, T fallback) {
 void check_layers(const char* name, const std::vector<int64_t>& layers, int64_t end) {
   check(!layers.empty(), "pruning config: ", name, " is missing or empty");
   for (const int64_t layer : layers)
-    check(layer >= 0 && layer < end, "pruning config: ", name, " names layer ", layer, " but the base model has ", end);
+    check(layer >= 0 && layer < end, "pruning config: ", name, " names layer ", layer,
+          " but the base model has ", end);
 }
 
 }  // namespace
@@ -32,7 +33,8 @@ void check_layers(const char* name, const std::vector<int64_t>& layers, int64_t 
 GlimpseConfig GlimpseConfig::from_json(const json& c, const BaseShape& base) {
   GlimpseConfig out;
   check(c.contains("attn_fuse_type") && c.contains("reduce_layer"),
-        "this config.json has no pruning fields (attn_fuse_type, reduce_layer, ...); give the folder of the pruning "
+        "this config.json has no pruning fields (attn_fuse_type, reduce_layer, ...); give the folder of the "
+        "pruning "
         "modules, not that of a base model");
   out.selected_layers = field(c, "selected_layers", std::vector<int64_t>{});
   out.reduce_layer = field<int64_t>(c, "reduce_layer", 0);
@@ -48,7 +50,8 @@ GlimpseConfig GlimpseConfig::from_json(const json& c, const BaseShape& base) {
   if (out.le_layers.empty())
     for (int64_t l = 0; l < base.layers; ++l) out.le_layers.push_back(l);
   check_layers("le_layers", out.le_layers, base.layers);
-  check(out.le_layers[0] == 0 && std::is_sorted(out.le_layers.begin(), out.le_layers.end(), std::less_equal<>()),
+  check(out.le_layers[0] == 0 &&
+            std::is_sorted(out.le_layers.begin(), out.le_layers.end(), std::less_equal<>()),
         "pruning config: le_layers must be ascending and start with layer 0");
   const auto length = field<int64_t>(c, "le_length", 1);
   check(length == 1, "pruning config: le_length ", length, " is not supported, only 1");
@@ -87,8 +90,8 @@ GlimpseConfig GlimpseConfig::from_json(const json& c, const BaseShape& base) {
   if (vip.type != VipConfig::Type::v1) out.selected_visual_layers.clear();
 
   out.rule.threshold = field(c, "reduce_threshold", 0.5);
-  check(out.rule.threshold >= 0 && out.rule.threshold <= 1, "pruning config: reduce_threshold ", out.rule.threshold,
-        " is outside [0, 1]");
+  check(out.rule.threshold >= 0 && out.rule.threshold <= 1, "pruning config: reduce_threshold ",
+        out.rule.threshold, " is outside [0, 1]");
   out.rule.max_keep = field(c, "max_remain_ratio", -1.0);
   if (*out.rule.max_keep < 0) out.rule.max_keep.reset();
   if (c.contains("min_remain_num")) out.rule.min_keep = field<int64_t>(c, "min_remain_num", -1);
@@ -106,14 +109,15 @@ at::Tensor glimpse_vectors(const at::Tensor& embeddings, const Linear& le_proj, 
   return x * at::rsqrt(x.square().mean(-1, true) + eps) * norm_weight;
 }
 
-std::shared_ptr<const GlimpseModules> GlimpseModules::load(const std::filesystem::path& dir, const BaseShape& base,
-                                                           at::TensorOptions options) {
+std::shared_ptr<const GlimpseModules> GlimpseModules::load(const std::filesystem::path& dir,
+                                                           const BaseShape& base, at::TensorOptions options) {
   auto modules = std::make_shared<GlimpseModules>();
   modules->config = GlimpseConfig::from_json(read_json(dir / "config.json"), base);
   const GlimpseConfig& c = modules->config;
   std::filesystem::path file = dir / "new_modules_gp.safetensors";
   if (!std::filesystem::exists(file)) file = dir / "new_modules_gp.pt";
-  check(std::filesystem::exists(file), dir.string(), ": neither new_modules_gp.pt nor new_modules_gp.safetensors");
+  check(std::filesystem::exists(file), dir.string(),
+        ": neither new_modules_gp.pt nor new_modules_gp.safetensors");
   const Weights weights = Weights::open(file);
   modules->vip = Vip::load(c.vip, weights, options.device());
 
@@ -123,12 +127,13 @@ std::shared_ptr<const GlimpseModules> GlimpseModules::load(const std::filesystem
   const at::Tensor vectors =
       glimpse_vectors(weights.take("learnable_embeddings", {count, 1, d}, wide), proj,
                       weights.take("le_norm.weight", {d}, wide),
-                      c.layer_norm ? weights.take("le_norm.bias", {d}, wide) : at::Tensor(), base.rms_norm_eps)
+                      c.layer_norm ? weights.take("le_norm.bias", {d}, wide) : at::Tensor(),
+                      base.rms_norm_eps)
           .to(options);
   modules->token.added.resize(base.layers);
   for (int64_t i = 0; i < count; ++i) modules->token.added[c.le_layers[i]] = vectors[i];
-  // AttnFuserV2 files carry condition projections that it never uses; with no deep supervision the same holds for
-  // early output projections.
+  // AttnFuserV2 files carry condition projections that it never uses; with no deep supervision the same holds
+  // for early output projections.
   weights.expect_all_taken([&](std::string_view name) {
     return name.starts_with("attn_fuser.cond_in_projs.") && c.vip.type == VipConfig::Type::v2;
   });
@@ -154,7 +159,8 @@ at::Tensor GlimpsePruner::logits(const View& view) const {
   };
   // A predictor without parameters works image by image, whatever the window setting.
   const bool by_image = c.attn_fuse_global || c.vip.type == VipConfig::Type::dummy;
-  const VipPlaces places{place(row), place(col), by_image ? place(image) : view.windows.index_select(0, view.living)};
+  const VipPlaces places{place(row), place(col),
+                         by_image ? place(image) : view.windows.index_select(0, view.living)};
   std::vector<at::Tensor> states;
   for (const at::Tensor& state : view.vision_states) states.push_back(state.index_select(0, view.living));
   return modules_->vip(view.attention, states, places);
@@ -165,7 +171,8 @@ Selection GlimpsePruner::select(const View& view, const Cut&, const Budget& budg
   Selection out;
   out.scores = decisive.sigmoid();
   const auto count = budget.of(view.total());
-  out.keep = count ? top_indices(decisive, *count) : merge_indices(rule_.apply(decisive), rule_.corners(view));
+  out.keep =
+      count ? top_indices(decisive, *count) : merge_indices(rule_.apply(decisive), rule_.corners(view));
   return out;
 }
 

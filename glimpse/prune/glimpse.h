@@ -35,8 +35,8 @@ struct GlimpseModules {
   GuideToken token;
   Vip vip;
 
-  /// `dir` holds config.json and new_modules_gp.pt or new_modules_gp.safetensors. The glimpse token is given in
-  /// `options`' dtype.
+  /// `dir` holds config.json and new_modules_gp.pt or new_modules_gp.safetensors. The glimpse token is given
+  /// in `options`' dtype.
   static std::shared_ptr<const GlimpseModules> load(const std::filesystem::path& dir, const BaseShape& base,
                                                     at::TensorOptions options);
 };
@@ -45,14 +45,17 @@ struct GlimpseModules {
 at::Tensor glimpse_vectors(const at::Tensor& embeddings, const Linear& le_proj, const at::Tensor& norm_weight,
                            const at::Tensor& norm_bias, double eps);
 
-/// GlimpsePrune: reads how the glimpse token attends to the image, lets the predictor decide, cuts after layer K.
+/// GlimpsePrune: reads how the glimpse token attends to the image, lets the predictor decide, cuts after
+/// layer K.
 class GlimpsePruner : public Pruner {
  public:
   GlimpsePruner(std::shared_ptr<const GlimpseModules> modules, KeepRule rule)
       : modules_(std::move(modules)), rule_(std::move(rule)) {}
   std::string name() const override { return "glimpse"; }
   nlohmann::json settings() const override { return KeepRule(rule_).fields().to_json(); }
-  std::vector<Cut> cuts() const override { return {{Cut::Place::after, modules_->config.reduce_layer, true}}; }
+  std::vector<Cut> cuts() const override {
+    return {{Cut::Place::after, modules_->config.reduce_layer, true}};
+  }
   Taps taps() const override;
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
   /// The predictor's logits [outputs, n] for a view.

@@ -16,7 +16,9 @@ std::vector<int64_t> top_indices(const at::Tensor& values, int64_t count) {
   std::vector<int64_t> order(wide.numel());
   std::iota(order.begin(), order.end(), int64_t{0});
   count = std::clamp<int64_t>(count, 0, wide.numel());
-  const auto larger = [&](int64_t a, int64_t b) { return value[a] != value[b] ? value[a] > value[b] : a < b; };
+  const auto larger = [&](int64_t a, int64_t b) {
+    return value[a] != value[b] ? value[a] > value[b] : a < b;
+  };
   std::partial_sort(order.begin(), order.begin() + count, order.end(), larger);
   order.resize(count);
   std::sort(order.begin(), order.end());
@@ -47,7 +49,9 @@ std::vector<int64_t> KeepRule::apply(const at::Tensor& logits) const {
   std::vector<int64_t> keep;
   for (int64_t i = 0; i < total; ++i)
     if (value[i] > limit) keep.push_back(i);
-  const auto kept = [&] { return static_cast<double>(keep.size()) / static_cast<double>(std::max<int64_t>(total, 1)); };
+  const auto kept = [&] {
+    return static_cast<double>(keep.size()) / static_cast<double>(std::max<int64_t>(total, 1));
+  };
   if (max_keep && kept() > *max_keep)
     keep = top_indices(wide, static_cast<int64_t>(*max_keep * static_cast<double>(total)));
   if (min_keep && static_cast<int64_t>(keep.size()) < *min_keep)

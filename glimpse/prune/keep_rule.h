@@ -20,8 +20,8 @@ struct KeepRule {
   std::vector<std::string> anchors;
 
   Fields fields();
-  /// Ascending indices of the tokens kept among logits [n] (float32; infinite for given masks). Ranking breaks ties
-  /// by the lower index.
+  /// Ascending indices of the tokens kept among logits [n] (float32; infinite for given masks). Ranking
+  /// breaks ties by the lower index.
   std::vector<int64_t> apply(const at::Tensor& logits) const;
   /// Indices, among the living tokens of `view`, of the anchor corners; none for several images.
   std::vector<int64_t> corners(const View& view) const;

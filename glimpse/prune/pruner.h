@@ -32,8 +32,8 @@ struct Cut {
 
 /// One extra row after the prompt that is dropped at its pruner's cut (method.md section 2).
 struct GuideToken {
-  std::vector<at::Tensor> added;  ///< per layer: [D] added to its hidden state before the layer, or undefined;
-                                  ///< added[0] is its input embedding
+  std::vector<at::Tensor> added;  ///< per layer: [D] added to its hidden state before the layer, or
+                                  ///< undefined; added[0] is its input embedding
 };
 
 /// What the models record for a pruner; nothing else is kept.
@@ -47,12 +47,12 @@ struct Taps {
 /// What a pruner may look at: n living of N visual tokens.
 struct View {
   std::span<const ImageSpan> images;
-  at::Tensor living;                       ///< [n] int64: source index of each living token
-  at::Tensor hidden;                       ///< [n, D]: their hidden states
-  at::Tensor text_hidden;                  ///< [T, D]: hidden states of the other rows (guide excluded)
-  std::vector<at::Tensor> vision_states;   ///< [N, Dv] each, in the order of Taps::vision_layers
-  at::Tensor windows;                      ///< [N] int64: encoder window of each token
-  at::Tensor attention;                    ///< [n, layers * H] float32, layer-major
+  at::Tensor living;                        ///< [n] int64: source index of each living token
+  at::Tensor hidden;                        ///< [n, D]: their hidden states
+  at::Tensor text_hidden;                   ///< [T, D]: hidden states of the other rows (guide excluded)
+  std::vector<at::Tensor> vision_states;    ///< [N, Dv] each, in the order of Taps::vision_layers
+  at::Tensor windows;                       ///< [N] int64: encoder window of each token
+  at::Tensor attention;                     ///< [n, layers * H] float32, layer-major
   std::span<const std::vector<Box>> boxes;  ///< reference boxes per image, normalised; may be empty
 
   int64_t total() const { return images.empty() ? 0 : images.back().first + images.back().count(); }

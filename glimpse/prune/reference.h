@@ -5,8 +5,9 @@
 
 namespace glimpse {
 
-/// Keeps the tokens inside given boxes (method.md section 4, `use_ref_masks`): the mask replaces the predictor, and
-/// cap and minimum apply image by image. An image without boxes keeps only the minimum (`use_zero_masks`).
+/// Keeps the tokens inside given boxes (method.md section 4, `use_ref_masks`): the mask replaces the
+/// predictor, and cap and minimum apply image by image. An image without boxes keeps only the minimum
+/// (`use_zero_masks`).
 class ReferencePruner : public Pruner {
  public:
   struct Options {

@@ -32,7 +32,8 @@ std::function<Fields()> fields_of() {
 
 std::shared_ptr<const Pruner> make_glimpse(const PrunerContext& context, const Settings& settings) {
   check(context.modules != nullptr,
-        "glimpse: no pruning modules were given; name their folder with --new-modules (it holds config.json and "
+        "glimpse: no pruning modules were given; name their folder with --new-modules (it holds config.json "
+        "and "
         "new_modules_gp.pt)");
   KeepRule rule = context.modules->config.rule;
   set_all(rule.fields(), settings, "glimpse");
@@ -93,7 +94,8 @@ std::shared_ptr<const Pruner> make_one(const std::string& stage, const PrunerCon
     if (!trimmed(inside).empty())
       for (const std::string& setting : split(inside, ',')) {
         const auto equals = setting.find('=');
-        check(equals != std::string::npos, "pruning: expected name=value in '", stage, "', got '", setting, "'");
+        check(equals != std::string::npos, "pruning: expected name=value in '", stage, "', got '", setting,
+              "'");
         settings.emplace_back(trimmed(setting.substr(0, equals)), trimmed(setting.substr(equals + 1)));
       }
   }
@@ -124,8 +126,8 @@ PrunerChain make_pruners(const std::string& composition, const PrunerContext& co
   for (const std::string& stage : split(composition, '+')) {
     chain.push_back(make_one(trimmed(stage), context));
     for (const Cut& cut : chain.back()->cuts())
-      check(cut.layer < context.layers, "pruning: '", stage, "' cuts at layer ", cut.layer, " but the model has ",
-            context.layers, " layers");
+      check(cut.layer < context.layers, "pruning: '", stage, "' cuts at layer ", cut.layer,
+            " but the model has ", context.layers, " layers");
     if (chain.back()->taps().guide) {
       check(!guided, "pruning: only one method of a composition can use a guide token");
       guided = chain.back().get();

@@ -14,8 +14,8 @@ using PrunerChain = std::vector<std::shared_ptr<const Pruner>>;
 
 /// What a composition is made for.
 struct PrunerContext {
-  int64_t layers = 0;                                ///< of the language model
-  std::shared_ptr<const GlimpseModules> modules;     ///< or null, if no pruning modules were given
+  int64_t layers = 0;                             ///< of the language model
+  std::shared_ptr<const GlimpseModules> modules;  ///< or null, if no pruning modules were given
 };
 
 /// A method as `--help` and errors show it.
@@ -25,12 +25,13 @@ struct PrunerInfo {
 };
 std::vector<PrunerInfo> known_pruners();
 
-/// Builds a composition such as "glimpse(threshold=0.5,max_keep=0.111)" or "random(keep=0.5,layer=-1)+glimpse";
-/// "none" is no pruning. Unknown methods and settings are errors that list the known ones.
+/// Builds a composition such as "glimpse(threshold=0.5,max_keep=0.111)" or
+/// "random(keep=0.5,layer=-1)+glimpse"; "none" is no pruning. Unknown methods and settings are errors that
+/// list the known ones.
 PrunerChain make_pruners(const std::string& composition, const PrunerContext& context);
 
-/// The layer after which a method cuts unless told otherwise: that of the modules, else two thirds of the way, as in
-/// every published configuration.
+/// The layer after which a method cuts unless told otherwise: that of the modules, else two thirds of the
+/// way, as in every published configuration.
 int64_t default_cut_layer(const PrunerContext& context);
 
 }  // namespace glimpse

@@ -29,7 +29,8 @@ Vip Vip::load(const VipConfig& c, const Weights& weights, at::Device device) {
     if (bias) layer.bias = weights.take(root + name + ".bias", {out}, options);
     return layer;
   };
-  const int64_t size = c.fuse_size, cond = c.type == VipConfig::Type::v1 ? c.cond_size : 0, both = size + cond;
+  const int64_t size = c.fuse_size, cond = c.type == VipConfig::Type::v1 ? c.cond_size : 0,
+                both = size + cond;
   check(c.heads > 0 && size % c.heads == 0 && both % c.heads == 0 && (both / c.heads) % 4 == 0,
         "attn_fuse_size ", size, " + visual_cond_size ", cond, " does not divide into ", c.heads,
         " heads whose size is a multiple of 4");
@@ -37,13 +38,13 @@ Vip Vip::load(const VipConfig& c, const Weights& weights, at::Device device) {
   for (int64_t i = 0; i < c.layers; ++i) {
     const std::string n = std::to_string(i), p = "layers." + n + ".";
     if (cond > 0) vip.cond_in_projs_.push_back(linear("cond_in_projs." + n, cond, c.visual_size, true));
-    vip.layers_.push_back({weights.take(root + p + "norm1.weight", {size}, options),
-                           weights.take(root + p + "norm2.weight", {size}, options),
-                           linear(p + "attn.q_proj", both, both, false), linear(p + "attn.k_proj", both, both, false),
-                           linear(p + "attn.v_proj", size, size, false), linear(p + "attn.o_proj", size, size, false),
-                           linear(p + "mlp.gate_proj", 2 * size, size, true),
-                           linear(p + "mlp.up_proj", 2 * size, size, true),
-                           linear(p + "mlp.down_proj", size, 2 * size, true)});
+    vip.layers_.push_back(
+        {weights.take(root + p + "norm1.weight", {size}, options),
+         weights.take(root + p + "norm2.weight", {size}, options),
+         linear(p + "attn.q_proj", both, both, false), linear(p + "attn.k_proj", both, both, false),
+         linear(p + "attn.v_proj", size, size, false), linear(p + "attn.o_proj", size, size, false),
+         linear(p + "mlp.gate_proj", 2 * size, size, true), linear(p + "mlp.up_proj", 2 * size, size, true),
+         linear(p + "mlp.down_proj", size, 2 * size, true)});
     if (c.deep_supervision || i + 1 == c.layers)
       vip.attn_out_projs_.push_back(linear("attn_out_projs." + n, 1, size, true));
   }
@@ -83,7 +84,8 @@ at::Tensor Vip::operator()(const at::Tensor& attention, const std::vector<at::Te
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
     const at::Tensor n = rms_norm(x, layer.norm1, kNormEps);
-    const at::Tensor both = cond_in_projs_.empty() ? n : at::cat({n, cond_in_projs_[i](sorted(states[i]))}, 1);
+    const at::Tensor both =
+        cond_in_projs_.empty() ? n : at::cat({n, cond_in_projs_[i](sorted(states[i]))}, 1);
     const auto split = [&](const at::Tensor& t) { return t.view({t.size(0), heads, -1}); };
     const at::Tensor q = apply_rope(split(layer.q_proj(both)), rope);
     const at::Tensor k = apply_rope(split(layer.k_proj(both)), rope);

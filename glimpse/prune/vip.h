@@ -26,15 +26,16 @@ struct VipPlaces {
   at::Tensor group;     ///< [n] int64: image, or encoder window
 };
 
-/// Visual importance predictor (method.md section 3): attention of the glimpse token + encoder states -> one logit
-/// per visual token. Runs in float32 whatever the model's dtype: it is small, and its decisions are thresholds.
+/// Visual importance predictor (method.md section 3): attention of the glimpse token + encoder states -> one
+/// logit per visual token. Runs in float32 whatever the model's dtype: it is small, and its decisions are
+/// thresholds.
 class Vip {
  public:
   /// Takes `attn_fuser.*` from `weights`.
   static Vip load(const VipConfig& config, const Weights& weights, at::Device device);
 
-  /// A [n, attention_size]; states: layers x [n, visual_size] -> logits [outputs, n] float32, the last row decides
-  /// (one row unless deep supervision).
+  /// A [n, attention_size]; states: layers x [n, visual_size] -> logits [outputs, n] float32, the last row
+  /// decides (one row unless deep supervision).
   at::Tensor operator()(const at::Tensor& attention, const std::vector<at::Tensor>& states,
                         const VipPlaces& places) const;
 

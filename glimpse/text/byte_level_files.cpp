@@ -1,8 +1,8 @@
 #include <set>
 
 #include "glimpse/base/check.h"
-#include "glimpse/text/byte_level.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/text/byte_level.h"
 
 namespace glimpse {
 namespace {

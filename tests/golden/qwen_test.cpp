@@ -22,8 +22,8 @@ struct Limits {
   double image_embeds = 5e-5, vis_cond = 2e-4, glimpse_embeds = 1e-5, vip_in = 2e-4, vip_logits = 1e-3,
          hidden = 5e-4, logits = 5e-4;
 };
-// bfloat16 has 8 significant bits: 0.4 % per rounding, on values up to 19, through eight encoder and four decoder layers
-// of random weights; the predictor amplifies what reaches it.
+// bfloat16 has 8 significant bits: 0.4 % per rounding, on values up to 19, through eight encoder and four
+// decoder layers of random weights; the predictor amplifies what reaches it.
 const Limits kBf16 = {0.1, 0.4, 0.05, 0.5, 3.0, 0.6, 0.6};
 
 // Delegates to a pruner and notes what it saw.
@@ -37,7 +37,8 @@ class Recorder : public Pruner {
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override {
     attention = view.attention;
     states = view.vision_states;
-    if (const auto* glimpse = dynamic_cast<const GlimpsePruner*>(inner_.get())) logits = glimpse->logits(view);
+    if (const auto* glimpse = dynamic_cast<const GlimpsePruner*>(inner_.get()))
+      logits = glimpse->logits(view);
     return inner_->select(view, cut, budget);
   }
   mutable at::Tensor attention, logits;
@@ -57,7 +58,8 @@ struct Inputs {
     const at::Tensor grids = arrays.at("image_grid_thw").to(at::kLong);
     int64_t first = 0;
     for (int64_t i = 0; i < grids.size(0); ++i) {
-      const Grid grid{static_cast<int>(grids[i][0].item<int64_t>()), static_cast<int>(grids[i][1].item<int64_t>()),
+      const Grid grid{static_cast<int>(grids[i][0].item<int64_t>()),
+                      static_cast<int>(grids[i][1].item<int64_t>()),
                       static_cast<int>(grids[i][2].item<int64_t>())};
       const int64_t count = int64_t{grid.t} * grid.h * grid.w;
       patches.push_back({arrays.at("pixel_values").narrow(0, first, count), grid});
@@ -93,7 +95,8 @@ std::shared_ptr<Recorder> pruner_of(const GoldenCase& golden, const Engine& engi
   boxes.resize(images);
   if (given)
     for (size_t i = 0; i < images; ++i)
-      for (const auto& box : golden.info["ref_boxes"][i]) boxes[i].push_back({box[0], box[1], box[2], box[3]});
+      for (const auto& box : golden.info["ref_boxes"][i])
+        boxes[i].push_back({box[0], box[1], box[2], box[3]});
   return std::make_shared<Recorder>(
       std::make_shared<ReferencePruner>(ReferencePruner::Options{config.rule, config.reduce_layer}));
 }
@@ -130,9 +133,11 @@ void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limi
         if (golden.has(key) && (exact || layer <= reduce)) compare(key, x, golden[key], limit.hidden);
         if (layer != reduce || !golden.has("hidden_at_reduce")) return;
         at::Tensor hidden = x.narrow(0, 0, golden["hidden_at_reduce"].size(0));
-        if (layer + 1 == model.decoder().config().layers) {  // the reference gives its last hidden state normalised
+        if (layer + 1 ==
+            model.decoder().config().layers) {  // the reference gives its last hidden state normalised
           const auto base = golden.folder / golden.info["model"].get<std::string>() / "model.safetensors";
-          hidden = rms_norm(hidden, load_safetensors(base).tensors.at("model.norm.weight").to(hidden.options()), 1e-6);
+          hidden = rms_norm(
+              hidden, load_safetensors(base).tensors.at("model.norm.weight").to(hidden.options()), 1e-6);
         }
         compare("hidden_at_reduce", hidden, golden["hidden_at_reduce"], limit.hidden);
       });
@@ -158,7 +163,8 @@ void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limi
       if (mask[i]) kept.push_back(static_cast<int64_t>(i));
     CHECK(sequence.kept == kept);
   }
-  if (golden.has("kept_position_ids")) compare("kept_position_ids", sequence.position_ids, golden["kept_position_ids"], 0);
+  if (golden.has("kept_position_ids"))
+    compare("kept_position_ids", sequence.position_ids, golden["kept_position_ids"], 0);
   for (size_t l = 0; l < sequence.cache.layers.size(); ++l) {
     CHECK(sequence.cache.layers[l].length() == golden.integers("kv_lengths")[l]);
     const std::string key = "kv." + std::to_string(l);
@@ -195,9 +201,15 @@ void run_folder(const char* folder, at::ScalarType dtype, const Limits& limits) 
 
 }  // namespace
 
-TEST_CASE("golden cases of qwen_tiny, float32") { run_folder("qwen_tiny", at::kFloat, Limits{}); }
-TEST_CASE("golden cases of qwen_tiny_tied, float32") { run_folder("qwen_tiny_tied", at::kFloat, Limits{}); }
-TEST_CASE("golden cases of qwen_tiny, bfloat16") { run_folder("qwen_tiny", at::kBFloat16, kBf16); }
+TEST_CASE("golden cases of qwen_tiny, float32") {
+  run_folder("qwen_tiny", at::kFloat, Limits{});
+}
+TEST_CASE("golden cases of qwen_tiny_tied, float32") {
+  run_folder("qwen_tiny_tied", at::kFloat, Limits{});
+}
+TEST_CASE("golden cases of qwen_tiny, bfloat16") {
+  run_folder("qwen_tiny", at::kBFloat16, kBf16);
+}
 
 TEST_CASE("window order of the vision encoder") {
   for (const char* folder : {"qwen_tiny", "qwen_tiny_tied"})
@@ -229,8 +241,10 @@ TEST_CASE("M-RoPE positions") {
     const at::Tensor ids = get("input_ids"), mask = get("attention_mask"), expected = get("position_ids");
     size_t used = 0;
     for (int64_t b = 0; b < ids.size(0); ++b) {
-      const at::Tensor places = mask[b].nonzero().squeeze(1), own = ids[b].index_select(0, places).contiguous();
-      const std::vector<int64_t> tokens(own.const_data_ptr<int64_t>(), own.const_data_ptr<int64_t>() + own.numel());
+      const at::Tensor places = mask[b].nonzero().squeeze(1),
+                       own = ids[b].index_select(0, places).contiguous();
+      const std::vector<int64_t> tokens(own.const_data_ptr<int64_t>(),
+                                        own.const_data_ptr<int64_t>() + own.numel());
       size_t images = layout["image_grid_thw"].size();
       if (ids.size(0) > 1) {  // a batch lists the images of its rows one after the other
         images = 0;
