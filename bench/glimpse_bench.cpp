@@ -20,6 +20,7 @@ struct Options {
   std::vector<std::string> only = {"limits", "vit", "answers"};
   std::vector<std::string> peers;
   std::string json;
+  int busy = 0;
 };
 
 void run(const Options& options) {
@@ -37,6 +38,11 @@ void run(const Options& options) {
   std::fflush(stdout);
 
   Rows rows;
+  if (options.busy > 0)
+    rows.add({.name = "other_running_tasks",
+              .value = static_cast<double>(options.busy),
+              .unit = "tasks",
+              .note = "the machine was busy: these numbers mean little"});
   Limits limits;
   if (wanted("limits")) {
     const int64_t hidden = config.at("hidden_size"), wide = config.at("intermediate_size");
@@ -81,6 +87,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"limits", "vit", "answers"}));
   app.add_option("--peer", options.peers,
                  "NAME=FILE: [{name, value, unit}] that somebody else's program wrote");
+  app.add_option("--busy", options.busy, "other tasks that were running at the start, noted among the rows");
   app.add_option("--json", options.json, "write the rows here");
   CLI11_PARSE(app, argc, argv);
   try {
