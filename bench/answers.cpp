@@ -67,6 +67,9 @@ class Answers {
       logits = decode_step(model_, sequences, {logits.argmax().item<int64_t>()});
     measured.decode.add(timer.ms());
     note_peak(measured.decode_mib);
+    say(concat(pruners.empty() ? "full" : "pruned", " answer: vision ", sequence.times.vision,
+               " ms, prefill ", sequence.times.prefill, " ms, decoding ", measured.decode.values.back(),
+               " ms"));
   }
 
   Samples vision;

@@ -82,6 +82,7 @@ Limits measure_limits(int64_t buffer_mib, const std::vector<GemmShape>& shapes, 
     const std::string shape = concat("_", s.m, "x", s.k, "x", s.n);
     const auto measure = [&](const std::string& way, const auto& product) {
       const double rate = gemm_rate(s, product);
+      say(concat("gemm_", way, shape, ": ", rate / 1e9, " GFLOP/s"));
       rows.add({"gemm_" + way + shape, rate / 1e9, "GFLOP/s"});
       if (rate <= limits.flops_per_s) return;
       limits.flops_per_s = rate;

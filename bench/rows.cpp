@@ -26,6 +26,10 @@ bool more_is_better(const std::string& unit) {
 
 }  // namespace
 
+void say(const std::string& progress) {
+  std::fprintf(stderr, "bench: %s\n", progress.c_str());
+}
+
 void Rows::add_peer(const std::string& peer, const std::filesystem::path& file) {
   for (const json& theirs : read_json(file))
     for (Row& row : rows_)

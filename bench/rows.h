@@ -35,6 +35,9 @@ struct Row {
   std::string note = {};
 };
 
+/// Tells on stderr how far a run has come: large shapes take minutes before the table.
+void say(const std::string& progress);
+
 /// Where results are collected.
 class Rows {
  public:

@@ -81,6 +81,7 @@ void time_vit_block(const VisionShape& v, const Grid& grid, int rounds, const Li
     timed(layer[0], [&] { return block(x.clone(), v.heads, rope, windowed); });
     timed(layer[1], [&] { return block(x.clone(), v.heads, rope, masked); });
   }
+  say(concat("vision block: ", layer[0].best(), " ms, masked ", layer[1].best(), " ms"));
   const double inside = segment_flops(lengths, v.hidden);
   const auto add = [&](const char* name, const Samples* samples, double flops) {
     const double ms = samples[0].best();
