@@ -81,10 +81,12 @@ def one_round(model, clock, input_ids, pixels, grid, decode):
 def main():
     options = parse()
     torch.set_num_threads(options.threads)
+    start = time.perf_counter()
     dtype = getattr(torch, options.dtype)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         options.model, torch_dtype=dtype, attn_implementation="sdpa", low_cpu_mem_usage=True
     ).eval().to(options.device)  # fmt: skip
+    load = 1e3 * (time.perf_counter() - start)
     vision = model.config.vision_config
     grid = grid_of(options.visual, vision.spatial_merge_size)
     generator = torch.Generator().manual_seed(0)
@@ -110,6 +112,10 @@ def main():
         best, median = value(min(clock.seconds[stage])), value(statistics.median(clock.seconds[stage]))
         print(f"{name:22}{best:12.2f}{median:12.2f} {unit}")
         rows += [{"name": name, "value": best, "unit": unit}, {"name": f"{name}_median", "value": median, "unit": unit}]
+    first = load + 1e3 * (clock.seconds["vision"][0] + clock.seconds["prefill"][0])
+    for name, ms in [("load_ms", load), ("load_to_first_token_ms", first)]:
+        print(f"{name:22}{ms:12.0f}{'':12} ms")
+        rows.append({"name": name, "value": ms, "unit": "ms"})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{'peak_rss_mib':22}{peak:12.0f}{'':12} MiB")
     rows.append({"name": "peak_rss_mib", "value": peak, "unit": "MiB"})

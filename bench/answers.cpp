@@ -1,0 +1,187 @@
+#include "bench/answers.h"
+
+#include <cmath>
+
+#include "glimpse/base/json_file.h"
+#include "glimpse/base/timer.h"
+#include "glimpse/engine/engine.h"
+
+namespace glimpse::bench {
+
+namespace {
+
+nlohmann::json model_config(const Question& question) {
+  return read_json(question.checkpoint / "model" / "config.json");
+}
+
+// Random ids and noise, the same in every run.
+Prompt make_prompt(const Question& question, const Vlm& model) {
+  const nlohmann::json config = model_config(question);
+  const VisionShape vision = vision_shape(question);
+  at::manual_seed(0);
+  const at::Tensor text = at::randint(0, 500, {question.text - 2}, at::kLong);
+  std::vector<int64_t> ids(text.const_data_ptr<int64_t>(), text.const_data_ptr<int64_t>() + text.numel());
+  const auto special = [&](const char* key) { return config.at(key).get<int64_t>(); };
+  const std::vector<int64_t> image = {special("vision_start_token_id"), special("image_token_id"),
+                                      special("vision_end_token_id")};
+  ids.insert(ids.begin() + std::min<int64_t>(10, text.numel()), image.begin(), image.end());
+  const Grid grid = patch_grid(question, vision.merge);
+  return model.prompt(ids, {{at::randn({int64_t{grid.h} * grid.w, vision.patch_values}), grid}});
+}
+
+// Everything measured about one way of answering.
+struct Measured {
+  Samples prefill, prune, decode;
+  double kv_mib = 0, first_ms = 0;
+  double vision_mib = 0, prefill_mib = 0, decode_mib = 0;  // peaks without mapped files
+  int64_t rows = 0;                                        // left after prefill
+};
+
+class Answers {
+ public:
+  Answers(const Question& question, const Vlm& model)
+      : question_(question), model_(model), prompt_(make_prompt(question, model)) {}
+
+  void answer(const PrunerChain& pruners, Measured& measured) {
+    Sequence sequence;
+    sequence.prompt = prompt_;
+    sequence.pruners = pruners;
+    sequence.budget.keep = question_.keep;
+    Sequence* const sequences[] = {&sequence};
+    Memory::reset_peak();
+    const Timer whole;
+    // The first layer's output is the earliest sign that the encoder is done.
+    at::Tensor logits = prefill(model_, sequences, [&](int64_t layer, const at::Tensor&) {
+      if (layer == 0) note_peak(measured.vision_mib);
+    });
+    if (measured.first_ms == 0) measured.first_ms = whole.ms();
+    note_peak(measured.prefill_mib);
+    vision.add(sequence.times.vision);
+    measured.prefill.add(sequence.times.prefill);
+    measured.prune.add(sequence.times.prune);
+    measured.kv_mib = static_cast<double>(sequence.cache.bytes()) / 1048576;
+    measured.rows = sequence.cache.layers.back().length();
+
+    const Timer timer;
+    for (int64_t i = 0; i < question_.decode; ++i)
+      logits = decode_step(model_, sequences, {logits.argmax().item<int64_t>()});
+    measured.decode.add(timer.ms());
+    note_peak(measured.decode_mib);
+    say(concat(pruners.empty() ? "full" : "pruned", " answer: vision ", sequence.times.vision,
+               " ms, prefill ", sequence.times.prefill, " ms, decoding ", measured.decode.values.back(),
+               " ms"));
+  }
+
+  Samples vision;
+  double peak_mib = 0;
+
+ private:
+  void note_peak(double& own) {
+    const Memory memory = Memory::now();
+    own = std::max(own, memory.peak_mib - memory.files_mib);
+    peak_mib = std::max(peak_mib, memory.peak_mib);
+    Memory::reset_peak();
+  }
+
+  const Question& question_;
+  const Vlm& model_;
+  Prompt prompt_;
+};
+
+}  // namespace
+
+VisionShape vision_shape(const Question& question) {
+  return VisionShape::from_json(model_config(question).at("vision_config"));
+}
+
+Grid patch_grid(const Question& question, int64_t merge) {
+  auto rows = static_cast<int64_t>(std::sqrt(static_cast<double>(question.visual)));
+  while (question.visual % rows != 0) --rows;
+  return {1, static_cast<int>(rows * merge), static_cast<int>(question.visual / rows * merge)};
+}
+
+void time_answers(const Question& question, const Limits& limits, Rows& rows) {
+  EngineOptions options;
+  options.model = (question.checkpoint / "model").string();
+  options.new_modules = (question.checkpoint / "new_modules").string();
+  options.threads = question.threads;
+  const Timer timer;
+  const std::unique_ptr<Engine> engine = Engine::load(options);
+  const double load = timer.ms();
+
+  const PrunerChain pruners = make_pruners("glimpse", engine->pruner_context());
+  Answers answers(question, engine->model());
+  Measured full, pruned;
+  for (int round = 0; round < question.rounds; ++round) {
+    answers.answer({}, full);
+    answers.answer(pruners, pruned);
+  }
+
+  const DecoderConfig& decoder = engine->model().decoder().config();
+  const GlimpseConfig& modules = engine->modules()->config;
+  const VisionShape vision = vision_shape(question);
+  const double tokens = static_cast<double>(question.text + question.visual), steps = question.decode;
+  check(full.rows == question.text + question.visual, "the cache holds ", full.rows, " rows after prefill");
+  const double full_flops = prefill_flops(decoder, tokens);
+  const double pruned_flops =
+      pruned_prefill_flops(decoder, modules.vip, tokens, question.visual, pruned.rows, modules.reduce_layer);
+  const double bound = full_flops / pruned_flops, speedup = full.prefill.best() / pruned.prefill.best();
+
+  const auto timed = [&](const char* name, const Samples& samples, double flops, std::string note = {}) {
+    const auto share = limits.share_of_flops(flops, samples.best());
+    rows.add({name, samples.best(), "ms", samples.median(), share, {}, std::move(note)});
+  };
+  const auto tflop = [](double flops) { return concat(std::round(flops / 1e10) / 100, " TFLOP"); };
+  rows.add({.name = "load_ms",
+            .value = load,
+            .unit = "ms",
+            .note = "warm; weights are mapped and read on first use"});
+  rows.add({.name = "load_to_first_token_ms", .value = load + full.first_ms, .unit = "ms"});
+  const double seen = vision_flops(vision, patch_grid(question, vision.merge));
+  timed("vision_ms", answers.vision, seen, tflop(seen));
+  timed("prefill_ms", full.prefill, full_flops, tflop(full_flops));
+  rows.add({"prefill_tokens_per_s", tokens / full.prefill.best() * 1e3, "tokens/s",
+            tokens / full.prefill.median() * 1e3});
+  timed("prefill_pruned_ms", pruned.prefill, pruned_flops,
+        concat(tflop(pruned_flops), ", ", pruned.rows - question.text, " of ", question.visual,
+               " visual tokens kept after layer ", modules.reduce_layer));
+  rows.add({.name = "prune_ms",
+            .value = pruned.prune.best(),
+            .unit = "ms",
+            .median = pruned.prune.median(),
+            .note = "predictor and compaction, part of prefill_pruned_ms"});
+  rows.add({.name = "prefill_speedup",
+            .value = speedup,
+            .unit = "x",
+            .share = speedup / bound,
+            .note = "limit: the ratio of the operations"});
+  rows.add({.name = "prefill_speedup_limit", .value = bound, .unit = "x"});
+
+  const auto decoded = [&](const char* name, const Measured& measured) {
+    const double bytes = decode_weight_bytes(decoder) +
+                         kv_row_bytes(decoder) * (static_cast<double>(measured.rows) + (steps + 1) / 2);
+    const double best = measured.decode.best();
+    rows.add({name,
+              steps / best * 1e3,
+              "tokens/s",
+              steps / measured.decode.median() * 1e3,
+              limits.share_of_bytes(bytes * steps, best),
+              {},
+              concat(std::round(bytes / 1e7) / 100, " GB per token")});
+  };
+  decoded("decode_tokens_per_s", full);
+  decoded("decode_pruned_tokens_per_s", pruned);
+
+  const auto memory = [&](const std::string& name, double mib, std::string note = {}) {
+    rows.add({.name = name, .value = mib, .unit = "MiB", .note = std::move(note)});
+  };
+  memory("kv_cache_mib", full.kv_mib);
+  memory("kv_cache_pruned_mib", pruned.kv_mib);
+  memory("vision_memory_mib", full.vision_mib, "peaks without mapped files, that is without weights");
+  memory("prefill_memory_mib", full.prefill_mib);
+  memory("prefill_pruned_memory_mib", pruned.prefill_mib);
+  memory("decode_memory_mib", full.decode_mib);
+  memory("peak_rss_mib", answers.peak_mib, "with weights");
+}
+
+}  // namespace glimpse::bench

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <filesystem>
+
+#include "bench/flops.h"
+#include "bench/limits.h"
+
+namespace glimpse::bench {
+
+/// One question about one image, as bench/peer_transformers.py asks it too.
+struct Question {
+  std::filesystem::path checkpoint;  ///< folder of model/ and new_modules/, as make_checkpoint.py writes it
+  int64_t visual = 1024, text = 30, decode = 64;
+  double keep = 0.074;  ///< share of the visual tokens that a pruned answer keeps
+  int threads = 2, rounds = 2;
+};
+
+VisionShape vision_shape(const Question& question);
+/// The patch grid of the image: as near to a square as its visual tokens allow.
+Grid patch_grid(const Question& question, int64_t merge);
+
+/// Loads the model and answers the question with and without pruning, in turns. Rows: loading, vision
+/// encoding, prefill, decoding, caches and memory.
+void time_answers(const Question& question, const Limits& limits, Rows& rows);
+
+}  // namespace glimpse::bench
