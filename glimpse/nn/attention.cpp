@@ -6,6 +6,7 @@
 #include <map>
 
 #include "glimpse/nn/kernels.h"
+#include "glimpse/nn/linear.h"
 #include "glimpse/nn/ops.h"
 
 namespace glimpse {
@@ -38,6 +39,16 @@ at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
   return out.to(q.scalar_type()).view({1, heads * d});
 }
 
+// Fused attention over [B, H, T, d], in float32 where that is faster for bf16 inputs (see GemmPath).
+at::Tensor fused_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const std::optional<at::Tensor>& mask, bool causal, bool grouped) {
+  const bool widen =
+      has_kernel(q) && q.scalar_type() == at::kBFloat16 && bf16_gemm_path() == GemmPath::widened;
+  const auto wide = [&](const at::Tensor& t) { return widen ? t.to(at::kFloat) : t; };
+  return at::scaled_dot_product_attention(wide(q), wide(k), wide(v), mask, 0.0, causal, std::nullopt, grouped)
+      .to(q.scalar_type());
+}
+
 }  // namespace
 
 at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
@@ -48,9 +59,9 @@ at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
   // Rows that continue a cache: row i sees length - rows + i + 1 keys.
   if (rows > 1 && rows != length)
     mask = at::ones({rows, length}, q.options().dtype(at::kBool)).tril(length - rows);
-  const at::Tensor out = at::scaled_dot_product_attention(
-      q.transpose(0, 1).unsqueeze(0), cache.keys().unsqueeze(0), cache.values().unsqueeze(0), mask, 0.0,
-      rows == length && rows > 1, std::nullopt, grouped);
+  const at::Tensor out =
+      fused_attention(q.transpose(0, 1).unsqueeze(0), cache.keys().unsqueeze(0), cache.values().unsqueeze(0),
+                      mask, rows == length && rows > 1, grouped);
   return out.squeeze(0).transpose(0, 1).reshape({rows, -1});
 }
 
@@ -72,7 +83,7 @@ at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at:
   }
   const auto attend = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, int64_t length) {
     const auto split = [&](const at::Tensor& t) { return t.view({-1, length, heads, d}).transpose(1, 2); };
-    return at::scaled_dot_product_attention(split(a), split(b), split(c))
+    return fused_attention(split(a), split(b), split(c), std::nullopt, false, false)
         .transpose(1, 2)
         .reshape({-1, heads * d});
   };

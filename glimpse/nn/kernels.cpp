@@ -2,9 +2,10 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "glimpse/nn/kernels.cpp"
-#include <hwy/contrib/math/math-inl.h>
-#include <hwy/foreach_target.h>
+#include <hwy/foreach_target.h>  // before any other Highway header
 #include <hwy/highway.h>
+
+#include <hwy/contrib/math/math-inl.h>
 
 #include "glimpse/nn/bf16-inl.h"
 

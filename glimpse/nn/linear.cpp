@@ -11,6 +11,8 @@ namespace glimpse {
 
 namespace {
 
+std::optional<GemmPath> forced_path;
+
 bool cpu_has_amx_bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & (1u << 22));
@@ -65,11 +67,15 @@ at::Tensor widened(const at::Tensor& x, const at::Tensor& weight, const at::Tens
 
 GemmPath bf16_gemm_path() {
   // Measured: AMD Zen 4/5 runs bf16 dot products at twice the float32 rate, Intel without AMX at half of it.
-  static const GemmPath path =
+  static const GemmPath own =
       cpu_has_amx_bf16() || (__builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16"))
           ? GemmPath::native
           : GemmPath::widened;
-  return path;
+  return forced_path.value_or(own);
+}
+
+void force_bf16_gemm_path(std::optional<GemmPath> path) {
+  forced_path = path;
 }
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {

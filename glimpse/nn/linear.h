@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <optional>
+
 namespace glimpse {
 
 /// y = x W^T + b. The weight is held once, as the checkpoint stores it, so a memory-mapped file stays mapped.
@@ -18,5 +20,7 @@ struct Linear {
 /// instead.
 enum class GemmPath { native, widened };
 GemmPath bf16_gemm_path();
+/// Forces a path (for tests and measurements); nothing given: the CPU's own again.
+void force_bf16_gemm_path(std::optional<GemmPath> path);
 
 }  // namespace glimpse
