@@ -42,7 +42,11 @@ void dot_block(const float* x, int64_t k, const W* w, float* y, int64_t ldy) {
   int64_t j = 0;
   for (; j + lanes <= k; j += lanes) {
     V wv[R];
-    for (int r = 0; r < R; ++r) wv[r] = load(f, w + r * k + j);
+    for (int r = 0; r < R; ++r) {
+      wv[r] = load(f, w + r * k + j);
+      // Half a kilobyte ahead: the hardware alone keeps too few reads of so many streams under way.
+      __builtin_prefetch(w + r * k + j + 256);
+    }
     for (int i = 0; i < M; ++i) {
       const V xv = hn::LoadU(f, x + i * k + j);
       for (int r = 0; r < R; ++r) sum[i][r] = hn::MulAdd(xv, wv[r], sum[i][r]);
@@ -58,7 +62,7 @@ void dot_block(const float* x, int64_t k, const W* w, float* y, int64_t ldy) {
 
 template <int M, class W>
 void dots_m(const float* x, int64_t k, const W* w, int64_t begin, int64_t end, float* y, int64_t ldy) {
-  constexpr int rows = M <= 4 ? 4 : 2;
+  constexpr int rows = M == 1 ? 8 : M <= 4 ? 4 : 2;
   int64_t n = begin;
   for (; n + rows <= end; n += rows) dot_block<M, rows>(x, k, w + n * k, y + n, ldy);
   for (; n < end; ++n) dot_block<M, 1>(x, k, w + n * k, y + n, ldy);

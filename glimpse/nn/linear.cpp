@@ -6,6 +6,7 @@
 #include "glimpse/nn/gemm.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/nn/ops.h"
+#include "glimpse/nn/parallel.h"
 
 namespace glimpse {
 
@@ -26,8 +27,10 @@ at::Tensor few_rows(const at::Tensor& x, const at::Tensor& weight, const at::Ten
   with_element(weight.scalar_type(), [&](auto element) {
     using T = decltype(element);
     const T* w = element_data<T>(weight);
-    at::parallel_for(0, n, std::max<int64_t>(1, 65536 / k), [&](int64_t begin, int64_t end) {
-      kernels::dots(wide.const_data_ptr<float>(), m, k, w, begin, end, sums.data_ptr<float>(), n);
+    const int64_t chunk = std::max<int64_t>(8, 262144 / std::max<int64_t>(k, 1) / 8 * 8);
+    parallel_tasks((n + chunk - 1) / chunk, [&](int64_t i) {
+      kernels::dots(wide.const_data_ptr<float>(), m, k, w, i * chunk, std::min((i + 1) * chunk, n),
+                    sums.data_ptr<float>(), n);
     });
   });
   if (bias.defined()) sums += bias;
@@ -50,15 +53,13 @@ at::Tensor widened(const at::Tensor& x, const at::Tensor& weight, const at::Tens
   const int64_t height = std::min<int64_t>(blocks, std::max<int64_t>(1, 384 / gemm::block_rows()));
   const int64_t across = (n + gemm::panel_columns - 1) / gemm::panel_columns,
                 down = (blocks + height - 1) / height;
-  at::parallel_for(0, across * down, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(gemm::scratch_size(height * gemm::block_rows()));
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t column = task / down * gemm::panel_columns, first = task % down * height;
-      gemm::panel(to, m, k, first, std::min(first + height, blocks), element_data<gemm::bf16>(weight),
-                  wide_bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr, column,
-                  std::min(column + gemm::panel_columns, n), n, element_data<gemm::bf16>(out),
-                  scratch.data());
-    }
+  parallel_tasks(across * down, [&](int64_t task) {
+    thread_local std::vector<float> scratch;
+    scratch.resize(gemm::scratch_size(height * gemm::block_rows()));
+    const int64_t column = task / down * gemm::panel_columns, first = task % down * height;
+    gemm::panel(to, m, k, first, std::min(first + height, blocks), element_data<gemm::bf16>(weight),
+                wide_bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr, column,
+                std::min(column + gemm::panel_columns, n), n, element_data<gemm::bf16>(out), scratch.data());
   });
   return out;
 }

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+
+namespace glimpse {
+
+/// Calls task(i) once for each i < count on all threads. Tasks go to whichever thread is free: cores are not equally
+/// fast when other programs run, and equal halves would wait for the slower one.
+template <class Task>
+void parallel_tasks(int64_t count, const Task& task) {
+  std::atomic<int64_t> next = 0;
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), count);
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t i = next++; i < count; i = next++) task(i);
+  });
+}
+
+}  // namespace glimpse
