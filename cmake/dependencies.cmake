@@ -1,7 +1,7 @@
 # Everything comes from Debian packages and the torch wheel; tools/setup names them all.
 
-# libtorch: an explicit CMAKE_PREFIX_PATH or Torch_DIR wins, else the torch of the project's own .venv.
-if(NOT Torch_DIR AND NOT CMAKE_PREFIX_PATH)
+# libtorch: an explicit CMAKE_PREFIX_PATH or Torch_DIR (variable or environment) wins, else the torch of the project's own .venv.
+if(NOT Torch_DIR AND NOT CMAKE_PREFIX_PATH AND "$ENV{Torch_DIR}$ENV{CMAKE_PREFIX_PATH}" STREQUAL "")
   file(GLOB _torch_config ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch/share/cmake)
   list(APPEND CMAKE_PREFIX_PATH ${_torch_config})
 endif()

