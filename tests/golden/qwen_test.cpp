@@ -21,10 +21,11 @@ namespace {
 struct Limits {
   double image_embeds = 5e-5, vis_cond = 2e-4, glimpse_embeds = 1e-5, vip_in = 2e-4, vip_logits = 1e-3,
          hidden = 5e-4, logits = 5e-4;
+  bool relative = false;
 };
-// bfloat16 has 8 significant bits: 0.4 % per rounding, on values up to 19, through eight encoder and four
-// decoder layers of random weights; the predictor amplifies what reaches it.
-const Limits kBf16 = {0.1, 0.4, 0.05, 0.5, 3.0, 0.6, 0.6};
+// bfloat16: relative L2 errors. For scale, transformers 4.51.3 itself in bfloat16 is 1.3 % (image_embeds)
+// and 3.5 % (hidden_at_reduce) away from its float32 on c01; the predictor amplifies what reaches it.
+const Limits kBf16 = {0.02, 0.02, 0.01, 0.06, 0.35, 0.05, 0.05, true};
 
 // Delegates to a pruner and notes what it saw.
 class Recorder : public Pruner {
@@ -101,8 +102,15 @@ std::shared_ptr<Recorder> pruner_of(const GoldenCase& golden, const Engine& engi
       std::make_shared<ReferencePruner>(ReferencePruner::Options{config.rule, config.reduce_layer}));
 }
 
-void compare(const std::string& what, const at::Tensor& got, const at::Tensor& expected, double limit) {
-  const double d = difference(got, expected);
+double relative_error(const at::Tensor& got, const at::Tensor& expected) {
+  if (got.sizes() != expected.sizes()) return std::numeric_limits<double>::infinity();
+  const at::Tensor wide = expected.to(at::kDouble);
+  return ((got.to(at::kDouble) - wide).norm() / wide.norm().clamp_min(1e-12)).item<double>();
+}
+
+void compare(const std::string& what, const at::Tensor& got, const at::Tensor& expected, double limit,
+             bool relative = false) {
+  const double d = relative ? relative_error(got, expected) : difference(got, expected);
   CHECK_MESSAGE(d <= limit, what << ": differs by " << d << ", limit " << limit << ", shape " << got.sizes());
 }
 
@@ -121,16 +129,19 @@ void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limi
   const VisionOutput vision =
       model.encode(inputs.patches, read_json(golden.folder / golden.info["new_modules"].get<std::string>() /
                                              "config.json")["selected_visual_layers"]);
-  compare("image_embeds", vision.embeds, inputs.arrays.at("image_embeds"), limit.image_embeds);
+  compare("image_embeds", vision.embeds, inputs.arrays.at("image_embeds"), limit.image_embeds,
+          limit.relative);
   for (size_t i = 0; i < vision.states.size(); ++i)
-    compare("vis_cond", vision.states[i], inputs.arrays.at("vis_cond." + std::to_string(i)), limit.vis_cond);
+    compare("vis_cond", vision.states[i], inputs.arrays.at("vis_cond." + std::to_string(i)), limit.vis_cond,
+            limit.relative);
 
   const int64_t reduce = engine->modules()->config.reduce_layer;
   const at::Tensor logits =
       prefill(model, std::vector<Sequence*>{&sequence}, [&](int64_t layer, const at::Tensor& x) {
         const std::string key = "layer_out." + std::to_string(layer);
         // In bf16 a decision near its limit may flip, so rows are compared up to the cut only.
-        if (golden.has(key) && (exact || layer <= reduce)) compare(key, x, golden[key], limit.hidden);
+        if (golden.has(key) && (exact || layer <= reduce))
+          compare(key, x, golden[key], limit.hidden, limit.relative);
         if (layer != reduce || !golden.has("hidden_at_reduce")) return;
         at::Tensor hidden = x.narrow(0, 0, golden["hidden_at_reduce"].size(0));
         if (layer + 1 ==
@@ -139,20 +150,22 @@ void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limi
           hidden = rms_norm(
               hidden, load_safetensors(base).tensors.at("model.norm.weight").to(hidden.options()), 1e-6);
         }
-        compare("hidden_at_reduce", hidden, golden["hidden_at_reduce"], limit.hidden);
+        compare("hidden_at_reduce", hidden, golden["hidden_at_reduce"], limit.hidden, limit.relative);
       });
   if (golden.has("glimpse_embeds")) {
     std::vector<at::Tensor> rows;
     for (const at::Tensor& row : engine->modules()->token.added)
       if (row.defined()) rows.push_back(row);
-    compare("glimpse_embeds", at::stack(rows), golden["glimpse_embeds"], limit.glimpse_embeds);
+    compare("glimpse_embeds", at::stack(rows), golden["glimpse_embeds"], limit.glimpse_embeds,
+            limit.relative);
   }
-  if (golden.has("vip_in")) compare("vip_in", recorder->attention, golden["vip_in"], limit.vip_in);
+  if (golden.has("vip_in"))
+    compare("vip_in", recorder->attention, golden["vip_in"], limit.vip_in, limit.relative);
   if (golden.has("vip_logits")) {
     // With deep supervision the reference's inference gives the last output only.
     const int64_t outputs = golden["vip_logits"].size(0);
     compare("vip_logits", recorder->logits.narrow(0, recorder->logits.size(0) - outputs, outputs),
-            golden["vip_logits"], limit.vip_logits);
+            golden["vip_logits"], limit.vip_logits, limit.relative);
   }
   if (!exact) return;
 
@@ -169,18 +182,21 @@ void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limi
     CHECK(sequence.cache.layers[l].length() == golden.integers("kv_lengths")[l]);
     const std::string key = "kv." + std::to_string(l);
     if (!golden.has(key + ".key")) continue;
-    compare("keys", sequence.cache.layers[l].keys(), golden[key + ".key"], limit.hidden);
-    compare("values", sequence.cache.layers[l].values(), golden[key + ".value"], limit.hidden);
+    compare("keys", sequence.cache.layers[l].keys(), golden[key + ".key"], limit.hidden, limit.relative);
+    compare("values", sequence.cache.layers[l].values(), golden[key + ".value"], limit.hidden,
+            limit.relative);
   }
-  compare("first_logits", logits[0], golden["first_logits"], limit.logits);
+  compare("first_logits", logits[0], golden["first_logits"], limit.logits, limit.relative);
 
   at::Tensor step = logits;
   std::vector<int64_t> ids;
   const std::vector<int64_t> expected = golden.integers("generated_ids");
   for (size_t i = 0; i < expected.size(); ++i) {
-    if (golden.has("step_logits")) compare("step_logits", step[0], golden["step_logits"][i], limit.logits);
+    if (golden.has("step_logits"))
+      compare("step_logits", step[0], golden["step_logits"][i], limit.logits, limit.relative);
     if (golden.has("step_top2"))
-      compare("step_top2", std::get<0>(step[0].topk(2)), golden["step_top2"][i], limit.logits);
+      compare("step_top2", std::get<0>(step[0].topk(2)), golden["step_top2"][i], limit.logits,
+              limit.relative);
     ids.push_back(step[0].argmax().item<int64_t>());
     step = decode_step(model, std::vector<Sequence*>{&sequence}, {ids.back()});
   }

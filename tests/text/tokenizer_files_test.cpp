@@ -116,7 +116,7 @@ TEST_CASE("malformed files give errors that name them") {
   std::filesystem::remove(folder.path() / "tokenizer.json");
   check_error(folder, folder.path().string(), "neither tokenizer.json nor vocab.json");
   std::filesystem::create_directory(folder.path() / "tokenizer.json");
-  check_error(folder, "tokenizer.json", "no such file");
+  check_error(folder, "tokenizer.json", "not a regular file");
   CHECK_THROWS_AS(Tokenizer::load(folder.path() / "missing"), Error);
 }
 
