@@ -23,7 +23,9 @@ at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
   at::Tensor out = at::empty({heads, d}, wide.options());
   with_element(q.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    at::parallel_for(0, kv_heads, 1, [&](int64_t begin, int64_t end) {
+    // Short contexts are not worth waking a second thread.
+    const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, length * d * group));
+    at::parallel_for(0, kv_heads, grain, [&](int64_t begin, int64_t end) {
       for (int64_t h = begin; h < end; ++h)
         for (int64_t g = 0; g < group; g += kernels::max_rows) {
           const int64_t first = h * group + g, rows = std::min(kernels::max_rows, group - g);
