@@ -211,7 +211,7 @@ at::Tensor prefill(const Vlm& model, std::span<Sequence* const> sequences, const
   std::vector<Lane> lanes;
   lanes.reserve(sequences.size());  // lanes refer to their own members
   for (Sequence* sequence : sequences) lanes.emplace_back(model, *sequence);
-  std::vector<at::Tensor> rows, tables;
+  std::vector<at::Tensor> rows;
   for (Lane& lane : lanes) {
     rows.push_back(lane.start());
     if (lane.sequence().stop.stop_requested()) throw Cancelled();
