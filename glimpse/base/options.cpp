@@ -4,6 +4,11 @@
 
 namespace glimpse {
 
+Fields& Fields::append(const Fields& part) {
+  list_.insert(list_.end(), part.list_.begin(), part.list_.end());
+  return *this;
+}
+
 nlohmann::json Fields::to_json() const {
   nlohmann::json object = nlohmann::json::object();
   for (const Field& field : list_) object[field.name] = field.get();

@@ -38,6 +38,9 @@ class Fields {
   template <class T>
   Fields& add(std::string name, T& value, std::string help, Range range = {});
 
+  /// Adds the settings of a part.
+  Fields& append(const Fields& part);
+
   const std::vector<Field>& list() const { return list_; }
   nlohmann::json to_json() const;
   /// Sets every key of the object; an unknown key is an error that names the nearest known one. `owner` is

@@ -33,21 +33,15 @@ class Lane {
   at::Tensor start() {
     const Prompt& prompt = sequence_.prompt;
     const Decoder& decoder = model_.decoder();
-    const at::Device device = decoder.options().device();
-    const auto tokens = static_cast<int64_t>(prompt.ids.size());
-    at::Tensor x = decoder.embed(index_tensor(prompt.ids, device));
-    Timer timer;
-    if (!prompt.images.empty()) {
-      std::vector<int64_t> layers;
-      for (Stage& stage : stages_) {
-        stage.first_state = layers.size();
-        layers.insert(layers.end(), stage.taps.vision_layers.begin(), stage.taps.vision_layers.end());
-      }
-      vision_ = model_.encode(prompt.patches, layers);
-      check(vision_.embeds.size(0) == static_cast<int64_t>(prompt.visual_rows.size()), "the encoder gave ",
-            vision_.embeds.size(0), " visual tokens for ", prompt.visual_rows.size(), " places");
-      x.index_copy_(0, index_tensor(prompt.visual_rows, device), vision_.embeds);
+    std::vector<int64_t> layers;
+    for (Stage& stage : stages_) {
+      stage.first_state = layers.size();
+      layers.insert(layers.end(), stage.taps.vision_layers.begin(), stage.taps.vision_layers.end());
     }
+    const Timer timer;
+    EmbeddedPrompt embedded = embed_prompt(model_, prompt, layers);
+    at::Tensor x = std::move(embedded.rows);
+    vision_ = std::move(embedded.vision);
     sequence_.times.vision = timer.ms();
     sequence_.cache = KvCache(decoder.config().layers);
     sequence_.position_ids = prompt.position_ids;
@@ -57,9 +51,7 @@ class Lane {
       const at::Tensor position = at::full({prompt.position_ids.size(0), 1}, prompt.next_position, at::kLong);
       sequence_.position_ids = at::cat({sequence_.position_ids, position}, 1);
     }
-    living_.emplace(tokens, prompt.visual_rows, guided_ != nullptr, decoder.config().layers);
-    // The vision output is embedded now; only the taps are still needed.
-    vision_.embeds.reset();
+    living_.emplace(static_cast<int64_t>(prompt.ids.size()), prompt.visual_rows, guided_ != nullptr, decoder.config().layers);
     return x;
   }
 
@@ -81,7 +73,7 @@ class Lane {
     return std::any_of(stages_.begin(), stages_.end(), wants) ? &query_ : nullptr;
   }
 
-  SequenceRows batch_rows(int64_t layer) { return {&sequence_.cache, rows(), wanted_query(layer)}; }
+  SequenceRows batch_rows(int64_t layer) { return {&sequence_.cache, rows(), wanted_query(layer), rows() - 1}; }
 
   /// Notes what a layer that has just run leaves in the cache and the attention that was asked for.
   void after_layer(int64_t layer) {
@@ -204,6 +196,19 @@ void cut_all(std::vector<Lane>& lanes, int64_t when, at::Tensor& x, Rope& rope) 
 }
 
 }  // namespace
+
+EmbeddedPrompt embed_prompt(const Vlm& model, const Prompt& prompt, const std::vector<int64_t>& taps) {
+  const Decoder& decoder = model.decoder();
+  const at::Device device = decoder.options().device();
+  EmbeddedPrompt out{decoder.embed(index_tensor(prompt.ids, device)), {}};
+  if (prompt.images.empty()) return out;
+  out.vision = model.encode(prompt.patches, taps);
+  check(out.vision.embeds.size(0) == static_cast<int64_t>(prompt.visual_rows.size()), "the encoder gave ",
+        out.vision.embeds.size(0), " visual tokens for ", prompt.visual_rows.size(), " places");
+  out.rows.index_copy_(0, index_tensor(prompt.visual_rows, device), out.vision.embeds);
+  out.vision.embeds.reset();  // it is embedded now; only the taps are still needed
+  return out;
+}
 
 at::Tensor prefill(const Vlm& model, std::span<Sequence* const> sequences, const Observer& observe) {
   const at::NoGradGuard no_grad;

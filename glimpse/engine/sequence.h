@@ -34,6 +34,15 @@ struct Sequence {
   StageTimes times;
 };
 
+/// A prompt's way into the language model.
+struct EmbeddedPrompt {
+  at::Tensor rows;      ///< [T, D]: embeddings, the visual tokens in their places
+  VisionOutput vision;  ///< without `embeds`
+};
+
+/// Encodes the images of a prompt, recording the encoder layers `taps`, and embeds it.
+EmbeddedPrompt embed_prompt(const Vlm& model, const Prompt& prompt, const std::vector<int64_t>& taps);
+
 /// Looks at the hidden states on their way: layer, output [R, D] of the whole ragged batch.
 using Observer = std::function<void(int64_t layer, const at::Tensor& hidden)>;
 

@@ -39,6 +39,19 @@ Weights Weights::open(const fs::path& dir_or_file, Rename rename) {
   return weights;
 }
 
+Weights Weights::from(std::map<std::string, at::Tensor> tensors, const std::string& source) {
+  Weights weights;
+  weights.source_ = source;
+  for (auto& [name, tensor] : tensors) weights.entries_.emplace(name, Entry{std::move(tensor), source});
+  return weights;
+}
+
+Weights Weights::fresh(std::function<at::Tensor(const std::string&, at::IntArrayRef)> make) {
+  Weights weights;
+  weights.make_ = std::move(make);
+  return weights;
+}
+
 void Weights::add_file(const fs::path& file) {
   for (auto& [file_name, tensor] : load_tensors(file)) {
     const std::string name = canonical(file_name);
@@ -92,6 +105,7 @@ const Weights::Entry& Weights::entry(const std::string& name) const {
 }
 
 at::Tensor Weights::take(const std::string& name, at::IntArrayRef shape, at::TensorOptions options) const {
+  if (make_ && !contains(name)) entries_.emplace(name, Entry{make_(name, shape), "new parameters"});
   const Entry& found = entry(name);
   const at::Tensor& tensor = found.tensor;
   check(tensor.sizes() == shape, "tensor '", name, "' in ", found.file, " has shape ",

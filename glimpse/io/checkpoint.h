@@ -25,6 +25,11 @@ class Weights {
   /// pytorch_model.bin) or a single .safetensors, .index.json, .pt, .pth or .bin file.
   static Weights open(const std::filesystem::path& dir_or_file, Rename rename = {});
 
+  /// Tensors that are already in memory, by canonical name; `source` stands for a file name in errors.
+  static Weights from(std::map<std::string, at::Tensor> tensors, const std::string& source);
+  /// A checkpoint that does not exist yet: `make` gives a tensor the first time its name is taken.
+  static Weights fresh(std::function<at::Tensor(const std::string& name, at::IntArrayRef shape)> make);
+
   Weights(Weights&&) = default;
   Weights& operator=(Weights&&) = default;
 
@@ -64,8 +69,9 @@ class Weights {
   std::string canonical(std::string_view file_name) const;
   const Entry& entry(const std::string& name) const;
 
-  std::map<std::string, Entry> entries_;
+  mutable std::map<std::string, Entry> entries_;  // take() adds to it when the checkpoint is a fresh one
   Rename rename_;
+  std::function<at::Tensor(const std::string&, at::IntArrayRef)> make_;
   std::string source_;
 };
 

@@ -119,7 +119,12 @@ Prompt Qwen25Vl::prompt(const std::vector<Message>& messages, const std::vector<
         options.min_pixels, " must be positive and at most max-pixels ", options.max_pixels);
   std::vector<Patches> patches;
   for (const Image& image : images) patches.push_back(qwen_patches(image, options));
-  return prompt(encode_chat(tokenizer(), messages, true), std::move(patches));
+  return prompt(chat_ids(messages, true), std::move(patches));
+}
+
+std::vector<int64_t> Qwen25Vl::chat_ids(const std::vector<Message>& messages,
+                                        bool add_generation_prompt) const {
+  return encode_chat(tokenizer(), messages, add_generation_prompt);
 }
 
 Prompt Qwen25Vl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const {

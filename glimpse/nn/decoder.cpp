@@ -54,8 +54,8 @@ at::Tensor Decoder::layer(int64_t l, at::Tensor x, const RaggedBatch& batch) con
     LayerCache& cache = sequence.cache->layers[l];
     cache.append(mine(k), mine(v));
     mixed.push_back(causal_attention(mine(q), cache));
+    if (sequence.query) *sequence.query = q[row + sequence.query_row].clone();
     row += sequence.count;
-    if (sequence.last_query) *sequence.last_query = q[row - 1].clone();
   }
   const at::Tensor attended = layer.o_proj(mixed.size() == 1 ? mixed[0] : at::cat(mixed));
   const at::Tensor m = add_rms_norm(x, attended, layer.post_attention_layernorm, config_.rms_norm_eps);

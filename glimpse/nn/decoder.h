@@ -25,7 +25,8 @@ struct DecoderConfig {
 struct SequenceRows {
   KvCache* cache = nullptr;
   int64_t count = 0;                 ///< rows of the batch that belong to this sequence
-  at::Tensor* last_query = nullptr;  ///< if set, receives the last row's query after RoPE [H, d]
+  at::Tensor* query = nullptr;       ///< if set, receives the query after RoPE [H, d] of ...
+  int64_t query_row = 0;             ///< ... this row of the sequence's own
 };
 
 /// A ragged batch: the rows of all sequences one after the other.

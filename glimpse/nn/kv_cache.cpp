@@ -1,5 +1,7 @@
 #include "glimpse/nn/kv_cache.h"
 
+#include <ATen/core/grad_mode.h>
+
 namespace glimpse {
 
 namespace {
@@ -21,6 +23,13 @@ void LayerCache::reserve(int64_t length, const at::Tensor& like) {
 
 void LayerCache::append(const at::Tensor& k, const at::Tensor& v) {
   const int64_t count = k.size(0);
+  if (at::GradMode::is_enabled() && (k.requires_grad() || v.requires_grad())) {
+    const at::Tensor new_keys = k.transpose(0, 1), new_values = v.transpose(0, 1);
+    keys_ = length_ ? at::cat({keys(), new_keys}, 1) : new_keys;
+    values_ = length_ ? at::cat({values(), new_values}, 1) : new_values;
+    length_ += count;
+    return;
+  }
   reserve(length_ + count, k);
   keys_.narrow(1, length_, count).copy_(k.transpose(0, 1));
   values_.narrow(1, length_, count).copy_(v.transpose(0, 1));

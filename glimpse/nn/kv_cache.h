@@ -13,7 +13,8 @@ class LayerCache {
   at::Tensor keys() const { return keys_.narrow(1, 0, length_); }      ///< [Hkv, length, d]
   at::Tensor values() const { return values_.narrow(1, 0, length_); }  ///< [Hkv, length, d]
 
-  /// Adds rows k, v [T, Hkv, d] at the end.
+  /// Adds rows k, v [T, Hkv, d] at the end. Rows that require gradients make a new tensor, so that copies of
+  /// this cache made before keep theirs.
   void append(const at::Tensor& k, const at::Tensor& v);
   /// Keeps the rows `index` [n] int64 only, in that order, and frees the memory of the rest.
   void keep(const at::Tensor& index);

@@ -102,42 +102,41 @@ GlimpseConfig GlimpseConfig::from_json(const json& c, const BaseShape& base) {
   return out;
 }
 
-at::Tensor glimpse_vectors(const at::Tensor& embeddings, const Linear& le_proj, const at::Tensor& norm_weight,
-                           const at::Tensor& norm_bias, double eps) {
-  const at::Tensor x = at::linear(embeddings.squeeze(1), le_proj.weight, le_proj.bias);
-  if (norm_bias.defined()) return at::layer_norm(x, {x.size(1)}, norm_weight, norm_bias);
-  return x * at::rsqrt(x.square().mean(-1, true) + eps) * norm_weight;
+std::filesystem::path new_modules_file(const std::filesystem::path& dir) {
+  for (const char* name : {"new_modules_gp.safetensors", "new_modules_gp.pt"})
+    if (std::filesystem::exists(dir / name)) return dir / name;
+  fail(dir.string(), ": neither new_modules_gp.pt nor new_modules_gp.safetensors");
 }
 
-std::shared_ptr<const GlimpseModules> GlimpseModules::load(const std::filesystem::path& dir,
-                                                           const BaseShape& base, at::TensorOptions options) {
-  auto modules = std::make_shared<GlimpseModules>();
-  modules->config = GlimpseConfig::from_json(read_json(dir / "config.json"), base);
-  const GlimpseConfig& c = modules->config;
-  std::filesystem::path file = dir / "new_modules_gp.safetensors";
-  if (!std::filesystem::exists(file)) file = dir / "new_modules_gp.pt";
-  check(std::filesystem::exists(file), dir.string(),
-        ": neither new_modules_gp.pt nor new_modules_gp.safetensors");
-  const Weights weights = Weights::open(file);
-  modules->vip = Vip::load(c.vip, weights, options.device());
-
+GlimpseModules GlimpseModules::build(const GlimpseConfig& c, const Weights& weights, const BaseShape& base,
+                                     at::TensorOptions options, double dropout) {
+  GlimpseModules modules{c, {}, Vip::load(c.vip, weights, options.device())};
   const int64_t d = base.hidden_size, count = static_cast<int64_t>(c.le_layers.size());
   const at::TensorOptions wide = options.dtype(at::kFloat);
-  const Linear proj{weights.take("le_proj.weight", {d, d}, wide), weights.take("le_proj.bias", {d}, wide)};
-  const at::Tensor vectors =
-      glimpse_vectors(weights.take("learnable_embeddings", {count, 1, d}, wide), proj,
-                      weights.take("le_norm.weight", {d}, wide),
-                      c.layer_norm ? weights.take("le_norm.bias", {d}, wide) : at::Tensor(),
-                      base.rms_norm_eps)
-          .to(options);
-  modules->token.added.resize(base.layers);
-  for (int64_t i = 0; i < count; ++i) modules->token.added[c.le_layers[i]] = vectors[i];
+  const Linear le_proj{weights.take("le_proj.weight", {d, d}, wide), weights.take("le_proj.bias", {d}, wide)};
+  const at::Tensor le_norm = weights.take("le_norm.weight", {d}, wide);
+  const at::Tensor embeddings = weights.take("learnable_embeddings", {count, 1, d}, wide).squeeze(1);
+  // e_l = norm(proj(embedding)) for every l of le_layers (method.md section 2)
+  at::Tensor vectors = at::linear(embeddings, le_proj.weight, le_proj.bias);
+  if (dropout > 0) vectors = at::dropout(vectors, dropout, true);
+  vectors = c.layer_norm ? at::layer_norm(vectors, {d}, le_norm, weights.take("le_norm.bias", {d}, wide))
+                         : rms_norm(vectors, le_norm, base.rms_norm_eps);
+  vectors = vectors.to(options);
+  modules.token.added.resize(base.layers);
+  for (int64_t i = 0; i < count; ++i) modules.token.added[c.le_layers[i]] = vectors[i];
   // AttnFuserV2 files carry condition projections that it never uses; with no deep supervision the same holds
   // for early output projections.
   weights.expect_all_taken([&](std::string_view name) {
     return name.starts_with("attn_fuser.cond_in_projs.") && c.vip.type == VipConfig::Type::v2;
   });
   return modules;
+}
+
+std::shared_ptr<const GlimpseModules> GlimpseModules::load(const std::filesystem::path& dir,
+                                                           const BaseShape& base, at::TensorOptions options) {
+  const GlimpseConfig config = GlimpseConfig::from_json(read_json(dir / "config.json"), base);
+  return std::make_shared<GlimpseModules>(
+      build(config, Weights::open(new_modules_file(dir)), base, options));
 }
 
 Taps GlimpsePruner::taps() const {

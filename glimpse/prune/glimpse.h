@@ -29,6 +29,9 @@ struct GlimpseConfig {
   static GlimpseConfig from_json(const nlohmann::json& config, const BaseShape& base);
 };
 
+/// The file of trained parts in a new-modules directory: new_modules_gp.safetensors or new_modules_gp.pt.
+std::filesystem::path new_modules_file(const std::filesystem::path& dir);
+
 /// The trained parts: glimpse token and predictor.
 struct GlimpseModules {
   GlimpseConfig config;
@@ -39,11 +42,11 @@ struct GlimpseModules {
   /// in `options`' dtype.
   static std::shared_ptr<const GlimpseModules> load(const std::filesystem::path& dir, const BaseShape& base,
                                                     at::TensorOptions options);
+  /// The same from `weights` with the names of new_modules_gp.pt. Where they require gradients, so does the
+  /// result. `dropout` is the probability of dropout on the glimpse projection (training only).
+  static GlimpseModules build(const GlimpseConfig& config, const Weights& weights, const BaseShape& base,
+                              at::TensorOptions options, double dropout = 0);
 };
-
-/// e_l for every row of `embeddings` [n, 1, D] (method.md section 2): norm(proj(embedding)), float32 [n, D].
-at::Tensor glimpse_vectors(const at::Tensor& embeddings, const Linear& le_proj, const at::Tensor& norm_weight,
-                           const at::Tensor& norm_bias, double eps);
 
 /// GlimpsePrune: reads how the glimpse token attends to the image, lets the predictor decide, cuts after
 /// layer K.
