@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <functional>
 
+#include "glimpse/nn/ops.h"
+
 namespace glimpse {
 
 namespace {
