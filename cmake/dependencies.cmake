@@ -24,6 +24,8 @@ pkg_check_modules(webp REQUIRED IMPORTED_TARGET libwebp)
 pkg_check_modules(tiff REQUIRED IMPORTED_TARGET libtiff-4)
 pkg_check_modules(exif REQUIRED IMPORTED_TARGET libexif)
 find_package(GIF REQUIRED)
+pkg_check_modules(yaml REQUIRED IMPORTED_TARGET yaml-cpp)
+find_path(GLOO_INCLUDE_DIR gloo/context.h REQUIRED)  # libtorch has Gloo in it, but not its headers
 
 # libtorch as one imported target: system headers (their warnings are not ours) and a single OpenMP runtime.
 add_library(glimpse_torch INTERFACE)

@@ -78,6 +78,18 @@ at::Device parse_device(const std::string& name) {
   return device;
 }
 
+LoadOptions load_options(const EngineOptions& options, const std::filesystem::path& dir) {
+  LoadOptions load;
+  check(options.dtype == "auto" || options.dtype == "bf16" || options.dtype == "fp32",
+        "dtype: expected auto, bf16 or fp32, got '", options.dtype, "'");
+  load.dtype = options.dtype == "auto"   ? checkpoint_dtype(read_json(dir / "config.json"))
+               : options.dtype == "fp32" ? at::kFloat
+                                         : at::kBFloat16;
+  load.device = parse_device(options.device);
+  for (const std::string& adapter : options.adapters) load.adapters.push_back(resolve_model_dir(adapter));
+  return load;
+}
+
 std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
   std::filesystem::path dir, new_modules = options.new_modules;
@@ -89,14 +101,7 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   }
   if (!options.new_modules.empty()) new_modules = resolve_model_dir(options.new_modules);
 
-  LoadOptions load;
-  check(options.dtype == "auto" || options.dtype == "bf16" || options.dtype == "fp32",
-        "dtype: expected auto, bf16 or fp32, got '", options.dtype, "'");
-  load.dtype = options.dtype == "auto"   ? checkpoint_dtype(read_json(dir / "config.json"))
-               : options.dtype == "fp32" ? at::kFloat
-                                         : at::kBFloat16;
-  load.device = parse_device(options.device);
-  for (const std::string& adapter : options.adapters) load.adapters.push_back(resolve_model_dir(adapter));
+  LoadOptions load = load_options(options, dir);
   if (!new_modules.empty()) load.config_overrides = read_json(new_modules / "config.json");
 
   std::unique_ptr<Vlm> model = load_vlm(dir, load);

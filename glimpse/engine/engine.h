@@ -90,6 +90,9 @@ BaseShape base_shape(const Vlm& model);
 /// The device named by "cpu", "cuda" or "cuda:i"; an error if it cannot be used.
 at::Device parse_device(const std::string& name);
 
+/// How to load the checkpoint in `dir` as the options say: dtype, device, adapters.
+LoadOptions load_options(const EngineOptions& options, const std::filesystem::path& dir);
+
 /// Directory of the model that comes with the program: next to the build tree's sources or in the install's
 /// share folder. Error if neither exists.
 std::filesystem::path builtin_model_dir();

@@ -1,0 +1,160 @@
+#include "glimpse/train/forward.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include "glimpse/base/check.h"
+#include "glimpse/engine/sequence.h"
+#include "glimpse/nn/attention.h"
+
+namespace glimpse {
+
+namespace {
+
+// One example on its way through the layers.
+struct Lane {
+  const Example& example;
+  EmbeddedPrompt prompt;
+  KvCache cache;
+  int64_t glimpse_row = 0;  // in the ragged batch
+  int64_t answer_rows() const { return static_cast<int64_t>(example.answer.size()); }
+  int64_t prompt_rows() const { return prompt.rows.size(0); }
+  at::Tensor query;
+  std::vector<at::Tensor> attention;  // per selected layer [N, H]
+};
+
+// The prompts by themselves: afterwards each lane's cache holds their keys and values in every layer.
+void run_prompts(const Vlm& model, std::vector<Lane>& lanes) {
+  const at::NoGradGuard no_grad;
+  const Decoder& decoder = model.decoder();
+  RaggedBatch batch;
+  std::vector<at::Tensor> rows, positions;
+  for (Lane& lane : lanes) {
+    batch.sequences.push_back({&lane.cache, lane.prompt_rows()});
+    rows.push_back(lane.prompt.rows);
+    positions.push_back(lane.example.prompt.position_ids);
+  }
+  batch.rope = model.rope(at::cat(positions, 1).to(decoder.options().device()));
+  at::Tensor x = at::cat(rows);
+  for (int64_t l = 0; l < decoder.config().layers; ++l) x = decoder.layer(l, x, batch);
+}
+
+at::Tensor dice_loss(const at::Tensor& logits, const at::Tensor& reference) {
+  constexpr double smooth = 1e-6;
+  const at::Tensor p = logits.sigmoid();
+  return 1.0 - (2.0 * (p * reference).sum(-1) + smooth) / (p.sum(-1) + reference.sum() + smooth);
+}
+
+at::Tensor bce_loss(const at::Tensor& logits, const at::Tensor& reference) {
+  return at::binary_cross_entropy_with_logits(logits, reference.expand_as(logits), {}, {}, at::Reduction::None)
+      .mean(-1);
+}
+
+ExampleLoss losses(const Lane& lane, const GlimpsePruner& pruner, const at::Tensor& token_logits,
+                   const LossOptions& options) {
+  const at::Device device = token_logits.device();
+  const Example& example = lane.example;
+  ExampleLoss out;
+  out.le = at::cross_entropy_loss(token_logits, at::tensor(example.answer, at::kLong).to(device));
+  View view;
+  view.images = example.prompt.images;
+  view.living = at::arange(view.total(), at::TensorOptions(at::kLong).device(device));
+  view.vision_states = lane.prompt.vision.states;
+  view.windows = lane.prompt.vision.windows;
+  view.attention = at::cat(lane.attention, 1);
+  out.vip_logits = pruner.logits(view);
+  const at::Tensor reference = example.reference.to(device);
+  out.dice = dice_loss(out.vip_logits, reference);
+  out.bce = bce_loss(out.vip_logits, reference);
+  out.loc = (options.dice_weight * out.dice + options.bce_weight * out.bce).sum();
+  out.total = options.loc_weight * out.loc + options.le_weight * out.le;
+  return out;
+}
+
+}  // namespace
+
+Fields LossOptions::fields() {
+  Fields fields;
+  fields.add("loc_weight", loc_weight, "weight of the localisation loss", {0, 1e6})
+      .add("le_weight", le_weight, "weight of the language-model loss", {0, 1e6})
+      .add("dice_weight", dice_weight, "weight of Dice in the localisation loss", {0, 1e6})
+      .add("bce_weight", bce_weight, "weight of binary cross entropy in the localisation loss", {0, 1e6});
+  return fields;
+}
+
+std::vector<ExampleLoss> training_losses(const Vlm& model, std::shared_ptr<const GlimpseModules> modules,
+                                         std::span<const Example> examples, const LossOptions& options,
+                                         Backpropagation through) {
+  const Decoder& decoder = model.decoder();
+  const at::Device device = decoder.options().device();
+  const GlimpseConfig& config = modules->config;
+  const GlimpsePruner pruner(modules, config.rule);
+  const bool whole = through == Backpropagation::all_rows;
+
+  std::vector<Lane> lanes;
+  for (const Example& example : examples) {
+    check(!example.answer.empty(), "training: an answer is empty");
+    check(example.reference.numel() == static_cast<int64_t>(example.prompt.visual_rows.size()) &&
+              example.reference.numel() > 0,
+          "training: the reference mask has ", example.reference.numel(), " tokens, the images have ",
+          example.prompt.visual_rows.size());
+    const at::NoGradGuard no_grad;
+    lanes.push_back({example, embed_prompt(model, example.prompt, config.selected_visual_layers),
+                     KvCache(decoder.config().layers), 0, {}, {}});
+  }
+  if (!whole) run_prompts(model, lanes);
+
+  // The rows with gradients: [glimpse | answer] of each example, behind its prompt if that takes part.
+  RaggedBatch batch;
+  std::vector<at::Tensor> rows, positions;
+  std::vector<int64_t> glimpse_rows;
+  int64_t first = 0;
+  for (Lane& lane : lanes) {
+    const Prompt& prompt = lane.example.prompt;
+    const int64_t before = whole ? lane.prompt_rows() : 0, count = before + 1 + lane.answer_rows();
+    if (whole) {
+      rows.push_back(lane.prompt.rows);
+      positions.push_back(prompt.position_ids);
+    }
+    rows.push_back(modules->token.added[0].unsqueeze(0));
+    rows.push_back(decoder.embed(at::tensor(lane.example.answer, at::kLong).to(device)));
+    // Consecutive places after the prompt, unlike in inference, where the answer takes the glimpse token's own.
+    const int64_t next = prompt.next_position, components = prompt.position_ids.size(0);
+    positions.push_back(at::arange(next, next + 1 + lane.answer_rows(), at::kLong).expand({components, -1}));
+    lane.glimpse_row = first + before;
+    glimpse_rows.push_back(lane.glimpse_row);
+    batch.sequences.push_back({&lane.cache, count, nullptr, before});
+    first += count;
+  }
+  batch.rope = model.rope(at::cat(positions, 1).to(device));
+  at::Tensor x = at::cat(rows);
+  const at::Tensor glimpses = at::tensor(glimpse_rows, at::kLong).to(device);
+
+  for (int64_t l = 0; l < decoder.config().layers; ++l) {
+    const auto& selected = config.selected_layers;
+    const bool tapped = std::find(selected.begin(), selected.end(), l) != selected.end();
+    const at::Tensor& added = modules->token.added[l];
+    if (l > 0 && added.defined())
+      x = x.index_add(0, glimpses, added.expand({glimpses.size(0), added.size(0)}));
+    for (size_t i = 0; i < lanes.size(); ++i) batch.sequences[i].query = tapped ? &lanes[i].query : nullptr;
+    x = decoder.layer(l, x, batch);
+    for (Lane& lane : lanes) {
+      if (tapped) {
+        const at::Tensor logits = attention_logits(lane.query, lane.cache.layers[l]);  // [H, all keys]
+        const at::Tensor visual = at::tensor(lane.example.prompt.visual_rows, at::kLong).to(device);
+        const at::Tensor row = config.use_attention_logits ? logits : logits.log_softmax(1);
+        lane.attention.push_back(row.index_select(1, visual).t());
+      }
+      lane.cache.layers[l] = LayerCache();  // autograd keeps what the gradients need
+    }
+  }
+
+  std::vector<ExampleLoss> out;
+  for (const Lane& lane : lanes) {
+    // The glimpse position predicts the first answer token; the last answer token predicts nothing.
+    const at::Tensor predicting = x.narrow(0, lane.glimpse_row, lane.answer_rows());
+    out.push_back(losses(lane, pruner, decoder.logits(predicting), options));
+  }
+  return out;
+}
+
+}  // namespace glimpse

@@ -1,0 +1,116 @@
+#include "glimpse/train/options.h"
+
+#include <yaml-cpp/yaml.h>
+
+#include <charconv>
+
+#include "glimpse/base/check.h"
+#include "glimpse/io/model_dir.h"
+
+namespace glimpse {
+
+namespace {
+
+using nlohmann::json;
+
+// YAML's plain scalars by its core schema; quoted ones are text.
+json scalar(const YAML::Node& node) {
+  const std::string& text = node.Scalar();
+  if (node.Tag() == "!") return text;
+  if (text.empty() || text == "null" || text == "~") return nullptr;
+  if (text == "true" || text == "false") return text == "true";
+  const char *first = text.data(), *last = first + text.size();
+  int64_t whole = 0;
+  if (const auto [end, error] = std::from_chars(first, last, whole); error == std::errc() && end == last)
+    return whole;
+  double number = 0;
+  if (const auto [end, error] = std::from_chars(first, last, number); error == std::errc() && end == last)
+    return number;
+  return text;
+}
+
+json to_json_value(const YAML::Node& node, int depth = 0) {
+  check(depth < 16, "nested too deeply");
+  if (node.IsMap()) {
+    json out = json::object();
+    for (const auto& item : node) {
+      const auto name = item.first.as<std::string>();
+      check(!out.contains(name), "'", name, "' is set twice");
+      out[name] = to_json_value(item.second, depth + 1);
+    }
+    return out;
+  }
+  if (node.IsSequence()) {
+    json out = json::array();
+    for (const auto& item : node) out.push_back(to_json_value(item, depth + 1));
+    return out;
+  }
+  return node.IsScalar() ? scalar(node) : json(nullptr);
+}
+
+}  // namespace
+
+Fields TrainOptions::fields() {
+  Fields fields;
+  fields.add("model", model, "model directory or hub id in the local Hugging Face cache (default: the built-in one)")
+      .add("new_modules", new_modules, "go on from these modules (default: new ones)")
+      .add("image_root", image_root, "folder of the images: <root>/cot/<dataset>/<image> or <root>/<image>")
+      .add("dataset", dataset, "only the rows of this set")
+      .add("samples", samples, "take so many random rows of each file (0: all)", {0, 1e12})
+      .add("max_bad_share", max_bad_share, "give up when more of the rows than this are broken", {0, 1})
+      .add("epochs", epochs, "passes over the rows", {1, 1e6})
+      .add("batch", batch, "examples per process that run together", {1, 4096})
+      .add("accumulation", accumulation, "batches per step of the optimiser", {1, 1e6})
+      .add("max_steps", max_steps, "stop after so many steps (0: after the epochs)", {0, 1e12});
+  for (const Fields& part : {optimiser.fields(), loss.fields()}) fields.append(part);
+  fields.add("seed", seed, "seed of initial values, order, sampling and dropout", {0, 9e15})
+      .add("dtype", dtype, "arithmetic of the frozen model: auto, bf16 or fp32")
+      .add("device", device, "cpu, cuda or cuda:i")
+      .add("threads", threads, "CPU threads (0: one per core)", {0, 4096})
+      .add("loader_threads", loader_threads, "threads that read and decode images", {0, 256})
+      .add("min_pixels", min_pixels, "smaller images are enlarged to this", {1, 1e12})
+      .add("max_pixels", max_pixels, "larger images are reduced to this", {1, 1e12})
+      .add("log_every", log_every, "steps between log lines", {1, 1e9})
+      .add("save_every", save_every, "steps between checkpoints", {1, 1e9})
+      .add("overlay_every", overlay_every, "steps between pictures of what is kept (0: none)", {0, 1e9})
+      .add("overlay_rows", overlay_rows, "rows in those pictures", {0, 64})
+      .add("save_dtype", save_dtype, "type of the modules written at the end: fp32 or bf16");
+  return fields;
+}
+
+void TrainOptions::from_json(const json& given, const std::string& owner) {
+  check(given.is_object(), owner, ": expected a mapping of settings");
+  json flat = given;
+  if (flat.contains("modules")) {
+    modules = flat["modules"];
+    flat.erase("modules");
+  }
+  if (flat.contains("data")) {
+    const json& files = flat["data"];
+    data.clear();
+    for (const json& file : files.is_array() ? files : json::array({files})) {
+      check(file.is_string(), owner, ": data: expected a file name or a list of them, got ", files.dump());
+      data.push_back(file.get<std::string>());
+    }
+    flat.erase("data");
+  }
+  fields().from_json(flat, owner);
+}
+
+json TrainOptions::to_json() {
+  json out = fields().to_json();
+  out["data"] = data;
+  out["modules"] = modules;
+  return out;
+}
+
+void TrainOptions::read_yaml(const std::filesystem::path& file) {
+  check_is_file(file);
+  try {
+    from_json(to_json_value(YAML::LoadFile(file.string())), file.string());
+  } catch (const YAML::Exception& error) {
+    fail(file.string(), ": ", error.what());
+  }
+}
+
+}  // namespace glimpse

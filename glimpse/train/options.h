@@ -1,0 +1,43 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "glimpse/train/forward.h"
+#include "glimpse/train/optimiser.h"
+
+namespace glimpse {
+
+/// Everything that a training run depends on (method.md section 5). Defaults are the reference's.
+struct TrainOptions {
+  std::string model;              ///< directory, hub id, or "" for the built-in model
+  std::string new_modules;        ///< modules to go on from, or "" for new ones
+  std::vector<std::string> data;  ///< JSONL files of Visual-CoT rows
+  std::string image_root = ".";
+  std::string dataset;      ///< only rows of this set, or "" for all
+  int64_t samples = 0;      ///< random rows of each file (0: all)
+  double max_bad_share = 0.01;
+  int64_t epochs = 1, batch = 1, accumulation = 8;
+  int64_t max_steps = 0;  ///< 0: as many as the epochs have
+  OptimiserOptions optimiser;
+  LossOptions loss;
+  uint64_t seed = 42;
+  std::string dtype = "auto", device = "cpu";
+  int threads = 0, loader_threads = 2;
+  std::optional<int64_t> min_pixels, max_pixels;
+  int64_t log_every = 10, save_every = 100, overlay_every = 100, overlay_rows = 4;
+  std::string save_dtype = "fp32";
+  nlohmann::json modules = nlohmann::json::object();  ///< pruning settings, as in a new-modules config.json
+
+  Fields fields();
+  /// Sets what a YAML file says: every field by its name, `data` (a file or a list) and `modules` (a mapping). Error naming file and the
+  /// nearest known key when one is unknown.
+  void read_yaml(const std::filesystem::path& file);
+  nlohmann::json to_json();
+  void from_json(const nlohmann::json& json, const std::string& owner);
+};
+
+}  // namespace glimpse
