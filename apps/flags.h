@@ -69,6 +69,7 @@ class Interrupt {
 std::function<int()> add_ask(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_chat(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt);
+std::function<int()> add_train(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_inspect(CLI::App& app);
 
 }  // namespace glimpse::app

@@ -29,6 +29,8 @@ int main(int argc, char** argv) {
           [&](CLI::App& sub) { return app::add_chat(sub, interrupt); });
   command("infer", "Answer many questions from a JSONL file, resumable",
           [&](CLI::App& sub) { return app::add_infer(sub, interrupt); });
+  command("train", "Train glimpse token and predictor on a frozen model",
+          [&](CLI::App& sub) { return app::add_train(sub, interrupt); });
   command("inspect", "Show what is in a model and its pruning modules",
           [&](CLI::App& sub) { return app::add_inspect(sub); });
 

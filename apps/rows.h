@@ -42,7 +42,7 @@ class ResumableLines {
 /// A progress line on a terminal, nothing elsewhere.
 class Progress {
  public:
-  Progress(size_t total, size_t done);
+  Progress(size_t total, size_t done, std::string unit = "rows");
   ~Progress();
   void step(const std::string& note);
 
@@ -50,6 +50,7 @@ class Progress {
   size_t total_, done_, first_;
   double start_s_;
   bool shown_;
+  std::string unit_;
 };
 
 }  // namespace glimpse::app

@@ -1,0 +1,115 @@
+#include <cstdlib>
+#include <iomanip>
+#include <iostream>
+
+#include "flags.h"
+#include "glimpse/base/json_file.h"
+#include "glimpse/train/trainer.h"
+#include "rows.h"
+
+namespace glimpse::app {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct TrainFlags {
+  std::string config, out, resume;
+  std::vector<std::string> data;
+  SettingFlags settings;
+  TrainOptions parsed;  ///< only to check values while parsing
+  bool overwrite = false;
+};
+
+// The settings of a new run, or those of the one to resume.
+TrainOptions options_of(const TrainFlags& flags) {
+  TrainOptions options;
+  if (flags.resume.empty()) {
+    if (!flags.config.empty()) options.read_yaml(flags.config);
+    if (!flags.data.empty()) options.data = flags.data;
+  } else {
+    const fs::path file = fs::path(flags.resume) / "train.json";
+    check(fs::exists(file), flags.resume, " is no training run: there is no train.json in it");
+    options.from_json(read_json(file), file.string());
+    check(flags.config.empty() && flags.data.empty() && flags.out.empty(),
+          "--resume goes on with the run's own settings; --config, --data and --out do not go with it");
+    for (const auto& [name, text] : flags.settings.values())
+      check(name == "threads" || name == "loader_threads" || name == "device", "--resume goes on with the run's own ",
+            name, "; only --threads, --loader-threads and --device may differ");
+  }
+  flags.settings.apply(options.fields());
+  return options;
+}
+
+// A new run needs a folder of its own. The other processes may come later than the first.
+fs::path run_folder(const TrainFlags& flags) {
+  if (!flags.resume.empty()) return flags.resume;
+  check(!flags.out.empty(), "name the run's directory with --out, or one to go on with by --resume");
+  const char* rank = std::getenv("RANK");
+  if (rank && std::string_view(rank) != "0") return flags.out;
+  std::error_code ignored;
+  const bool run = fs::exists(fs::path(flags.out) / "train.json", ignored);
+  check(!run || flags.overwrite, flags.out, " holds a training run; go on with it by --resume ", flags.out,
+        ", or start again with --overwrite");
+  check(run || !fs::exists(flags.out, ignored) || (fs::is_directory(flags.out) && fs::is_empty(flags.out)), flags.out,
+        " exists and is no empty directory");
+  if (run) fs::remove_all(flags.out);
+  return flags.out;
+}
+
+std::string note(const StepMetrics& m) {
+  std::ostringstream out;
+  out << std::fixed << std::setprecision(3) << "le " << m.le_loss << " loc " << m.loc_loss << " P " << m.precision
+      << " R " << m.recall << " F1 " << m.f1 << " IoU " << m.iou << " kept " << std::setprecision(1) << 100 * m.kept
+      << " % " << m.samples_per_s << " samples/s";
+  return out.str();
+}
+
+int run(const TrainFlags& flags, Interrupt& interrupt) {
+  TrainOptions options = options_of(flags);
+  const std::unique_ptr<World> world = World::from_environment(parse_device(options.device));
+  const fs::path folder = run_folder(flags);
+  Trainer trainer(options, folder, *world);
+  if (world->first()) {
+    std::cerr << "glimpse: " << trainer.rows() << " rows, " << trainer.total_steps() << " steps";
+    if (trainer.first_step() > 0) std::cerr << ", going on after step " << trainer.first_step();
+    std::cerr << "\n";
+  }
+  std::optional<Progress> progress;
+  if (world->first())
+    progress.emplace(static_cast<size_t>(trainer.total_steps()), static_cast<size_t>(trainer.first_step()), "steps");
+  const bool done = trainer.run(interrupt.arm(), [&](const StepMetrics& metrics) {
+    if (progress) progress->step(note(metrics));
+  });
+  progress.reset();
+  if (!world->first()) return done ? 0 : 130;
+  if (!done) {
+    std::cerr << "glimpse: stopped; glimpse train --resume " << folder.string() << " goes on from here\n";
+    return 130;
+  }
+  std::cerr << "glimpse: wrote " << (folder / "final").string() << " and " << (folder / "report.html").string() << "\n";
+  return 0;
+}
+
+}  // namespace
+
+std::function<int()> add_train(CLI::App& app, Interrupt& interrupt) {
+  auto flags = std::make_shared<TrainFlags>();
+  app.add_option("-c,--config", flags->config, "YAML file of settings (see configs/train); flags win over it")
+      ->type_name("FILE");
+  app.add_option("--data", flags->data, "JSONL file of rows: question, answer, image, dataset, bboxs, width, height (repeatable)")
+      ->type_name("FILE")
+      ->allow_extra_args(false);
+  app.add_option("-o,--out", flags->out, "the run's directory")->type_name("DIR");
+  app.add_option("--resume", flags->resume, "go on with the run in this directory")->type_name("DIR");
+  app.add_flag("--overwrite", flags->overwrite, "start a run again that --out already holds");
+  flags->settings.add(app, flags->parsed.fields(), "Settings");
+  app.footer(
+      "Example:\n"
+      "  glimpse train --config configs/train/qwen2_5_vl_7b.yaml --model DIR --data rows.jsonl --image-root DIR --out run\n"
+      "  glimpse ask --model DIR --new-modules run/final --image a.jpg \"What is this?\"\n"
+      "Several processes: torchrun --nproc-per-node 2 --no-python glimpse train ...");
+  return [flags, &interrupt] { return run(*flags, interrupt); };
+}
+
+}  // namespace glimpse::app

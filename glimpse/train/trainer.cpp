@@ -1,0 +1,276 @@
+#include "glimpse/train/trainer.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+
+#include <iostream>
+
+#include "glimpse/base/atomic_file.h"
+#include "glimpse/base/json_file.h"
+#include "glimpse/base/timer.h"
+#include "glimpse/engine/engine.h"
+#include "glimpse/image/overlay.h"
+#include "glimpse/train/checkpoint.h"
+#include "glimpse/train/loader.h"
+#include "glimpse/train/report.h"
+
+namespace glimpse {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr size_t kCheckpointsKept = 2;
+
+// Dropout's random numbers belong to a batch of a step, so that a resumed run draws the same ones and every
+// process does.
+void seed_dropout(uint64_t seed, int64_t step, int64_t batch) {
+  at::manual_seed(seed * 1000003 + static_cast<uint64_t>(step) * 4099 + static_cast<uint64_t>(batch));
+}
+
+at::ScalarType parse_save_dtype(const std::string& name) {
+  check(name == "fp32" || name == "bf16", "save_dtype: expected fp32 or bf16, got '", name, "'");
+  return name == "fp32" ? at::kFloat : at::kBFloat16;
+}
+
+fs::path base_dir(const std::string& model) {
+  return model.empty() ? builtin_model_dir() / "model" : resolve_model_dir(model);
+}
+
+}  // namespace
+
+// What a step adds up over its examples; the order is that of the message between processes.
+struct Trainer::Sums {
+  double examples = 0, le = 0, loc = 0, dice = 0, bce = 0, total = 0;
+  double kept_reference = 0, kept = 0, reference = 0, kept_share = 0, stop = 0;
+
+  void add(const ExampleLoss& loss, const Example& example, const KeepRule& rule) {
+    const at::NoGradGuard no_grad;
+    examples += 1;
+    le += loss.le.item<double>();
+    loc += loss.loc.item<double>();
+    dice += loss.dice.sum().item<double>();
+    bce += loss.bce.sum().item<double>();
+    total += loss.total.item<double>();
+    const at::Tensor mask = example.reference.cpu().contiguous();
+    const std::vector<int64_t> keep = rule.apply(loss.vip_logits[-1].detach().cpu());
+    for (const int64_t token : keep) kept_reference += mask.const_data_ptr<float>()[token];
+    kept += static_cast<double>(keep.size());
+    reference += mask.sum().item<double>();
+    kept_share += static_cast<double>(keep.size()) / static_cast<double>(mask.numel());
+  }
+
+  StepMetrics metrics() const {
+    const auto share = [](double part, double whole) { return whole > 0 ? part / whole : 0.0; };
+    StepMetrics m;
+    m.loss = total / examples;
+    m.le_loss = le / examples;
+    m.loc_loss = loc / examples;
+    m.dice = dice / examples;
+    m.bce = bce / examples;
+    // Over all tokens of the step (section 7); the kept share is a mean over examples.
+    m.precision = share(kept_reference, kept);
+    m.recall = share(kept_reference, reference);
+    m.f1 = share(2 * kept_reference, kept + reference);
+    m.iou = share(kept_reference, kept + reference - kept_reference);
+    m.kept = kept_share / examples;
+    return m;
+  }
+
+  void over_all(World& world) {
+    std::vector<double*> all = {&examples, &le,   &loc,       &dice,      &bce, &total, &kept_reference,
+                                &kept,     &reference, &kept_share, &stop};
+    at::Tensor message = at::empty({static_cast<int64_t>(all.size())}, at::kDouble);
+    for (size_t i = 0; i < all.size(); ++i) message[static_cast<int64_t>(i)] = *all[i];
+    std::vector<at::Tensor> tensors = {message};
+    world.sum(tensors);
+    for (size_t i = 0; i < all.size(); ++i) *all[i] = message[static_cast<int64_t>(i)].item<double>();
+  }
+};
+
+Trainer::Trainer(TrainOptions options, fs::path run, World& world)
+    : options_(std::move(options)), run_(std::move(run)), world_(world) {
+  parse_save_dtype(options_.save_dtype);
+  check(!options_.data.empty(), "training: no rows; name a JSONL file with --data");
+  if (options_.threads > 0) at::set_num_threads(options_.threads);
+  const fs::path dir = base_dir(options_.model);
+  const fs::path start = options_.new_modules.empty() ? "" : resolve_model_dir(options_.new_modules);
+  EngineOptions engine;
+  engine.dtype = options_.dtype;
+  engine.device = options_.device;
+  LoadOptions load = load_options(engine, dir);
+  if (!start.empty()) load.config_overrides = read_json(start / "config.json");
+  model_ = load_vlm(dir, load);
+  const BaseShape shape = base_shape(*model_);
+  if (start.empty())
+    modules_ = TrainableModules::create(pruning_config(read_json(dir / "config.json"), options_.modules), shape,
+                                        options_.seed, load.device);
+  else
+    modules_ = TrainableModules::load(start, shape, load.device);
+  optimiser_ = std::make_unique<Optimiser>(modules_->parameters(), options_.optimiser);
+
+  std::vector<DataSource> sources;
+  for (const std::string& file : options_.data) sources.push_back({file, options_.dataset, options_.samples});
+  TrainRows read = read_train_rows(sources, {options_.image_root, options_.seed, options_.max_bad_share});
+  rows_ = std::move(read.rows);
+  if (world_.first())
+    for (const std::string& problem : read.problems) std::cerr << "glimpse: skipped " << problem << "\n";
+  steps_per_epoch_ = (static_cast<int64_t>(rows_.size()) + step_rows() - 1) / step_rows();
+  total_steps_ = steps_per_epoch_ * options_.epochs;
+  if (options_.max_steps > 0) total_steps_ = std::min(total_steps_, options_.max_steps);
+
+  if (auto checkpoint = newest_checkpoint(run_)) {
+    optimiser_->load_state(checkpoint->state, (run_ / "checkpoints").string());
+    step_ = checkpoint->step;
+  }
+  if (world_.first()) {
+    fs::create_directories(run_);
+    AtomicFile settings(run_ / "train.json");
+    settings.stream() << options_.to_json().dump(2) << "\n";
+    settings.commit();
+    log_ = std::make_unique<MetricsLog>(run_, step_);
+  }
+}
+
+Trainer::~Trainer() = default;
+
+// The rows that this process takes in batch `batch` of a step; the last step of an epoch may be short.
+std::vector<size_t> Trainer::batch_rows(int64_t step, int64_t batch) {
+  const int64_t epoch = step / steps_per_epoch_;
+  if (epoch != ordered_epoch_) order_ = epoch_order(rows_.size(), options_.seed, epoch);
+  ordered_epoch_ = epoch;
+  const auto count = static_cast<int64_t>(order_.size());
+  const int64_t first = step % steps_per_epoch_ * step_rows() +
+                        (batch * world_.size() + world_.rank()) * options_.batch;
+  return {order_.begin() + std::min(first, count), order_.begin() + std::min(first + options_.batch, count)};
+}
+
+StepMetrics Trainer::take_step(Loader<LoadedRow>& loader, bool stop) {
+  const Timer timer;
+  Sums sums;
+  sums.stop = stop;
+  for (int64_t b = 0; b < options_.accumulation; ++b) {
+    std::vector<Example> examples;
+    for (size_t i = batch_rows(step_, b).size(); i-- > 0;) {
+      auto row = loader.next();
+      invariant(row.has_value(), "the loader ended before the run");
+      if (row->item)
+        examples.push_back(std::move(row->item->example));
+      else
+        report_broken(row->problem);
+    }
+    if (examples.empty()) continue;
+    seed_dropout(options_.seed, step_, b);
+    const std::vector<ExampleLoss> losses =
+        training_losses(*model_, modules_->modules(model_->decoder().options(), modules_->dropout()), examples,
+                        options_.loss);
+    at::Tensor total;
+    for (size_t i = 0; i < losses.size(); ++i) {
+      sums.add(losses[i], examples[i], modules_->config().rule);
+      total = total.defined() ? total + losses[i].total : losses[i].total;
+    }
+    total.backward();
+  }
+  // The step's gradient is the mean over its examples, on whichever process they were.
+  sums.over_all(world_);
+  check(sums.examples > 0, "training: no row of step ", step_ + 1, " could be used");
+  std::vector<at::Tensor> gradients;
+  for (const auto& [name, parameter] : modules_->parameters()) {
+    if (!parameter.grad().defined()) parameter.mutable_grad() = at::zeros_like(parameter);
+    gradients.push_back(parameter.mutable_grad());
+  }
+  world_.sum(gradients);
+  stopping_ = sums.stop > 0;  // when any process was asked to, all of them stop after this step
+  for (at::Tensor& gradient : gradients) gradient.div_(sums.examples);
+
+  const double lr =
+      options_.optimiser.lr * learning_rate_factor(step_, total_steps_, options_.optimiser.warmup_ratio);
+  const double norm = optimiser_->step(lr);
+  ++step_;
+  StepMetrics metrics = sums.metrics();
+  metrics.step = step_;
+  metrics.epoch = static_cast<double>(step_) / static_cast<double>(steps_per_epoch_);
+  metrics.grad_norm = norm;
+  metrics.lr = lr;
+  metrics.samples_per_s = 1000.0 * sums.examples / timer.ms();
+  return metrics;
+}
+
+bool Trainer::run(std::stop_token stop, const std::function<void(const StepMetrics&)>& after_step) {
+  std::vector<size_t> mine;
+  for (int64_t step = step_; step < total_steps_; ++step)
+    for (int64_t b = 0; b < options_.accumulation; ++b)
+      for (const size_t row : batch_rows(step, b)) mine.push_back(row);
+  const ImageBounds bounds{options_.min_pixels, options_.max_pixels};
+  Loader<LoadedRow> loader(
+      mine, [&](size_t row) { return load_row(*model_, rows_[row], bounds); }, options_.loader_threads,
+      static_cast<size_t>(2 * options_.batch + options_.loader_threads));
+  if (world_.first()) draw_overlays();
+
+  try {
+    while (step_ < total_steps_) {
+      const StepMetrics metrics = take_step(loader, stop.stop_requested());
+      if (world_.first()) {
+        if (step_ % options_.log_every == 0 || step_ == total_steps_) log_->write(metrics);
+        if (options_.overlay_every > 0 && step_ % options_.overlay_every == 0) draw_overlays();
+        if (step_ % options_.save_every == 0 && step_ < total_steps_) save();
+        after_step(metrics);
+      }
+      if (stopping_) {
+        if (world_.first()) save();
+        return false;
+      }
+    }
+  } catch (const LostProcess&) {
+    // The parameters are those after the last whole step.
+    if (world_.first()) save();
+    throw;
+  }
+  if (world_.first()) finish();
+  return true;
+}
+
+void Trainer::report_broken(const std::string& problem) {
+  std::cerr << "glimpse: skipped " << problem << "\n";
+  ++broken_;
+  const double share = static_cast<double>(broken_) / static_cast<double>(rows_.size());
+  check(share <= options_.max_bad_share, "training: ", broken_, " of ", rows_.size(),
+        " rows could not be used, more than max_bad_share ", options_.max_bad_share, "; the last: ", problem);
+}
+
+void Trainer::save() {
+  save_checkpoint(run_, {step_, optimiser_->state()}, kCheckpointsKept);
+}
+
+// What the modules keep of a few rows now, as inference would.
+void Trainer::draw_overlays() {
+  if (options_.overlay_every == 0 || options_.overlay_rows == 0) return;
+  const at::NoGradGuard no_grad;
+  const auto modules = modules_->modules(model_->decoder().options(), 0.0);
+  const auto shown = sample_rows(rows_.size(), static_cast<size_t>(options_.overlay_rows), options_.seed);
+  fs::create_directories(run_ / "overlays");
+  for (size_t i = 0; i < shown.size(); ++i) try {
+      LoadedRow row = load_row(*model_, rows_[shown[i]], {options_.min_pixels, options_.max_pixels});
+      Sequence sequence;
+      sequence.prompt = std::move(row.example.prompt);
+      sequence.pruners.push_back(std::make_shared<GlimpsePruner>(modules, modules_->config().rule));
+      Sequence* const sequences[] = {&sequence};
+      prefill(*model_, sequences);
+      const ImageSpan& span = sequence.prompt.images[0];
+      char name[48];
+      std::snprintf(name, sizeof name, "step-%06lld-row-%zu.png", static_cast<long long>(step_), i);
+      save_png(draw_kept(row.image, static_cast<int>(span.rows), static_cast<int>(span.cols), sequence.kept),
+               run_ / "overlays" / name);
+    } catch (const Error&) {
+      // A broken row is reported where it is trained on.
+    }
+}
+
+void Trainer::finish() {
+  save();
+  draw_overlays();
+  modules_->save(run_ / "final", parse_save_dtype(options_.save_dtype));
+  write_report(run_);
+}
+
+}  // namespace glimpse

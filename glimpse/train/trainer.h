@@ -1,0 +1,62 @@
+#pragma once
+
+#include <functional>
+#include <stop_token>
+
+#include "glimpse/train/example.h"
+#include "glimpse/train/loader.h"
+#include "glimpse/train/metrics.h"
+#include "glimpse/train/modules.h"
+#include "glimpse/train/options.h"
+#include "glimpse/train/world.h"
+
+namespace glimpse {
+
+/// Trains glimpse token and predictor on a frozen model (method.md section 5). The run's directory holds
+///   train.json         every setting, for --resume
+///   metrics.jsonl      one line per log step; tensorboard/ has the same
+///   checkpoints/       parameters and optimiser, written whole or not at all
+///   overlays/          what is kept of a few fixed rows, every so many steps
+///   final/             config.json, new_modules_gp.pt, new_modules_gp.safetensors
+///   report.html        curves and examples
+/// Given the seed, the result does not depend on loader threads, nor on being stopped and resumed.
+class Trainer {
+ public:
+  /// Loads model and rows and takes up the run's newest checkpoint if there is one. Only the first process of
+  /// `world` writes. Errors: settings, model, rows; a directory that holds something else.
+  Trainer(TrainOptions options, std::filesystem::path run, World& world);
+  ~Trainer();
+
+  /// Trains to the end and writes final/. When `stop` is requested, writes a checkpoint after the current step
+  /// and returns false. When another process is lost, writes a checkpoint and throws Error.
+  bool run(std::stop_token stop, const std::function<void(const StepMetrics&)>& after_step);
+
+  int64_t first_step() const { return step_; }
+  int64_t total_steps() const { return total_steps_; }
+  size_t rows() const { return rows_.size(); }
+
+ private:
+  struct Sums;
+
+  int64_t step_rows() const { return options_.batch * options_.accumulation * world_.size(); }
+  std::vector<size_t> batch_rows(int64_t step, int64_t batch);
+  StepMetrics take_step(Loader<LoadedRow>& loader, bool stop);
+  void report_broken(const std::string& problem);
+  void save();
+  void draw_overlays();
+  void finish();
+
+  TrainOptions options_;
+  std::filesystem::path run_;
+  World& world_;
+  std::unique_ptr<Vlm> model_;
+  std::optional<TrainableModules> modules_;
+  std::unique_ptr<Optimiser> optimiser_;
+  std::unique_ptr<MetricsLog> log_;  // of the first process
+  std::vector<TrainRow> rows_;
+  std::vector<size_t> order_;  // of the epoch that batch_rows() was asked about last
+  int64_t step_ = 0, total_steps_ = 0, steps_per_epoch_ = 0, ordered_epoch_ = -1, broken_ = 0;
+  bool stopping_ = false;
+};
+
+}  // namespace glimpse
