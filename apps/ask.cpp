@@ -44,13 +44,13 @@ void write_pictures(const AskFlags& flags, const Answer& answer, const std::vect
   for (size_t i = 0; i < images.size(); ++i) {
     const int rows = static_cast<int>(answer.images[i].rows), cols = static_cast<int>(answer.images[i].cols);
     if (!flags.overlay_out.empty())
-      save_png(draw_kept(images[i], rows, cols, answer.keep[i]),
+      save_png(draw_kept(images[i], rows, cols, answer.keep[i], answer.images[i].area),
                numbered(flags.overlay_out, i, images.size()));
     if (flags.mask_out.empty()) continue;
     std::vector<uint8_t> mask(answer.images[i].count());
     for (const int64_t token : answer.keep[i]) mask[token] = 1;
     save_mask_png(mask, rows, cols, images[i].width, images[i].height,
-                  numbered(flags.mask_out, i, images.size()));
+                  numbered(flags.mask_out, i, images.size()), answer.images[i].area);
   }
 }
 

@@ -3,7 +3,7 @@
 #include <map>
 
 #include "flags.h"
-#include "glimpse/models/qwen2_5_vl.h"
+#include "glimpse/models/vlm.h"
 
 namespace glimpse::app {
 
@@ -75,7 +75,7 @@ int run(const InspectFlags& flags) {
         {"context", engine->model().max_positions()}}},
       {"vision_encoder",
        {{"layers", engine->model().vision_depth()}, {"hidden_size", engine->model().vision_width()}}},
-      {"parts", parts_of(Weights::open(dir, Qwen25Vl::canonical_name))}};
+      {"parts", parts_of(open_weights(dir))}};
   const GlimpseModules* modules = engine->modules();
   if (modules) {
     const auto folder = flags.engine.new_modules.empty() ? builtin_model_dir() / "new_modules"

@@ -27,7 +27,7 @@ Box normalise_box(const Box& pixels, int width, int height) {
   return {pixels.x1 / width, pixels.y1 / height, pixels.x2 / width, pixels.y2 / height};
 }
 
-std::vector<uint8_t> boxes_to_mask(std::span<const Box> normalised, int h, int w) {
+std::vector<uint8_t> boxes_to_mask(std::span<const Box> normalised, int h, int w, const Box& area) {
   check(h > 0 && w > 0, "a token grid needs rows and columns, got ", h, " x ", w);
   std::vector<uint8_t> mask(static_cast<size_t>(h) * w, 0);
   for (const Box& box : normalised) {
@@ -35,8 +35,9 @@ std::vector<uint8_t> boxes_to_mask(std::span<const Box> normalised, int h, int w
         std::isfinite(box.x1) && std::isfinite(box.y1) && std::isfinite(box.x2) && std::isfinite(box.y2);
     check(finite, "a box must hold finite numbers, got [", box.x1, ", ", box.y1, ", ", box.x2, ", ", box.y2,
           "]");
-    const Range columns = tokens_between(box.x1, box.x2, w);
-    const Range rows = tokens_between(box.y1, box.y2, h);
+    const double width = area.x2 - area.x1, height = area.y2 - area.y1;
+    const Range columns = tokens_between((box.x1 - area.x1) / width, (box.x2 - area.x1) / width, w);
+    const Range rows = tokens_between((box.y1 - area.y1) / height, (box.y2 - area.y1) / height, h);
     for (int row = rows.first; row <= rows.last; ++row)
       for (int column = columns.first; column <= columns.last; ++column)
         mask[static_cast<size_t>(row) * w + column] = 1;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <fstream>
 #include <string>
 
@@ -13,10 +14,14 @@
 namespace glimpse {
 namespace {
 
-/// The cell of `cells` equal ones along `length` pixels that holds each pixel.
-std::vector<int> cell_of_pixel(int length, int cells) {
+/// The cell of `cells` equal ones between `from` and `to` (in parts of `length` pixels) that holds each
+/// pixel; -1 outside.
+std::vector<int> cell_of_pixel(int length, int cells, double from, double to) {
   std::vector<int> cell(length);
-  for (int i = 0; i < length; ++i) cell[i] = static_cast<int>(static_cast<int64_t>(i) * cells / length);
+  for (int i = 0; i < length; ++i) {
+    const double place = std::floor((i - from * length) * cells / ((to - from) * length));
+    cell[i] = place >= 0 && place < cells ? static_cast<int>(place) : -1;
+  }
   return cell;
 }
 
@@ -58,7 +63,7 @@ void write_png(const std::vector<uint8_t>& pixels, int width, int height, uint32
 
 }  // namespace
 
-Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_t>& keep) {
+Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_t>& keep, const Box& area) {
   check(rows > 0 && cols > 0, "a token grid needs rows and columns, got ", rows, " x ", cols);
   std::vector<uint8_t> mask(static_cast<size_t>(rows) * cols, 0);
   for (const int64_t token : keep) {
@@ -66,10 +71,11 @@ Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_
           " x ", cols);
     mask[token] = 1;
   }
-  const std::vector<int> row_of = cell_of_pixel(image.height, rows);
-  const std::vector<int> column_of = cell_of_pixel(image.width, cols);
+  const std::vector<int> row_of = cell_of_pixel(image.height, rows, area.y1, area.y2);
+  const std::vector<int> column_of = cell_of_pixel(image.width, cols, area.x1, area.x2);
   const auto kept = [&](int y, int x) {
-    return mask[static_cast<size_t>(row_of[y]) * cols + column_of[x]] != 0;
+    return row_of[y] >= 0 && column_of[x] >= 0 &&
+           mask[static_cast<size_t>(row_of[y]) * cols + column_of[x]] != 0;
   };
   const int line = std::max(1, std::min(image.width, image.height) / 400);
 
@@ -96,16 +102,16 @@ void save_png(const Image& image, const std::filesystem::path& path) {
 }
 
 void save_mask_png(const std::vector<uint8_t>& mask, int rows, int cols, int width, int height,
-                   const std::filesystem::path& path) {
+                   const std::filesystem::path& path, const Box& area) {
   check(rows > 0 && cols > 0 && std::ssize(mask) == static_cast<int64_t>(rows) * cols, path.string(),
         ": a mask of ", mask.size(), " tokens does not fill a grid of ", rows, " x ", cols);
-  const std::vector<int> row_of = cell_of_pixel(std::max(height, 0), rows);
-  const std::vector<int> column_of = cell_of_pixel(std::max(width, 0), cols);
+  const std::vector<int> row_of = cell_of_pixel(std::max(height, 0), rows, area.y1, area.y2);
+  const std::vector<int> column_of = cell_of_pixel(std::max(width, 0), cols, area.x1, area.x2);
   std::vector<uint8_t> grey;
   grey.reserve(row_of.size() * column_of.size());
   for (const int row : row_of)
     for (const int column : column_of)
-      grey.push_back(mask[static_cast<size_t>(row) * cols + column] ? 255 : 0);
+      grey.push_back(row >= 0 && column >= 0 && mask[static_cast<size_t>(row) * cols + column] ? 255 : 0);
   write_png(grey, width, height, PNG_FORMAT_GRAY, path);
 }
 

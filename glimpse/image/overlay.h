@@ -4,21 +4,24 @@
 #include <filesystem>
 #include <vector>
 
+#include "glimpse/image/boxes.h"
 #include "glimpse/image/image.h"
 
 namespace glimpse {
 
 /// The picture with its `rows` x `cols` token grid shown: cells of tokens in `keep` (flat row-major indices,
 /// in any order) tinted green with a green line where they meet dropped ones, dropped cells darkened. Same
-/// size as the picture. Throws Error for an index outside the grid.
-Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_t>& keep);
+/// size as the picture. The grid covers `area` of it; what lies outside counts as dropped. Throws Error for
+/// an index outside the grid.
+Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_t>& keep,
+                const Box& area = whole_image);
 
 /// Writes a PNG; the file appears under `path` only when complete. Throws Error naming the path.
 void save_png(const Image& image, const std::filesystem::path& path);
 
 /// Writes a `rows` x `cols` token mask (0 or not 0, row-major) as a grey PNG of 0 and 255, stretched to
-/// `width` x `height` pixels. Throws Error naming the path.
+/// `area` of `width` x `height` pixels. Throws Error naming the path.
 void save_mask_png(const std::vector<uint8_t>& mask, int rows, int cols, int width, int height,
-                   const std::filesystem::path& path);
+                   const std::filesystem::path& path, const Box& area = whole_image);
 
 }  // namespace glimpse

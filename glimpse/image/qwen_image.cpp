@@ -3,34 +3,17 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <cmath>
 #include <nlohmann/json.hpp>
-#include <type_traits>
 #include <utility>
 
 #include "glimpse/base/check.h"
+#include "glimpse/image/preprocessor.h"
 #include "glimpse/image/resize.h"
 
 namespace glimpse {
 namespace {
 
 using nlohmann::json;
-
-constexpr std::string_view config_name = "preprocessor_config.json";
-
-template <class T>
-void read(const json& config, const char* key, T& value) {
-  const auto found = config.find(key);
-  if (found == config.end() || found->is_null()) return;
-  if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>)
-    check(found->is_number_integer() && std::in_range<T>(found->template get<int64_t>()), config_name, ": ",
-          key, " must be a whole number, got ", found->dump());
-  try {
-    found->get_to(value);
-  } catch (const json::exception&) {
-    fail(config_name, ": ", key, " has an unexpected value: ", found->dump());
-  }
-}
 
 void check_options(const QwenImageOptions& options) {
   for (const auto& [value, name] : {std::pair{options.patch_size, "patch_size"},
@@ -42,50 +25,27 @@ void check_options(const QwenImageOptions& options) {
         options.max_pixels);
   check(options.max_pixels <= (int64_t{1} << 30), "image option max_pixels must be at most 2^30, got ",
         options.max_pixels);
-  for (const float deviation : options.std)
-    check(std::isfinite(deviation) && deviation > 0, "image_std must be positive, got ", deviation);
-  for (const float mean : options.mean) check(std::isfinite(mean), "image_mean must be finite, got ", mean);
-}
-
-/// Normalised value of every byte of every channel, rounded as the image processor rounds it: the rescaling
-/// in double, the rest in float.
-std::array<std::array<float, 256>, 3> normalisation_table(const QwenImageOptions& options) {
-  std::array<std::array<float, 256>, 3> table;
-  for (int c = 0; c < 3; ++c)
-    for (int v = 0; v < 256; ++v)
-      table[c][v] = (static_cast<float>(v * (1 / 255.0)) - options.mean[c]) / options.std[c];
-  return table;
+  check_normalisation(options.mean, options.std);
 }
 
 }  // namespace
 
 QwenImageOptions QwenImageOptions::from_json(const json& config) {
-  check(config.is_object(), config_name, " must hold a JSON object");
+  check_pipeline(config);
   QwenImageOptions options;
   if (const auto size = config.find("size"); size != config.end() && size->is_object()) {
-    read(*size, "shortest_edge", options.min_pixels);
-    read(*size, "longest_edge", options.max_pixels);
-    read(*size, "min_pixels", options.min_pixels);
-    read(*size, "max_pixels", options.max_pixels);
+    read_setting(*size, "shortest_edge", options.min_pixels);
+    read_setting(*size, "longest_edge", options.max_pixels);
+    read_setting(*size, "min_pixels", options.min_pixels);
+    read_setting(*size, "max_pixels", options.max_pixels);
   }
-  read(config, "min_pixels", options.min_pixels);
-  read(config, "max_pixels", options.max_pixels);
-  read(config, "patch_size", options.patch_size);
-  read(config, "temporal_patch_size", options.temporal_patch_size);
-  read(config, "merge_size", options.merge_size);
-  read(config, "image_mean", options.mean);
-  read(config, "image_std", options.std);
-  for (const char* key : {"do_resize", "do_rescale", "do_normalize"}) {
-    bool on = true;
-    read(config, key, on);
-    check(on, config_name, ": ", key, " false is not supported");
-  }
-  int resample = 3;
-  read(config, "resample", resample);
-  check(resample == 3, config_name, ": resample ", resample, " is not supported, only 3 (bicubic)");
-  double rescale = 1 / 255.0;
-  read(config, "rescale_factor", rescale);
-  check(std::abs(rescale * 255 - 1) < 1e-9, config_name, ": rescale_factor must be 1/255, got ", rescale);
+  read_setting(config, "min_pixels", options.min_pixels);
+  read_setting(config, "max_pixels", options.max_pixels);
+  read_setting(config, "patch_size", options.patch_size);
+  read_setting(config, "temporal_patch_size", options.temporal_patch_size);
+  read_setting(config, "merge_size", options.merge_size);
+  read_setting(config, "image_mean", options.mean);
+  read_setting(config, "image_std", options.std);
   check_options(options);
   return options;
 }
@@ -115,7 +75,7 @@ Image qwen_resize(const Image& image, const QwenImageOptions& options) {
 
 Patches qwen_patches(const Image& image, const QwenImageOptions& options) {
   const Image resized = qwen_resize(image, options);
-  const auto table = normalisation_table(options);
+  const auto table = normalisation_table(options.mean, options.std);
   const int patch = options.patch_size;
   const int merge = options.merge_size;
   const Grid grid{1, resized.height / patch, resized.width / patch};

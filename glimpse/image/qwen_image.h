@@ -7,6 +7,7 @@
 
 #include "glimpse/image/decode.h"
 #include "glimpse/image/image.h"
+#include "glimpse/image/patches.h"
 
 namespace glimpse {
 
@@ -29,21 +30,6 @@ struct QwenImageOptions {
 
   /// How files must be decoded for these settings.
   DecodeOptions decode_options() const;
-};
-
-/// Size of the patch grid: frames, rows and columns.
-struct Grid {
-  int t = 1;
-  int h = 0;
-  int w = 0;
-  bool operator==(const Grid&) const = default;
-};
-
-struct Patches {
-  /// [t*h*w, 3*temporal_patch_size*patch_size*patch_size] float32 on the CPU. Rows go merge unit by merge
-  /// unit (row-major over units, then row-major inside one); columns are [channel, frame, y, x].
-  at::Tensor pixel_values;
-  Grid grid;
 };
 
 /// The picture as it goes into patches: resized to whole merge units within the pixel bounds. Throws Error

@@ -52,6 +52,14 @@ Weights Weights::fresh(std::function<at::Tensor(const std::string&, at::IntArray
   return weights;
 }
 
+void Weights::include(Weights other) {
+  for (auto& [name, theirs] : other.entries_) {
+    const auto [own, added] = entries_.emplace(name, theirs);
+    check(added, theirs.file, ": '", name, "' is also in ", own->second.file);
+  }
+  source_ += " and " + other.source_;
+}
+
 void Weights::add_file(const fs::path& file) {
   for (auto& [file_name, tensor] : load_tensors(file)) {
     const std::string name = canonical(file_name);

@@ -33,6 +33,9 @@ class Weights {
   Weights(Weights&&) = default;
   Weights& operator=(Weights&&) = default;
 
+  /// Adds the tensors of another checkpoint. Error when both have one of a name.
+  void include(Weights other);
+
   bool contains(const std::string& name) const { return entries_.contains(name); }
   /// All canonical names, sorted.
   std::vector<std::string> names() const;

@@ -5,7 +5,7 @@
 #include <array>
 #include <vector>
 
-#include "glimpse/image/qwen_image.h"
+#include "glimpse/image/patches.h"
 #include "glimpse/nn/rotary.h"
 
 namespace glimpse {

@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
-#include "glimpse/image/qwen_image.h"
+#include "glimpse/image/patches.h"
 #include "glimpse/io/checkpoint.h"
 #include "glimpse/models/vision.h"
 #include "glimpse/nn/linear.h"

@@ -2,47 +2,11 @@
 
 #include <numeric>
 
+#include "glimpse/models/config.h"
+
 namespace glimpse {
 
-namespace {
-
 using nlohmann::json;
-
-constexpr int64_t kMaxSize = int64_t{1} << 30;
-
-template <class T>
-T need(const json& object, const char* key, const std::string& where) {
-  const auto found = object.find(key);
-  check(found != object.end() && !found->is_null(), where, ": ", key, " is missing");
-  try {
-    return found->get<T>();
-  } catch (const json::exception&) {
-    fail(where, ": ", key, " has an unexpected value ", found->dump());
-  }
-}
-
-DecoderConfig decoder_config(const json& text, const json& top, const std::string& where) {
-  DecoderConfig c;
-  c.hidden_size = need<int64_t>(text, "hidden_size", where);
-  c.intermediate_size = need<int64_t>(text, "intermediate_size", where);
-  c.layers = need<int64_t>(text, "num_hidden_layers", where);
-  c.heads = need<int64_t>(text, "num_attention_heads", where);
-  c.kv_heads = text.value("num_key_value_heads", c.heads);
-  check(c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && c.hidden_size % c.heads == 0, where,
-        ": hidden_size ", c.hidden_size, ", num_attention_heads ", c.heads, " and num_key_value_heads ",
-        c.kv_heads, " do not divide");
-  c.head_dim = text.value("head_dim", c.hidden_size / c.heads);
-  c.vocab_size = need<int64_t>(text, "vocab_size", where);
-  // Products of two sizes must stay far from overflow.
-  for (const int64_t size : {c.hidden_size, c.intermediate_size, c.layers, c.heads, c.head_dim, c.vocab_size})
-    check(size > 0 && size < kMaxSize, where, ": a size of the language model is ", size);
-  c.rms_norm_eps = text.value("rms_norm_eps", 1e-6);
-  c.attention_bias = true;
-  c.tied_head = top.value("tie_word_embeddings", text.value("tie_word_embeddings", false));
-  return c;
-}
-
-}  // namespace
 
 std::string Qwen25Vl::canonical_name(std::string_view name) {
   const auto swap = [&](std::string_view from, std::string_view to) {
@@ -55,13 +19,18 @@ std::string Qwen25Vl::canonical_name(std::string_view name) {
   return std::string(name);
 }
 
+Weights Qwen25Vl::open_weights(const std::filesystem::path& dir, const json&) {
+  return Weights::open(dir, canonical_name);
+}
+
 std::unique_ptr<Vlm> Qwen25Vl::load(const std::filesystem::path& dir, const json& config,
                                     const LoadOptions& load) {
   const std::string where = (dir / "config.json").string();
   const json& text = config.contains("text_config") ? config["text_config"] : config;
   auto model = std::make_unique<Qwen25Vl>();
   model->dir_ = dir;
-  const DecoderConfig shape = decoder_config(text, config, where);
+  DecoderConfig shape = decoder_config(text, config, where);
+  shape.attention_bias = true;
   const json vision = need<json>(config, "vision_config", where);
 
   // The older layout calls it rope_scaling, the newest rope_parameters; theta moved into it.
@@ -81,7 +50,7 @@ std::unique_ptr<Vlm> Qwen25Vl::load(const std::filesystem::path& dir, const json
                    config.value("video_token_id", int64_t{151656}),
                    vision.value("spatial_merge_size", int64_t{2}), vision.value("tokens_per_second", 2.0)};
 
-  Weights weights = Weights::open(dir, canonical_name);
+  Weights weights = open_weights(dir, config);
   for (const auto& adapter : load.adapters) weights.merge_adapter(adapter);
   const at::TensorOptions options = at::TensorOptions(load.dtype).device(load.device);
   model->visual_ = Qwen25Vit::load(vision, weights, options);
@@ -128,41 +97,13 @@ std::vector<int64_t> Qwen25Vl::chat_ids(const std::vector<Message>& messages,
 }
 
 Prompt Qwen25Vl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const {
-  Prompt out;
   std::vector<Grid> grids;
   for (const Patches& each : patches) grids.push_back(each.grid);
-  int64_t first = 0;
-  for (size_t i = 0; i < ids.size(); ++i) {
-    check(ids[i] >= 0 && ids[i] < decoder_.config().vocab_size, "prompt: token id ", ids[i],
-          " is outside the vocabulary of ", decoder_.config().vocab_size);
-    if (ids[i] != mrope_.image_token) {
-      out.ids.push_back(ids[i]);
-      continue;
-    }
-    check(out.images.size() < grids.size(), "prompt: more image places than the ", grids.size(),
-          " images given");
-    const Grid& grid = grids[out.images.size()];
-    const ImageSpan span{grid.t * grid.h / mrope_.merge, grid.w / mrope_.merge, first};
-    size_t run = i;
-    while (run < ids.size() && ids[run] == ids[i] && run - i < static_cast<size_t>(span.count())) ++run;
-    check(run - i == 1 || static_cast<int64_t>(run - i) == span.count(), "prompt: image ",
-          out.images.size() + 1, " has ", run - i, " places, expected 1 or ", span.count());
-    for (int64_t t = 0; t < span.count(); ++t) {
-      out.visual_rows.push_back(static_cast<int64_t>(out.ids.size()));
-      out.ids.push_back(mrope_.image_token);
-    }
-    out.images.push_back(span);
-    first += span.count();
-    i = run - 1;
-  }
-  check(!out.ids.empty(), "prompt: it is empty");
-  check(static_cast<int64_t>(out.ids.size()) < max_positions_, "prompt: ", out.ids.size(),
-        " tokens do not fit the model's context of ", max_positions_,
-        "; lower --max-pixels or give fewer images");
+  Prompt out = widen(ids, std::move(patches), {mrope_.image_token, mrope_.image_token, mrope_.merge},
+                     decoder_.config().vocab_size, max_positions_);
   const MropePositions positions = mrope_positions(out.ids, grids, {}, {}, mrope_);
   out.position_ids = positions.ids;
   out.next_position = positions.next;
-  out.patches = std::move(patches);
   return out;
 }
 

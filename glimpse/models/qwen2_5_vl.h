@@ -1,5 +1,6 @@
 #pragma once
 
+#include "glimpse/image/qwen_image.h"
 #include "glimpse/models/mrope.h"
 #include "glimpse/models/qwen2_5_vit.h"
 #include "glimpse/models/vlm.h"
@@ -11,7 +12,8 @@ class Qwen25Vl : public Vlm {
  public:
   static std::unique_ptr<Vlm> load(const std::filesystem::path& dir, const nlohmann::json& config,
                                    const LoadOptions& options);
-  /// Canonical (older) name of a tensor, whichever of the two published layouts its file uses.
+  /// The checkpoint under the names of the older of the two published layouts.
+  static Weights open_weights(const std::filesystem::path& dir, const nlohmann::json& config);
   static std::string canonical_name(std::string_view name);
 
   Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,

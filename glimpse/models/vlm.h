@@ -5,34 +5,18 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "glimpse/image/image.h"
-#include "glimpse/image/qwen_image.h"
+#include "glimpse/io/checkpoint.h"
+#include "glimpse/models/prompt.h"
 #include "glimpse/models/vision.h"
 #include "glimpse/nn/decoder.h"
-#include "glimpse/prune/pruner.h"
 #include "glimpse/text/chat.h"
 #include "glimpse/text/tokenizer.h"
 
 namespace glimpse {
-
-/// Bounds on an image's size, in pixels; unset: the checkpoint's own.
-struct ImageBounds {
-  std::optional<int64_t> min_pixels, max_pixels;
-};
-
-/// A prompt as the language model sees it.
-struct Prompt {
-  std::vector<int64_t> ids;          ///< [T]; every visual token has the image id
-  at::Tensor position_ids;           ///< [components, T] int64 (3 for M-RoPE, 1 for RoPE)
-  int64_t next_position = 0;         ///< position of the token after the prompt, in every component
-  std::vector<ImageSpan> images;     ///< token grids, in order of appearance
-  std::vector<int64_t> visual_rows;  ///< [N]: where the visual tokens stand
-  std::vector<Patches> patches;      ///< encoder input, one per image
-};
 
 /// A vision-language model family: what differs between families, and nothing else.
 class Vlm {
@@ -73,6 +57,10 @@ struct LoadOptions {
 
 /// Loads the model in `dir` by its config.json's model_type. Errors name the file and what was expected.
 std::unique_ptr<Vlm> load_vlm(const std::filesystem::path& dir, const LoadOptions& options);
+
+/// The checkpoint in `dir`, the vision encoder's where it is a separate one included, under canonical names:
+/// `model.`, `lm_head.` and `visual.`.
+Weights open_weights(const std::filesystem::path& dir);
 
 /// float32 for a checkpoint saved in it (by its config's torch_dtype), else bf16.
 at::ScalarType checkpoint_dtype(const nlohmann::json& config);

@@ -69,4 +69,12 @@ at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up) {
   return out;
 }
 
+at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps) {
+  return at::layer_norm(x, {x.size(-1)}, weight, bias, eps);
+}
+
+at::Tensor quick_gelu(const at::Tensor& x) {
+  return (1.702 * x).sigmoid_().mul_(x);
+}
+
 }  // namespace glimpse

@@ -18,6 +18,12 @@ at::Tensor add_rms_norm(at::Tensor& x, const at::Tensor& delta, const at::Tensor
 /// silu(gate) * up, elementwise.
 at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up);
 
+/// LayerNorm over the last dimension: x [..., D], weight and bias [D].
+at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps);
+
+/// x * sigmoid(1.702 x), elementwise.
+at::Tensor quick_gelu(const at::Tensor& x);
+
 /// Whether the CPU kernels of nn/kernels.h can take `x`.
 bool has_kernel(const at::Tensor& x);
 

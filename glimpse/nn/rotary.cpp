@@ -17,6 +17,11 @@ Rope rope_from_angles(const at::Tensor& angles) {
   return {angles.cos().contiguous(), angles.sin().contiguous()};
 }
 
+Rope rope_tables(const at::Tensor& positions, int64_t head_dim, double theta) {
+  const at::Tensor frequencies = inverse_frequencies(head_dim, theta).to(positions.device());
+  return rope_from_angles(at::outer(positions.to(at::kFloat), frequencies));
+}
+
 at::Tensor apply_rope(const at::Tensor& x, const Rope& rope) {
   const int64_t tokens = x.size(0), heads = x.size(1), half = x.size(2) / 2;
   if (has_kernel(x) && x.is_contiguous()) {

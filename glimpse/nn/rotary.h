@@ -20,6 +20,9 @@ at::Tensor inverse_frequencies(int64_t dim, double theta);
 /// Tables from angles [T, d / 2].
 Rope rope_from_angles(const at::Tensor& angles);
 
+/// Tables of plain rotary embedding: positions [T] int64, the frequencies of `head_dim` and `theta`.
+Rope rope_tables(const at::Tensor& positions, int64_t head_dim, double theta);
+
 /// Rotates x [T, H, d] by its rows' tables (rotate-half convention, float32 arithmetic); in place where
 /// autograd allows. Returns the result in x's type.
 at::Tensor apply_rope(const at::Tensor& x, const Rope& rope);

@@ -16,6 +16,7 @@ namespace glimpse {
 /// The token grid of one image: rows x cols visual tokens, row-major, starting at `first` of the prompt's N.
 struct ImageSpan {
   int64_t rows = 0, cols = 0, first = 0;
+  Box area = whole_image;  ///< what the grid covers, in parts of the image's sides (see Patches)
   int64_t count() const { return rows * cols; }
 };
 

@@ -21,7 +21,7 @@ Selection ReferencePruner::select(const View& view, const Cut&, const Budget&) c
   for (size_t i = 0; i < view.images.size(); ++i) {
     const ImageSpan& image = view.images[i];
     const std::vector<uint8_t> mask =
-        boxes_to_mask(view.boxes[i], static_cast<int>(image.rows), static_cast<int>(image.cols));
+        boxes_to_mask(view.boxes[i], static_cast<int>(image.rows), static_cast<int>(image.cols), image.area);
     std::vector<float> logits;
     int64_t end = begin;
     for (; end < living.size(0) && living[end].item<int64_t>() < image.first + image.count(); ++end)

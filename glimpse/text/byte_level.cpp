@@ -26,7 +26,7 @@ ByteLevelTokenizer::ByteLevelTokenizer(ByteLevelData data)
   }
 }
 
-std::vector<int64_t> ByteLevelTokenizer::encode(std::string_view text, bool parse_special) const {
+std::vector<int64_t> ByteLevelTokenizer::encode(std::string_view text, bool parse_special, bool) const {
   std::vector<int64_t> ids;
   const auto add_token = [&](int64_t id) { ids.push_back(id); };
   const auto add_words = [&](std::string_view part) {

@@ -28,7 +28,7 @@ class ByteLevelTokenizer : public Tokenizer {
   /// Throws Error for a bad pattern, missing byte tokens and contradictory added tokens.
   explicit ByteLevelTokenizer(ByteLevelData data);
 
-  std::vector<int64_t> encode(std::string_view text, bool parse_special) const override;
+  std::vector<int64_t> encode(std::string_view text, bool parse_special, bool continues) const override;
   std::optional<int64_t> token_id(std::string_view token) const override;
   std::string token_bytes(int64_t id) const override;
   bool is_special(int64_t id) const override;

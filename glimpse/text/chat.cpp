@@ -10,6 +10,33 @@ namespace {
 
 constexpr std::array<std::string_view, 3> roles = {"system", "user", "assistant"};
 
+// Pieces as they are written; neighbouring texts become one.
+class Script {
+ public:
+  void special(const char* token) { pieces_.push_back({true, token}); }
+  void text(std::string_view words) {
+    if (words.empty()) return;
+    if (pieces_.empty() || pieces_.back().special) pieces_.push_back({false, ""});
+    pieces_.back().text += words;
+  }
+  std::vector<Piece> done() { return std::move(pieces_); }
+
+ private:
+  std::vector<Piece> pieces_;
+};
+
+void check_messages(const std::vector<Message>& messages) {
+  check(!messages.empty(), "a conversation needs at least one message");
+  for (const Message& message : messages)
+    check(std::ranges::find(roles, message.role) != roles.end(), "message role \"", message.role,
+          "\", expected system, user or assistant");
+}
+
+// "USER: ", "ASSISTANT: " or, for the system, nothing.
+std::string_view vicuna_role(const Message& message) {
+  return message.role == "user" ? "USER: " : message.role == "assistant" ? "ASSISTANT: " : "";
+}
+
 }  // namespace
 
 std::string ChatFormat::render(const std::vector<Message>& messages, bool add_generation_prompt) const {
@@ -18,49 +45,98 @@ std::string ChatFormat::render(const std::vector<Message>& messages, bool add_ge
   return prompt;
 }
 
+int64_t ChatFormat::special_id(const Tokenizer& tokenizer, const std::string& token) const {
+  const auto id = tokenizer.token_id(token);
+  check(id.has_value(), "the tokenizer has no token \"", token, "\", which the chat format needs");
+  return *id;
+}
+
 std::vector<Piece> QwenChat::pieces(const std::vector<Message>& messages, bool add_generation_prompt) const {
-  std::vector<Piece> out;
-  const auto special = [&](const char* token) { out.push_back({true, token}); };
-  const auto text = [&](std::string_view words) {
-    if (out.empty() || out.back().special) out.push_back({false, ""});
-    out.back().text += words;
-  };
+  check_messages(messages);
+  Script script;
   const auto begin = [&](std::string_view role) {
-    special("<|im_start|>");
-    text(role);
-    text("\n");
+    script.special("<|im_start|>");
+    script.text(role);
+    script.text("\n");
   };
   const auto end = [&] {
-    special("<|im_end|>");
-    text("\n");
+    script.special("<|im_end|>");
+    script.text("\n");
   };
-
-  check(!messages.empty(), "a conversation needs at least one message");
   if (messages.front().role != "system") {
     begin("system");
-    text("You are a helpful assistant.");
+    script.text("You are a helpful assistant.");
     end();
   }
   int images = 0;
   for (const Message& message : messages) {
-    check(std::ranges::find(roles, message.role) != roles.end(), "message role \"", message.role,
-          "\", expected system, user or assistant");
     begin(message.role);
     for (const Part& part : message.parts) {
       if (part.kind == Part::Kind::text) {
-        text(part.text);
+        script.text(part.text);
         continue;
       }
       ++images;
-      if (add_vision_id_) text(concat("Picture ", images, ": "));
-      special("<|vision_start|>");
-      special("<|image_pad|>");
-      special("<|vision_end|>");
+      if (add_vision_id_) script.text(concat("Picture ", images, ": "));
+      script.special("<|vision_start|>");
+      script.special("<|image_pad|>");
+      script.special("<|vision_end|>");
     }
     end();
   }
   if (add_generation_prompt) begin("assistant");
-  return out;
+  return script.done();
+}
+
+std::vector<Piece> VicunaChat::pieces(const std::vector<Message>& messages,
+                                      bool add_generation_prompt) const {
+  check_messages(messages);
+  Script script;
+  if (messages.front().role != "system")
+    script.text(
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+        "helpful, detailed, and polite answers to the user's questions. ");
+  for (const Message& message : messages) {
+    script.text(vicuna_role(message));
+    for (const Part& part : message.parts) {
+      if (part.kind == Part::Kind::image) {
+        script.special("<image>");
+        script.text("\n");
+      }
+      script.text(part.text);
+    }
+    if (message.role == "assistant")
+      script.special("</s>");
+    else
+      script.text(" ");
+  }
+  if (add_generation_prompt) script.text("ASSISTANT:");
+  return script.done();
+}
+
+int64_t VicunaChat::special_id(const Tokenizer& tokenizer, const std::string& token) const {
+  return token == "<image>" ? image_id_ : ChatFormat::special_id(tokenizer, token);
+}
+
+std::vector<Piece> LlavaHfChat::pieces(const std::vector<Message>& messages,
+                                       bool add_generation_prompt) const {
+  check_messages(messages);
+  Script script;
+  for (const Message& message : messages) {
+    script.text(vicuna_role(message));
+    for (const Part& part : message.parts)
+      if (part.kind == Part::Kind::image) {
+        script.special("<image>");
+        script.text("\n");
+      }
+    for (const Part& part : message.parts)
+      if (part.kind == Part::Kind::text) {
+        script.text(part.text);
+        script.text(" ");
+      }
+  }
+  if (add_generation_prompt) script.text("ASSISTANT:");
+  return script.done();
 }
 
 std::vector<int64_t> encode_chat(const Tokenizer& tokenizer, const std::vector<Message>& messages,
@@ -68,11 +144,9 @@ std::vector<int64_t> encode_chat(const Tokenizer& tokenizer, const std::vector<M
   std::vector<int64_t> ids;
   for (const Piece& piece : format.pieces(messages, add_generation_prompt)) {
     if (piece.special) {
-      const auto id = tokenizer.token_id(piece.text);
-      check(id.has_value(), "the tokenizer has no token \"", piece.text, "\", which the chat format needs");
-      ids.push_back(*id);
+      ids.push_back(format.special_id(tokenizer, piece.text));
     } else {
-      const auto words = tokenizer.encode(piece.text, /*parse_special=*/false);
+      const auto words = tokenizer.encode(piece.text, /*parse_special=*/false, /*continues=*/!ids.empty());
       ids.insert(ids.end(), words.begin(), words.end());
     }
   }

@@ -34,6 +34,9 @@ class ChatFormat {
   virtual std::vector<Piece> pieces(const std::vector<Message>& messages,
                                     bool add_generation_prompt) const = 0;
 
+  /// The token id of a special piece. Throws Error when the tokenizer lacks it.
+  virtual int64_t special_id(const Tokenizer& tokenizer, const std::string& token) const;
+
   /// The prompt as Hugging Face's apply_chat_template(tokenize=False) gives it. Encoding this string would
   /// take special tokens in the users' texts for real ones: use encode_chat().
   std::string render(const std::vector<Message>& messages, bool add_generation_prompt) const;
@@ -50,6 +53,26 @@ class QwenChat : public ChatFormat {
 
  private:
   bool add_vision_id_;
+};
+
+/// LLaVA's conversation format vicuna_v1, with its system message when the conversation does not begin with
+/// one. An image is "<image>" and a line break; `image_id` stands for it, as the vocabulary has no such
+/// token.
+class VicunaChat : public ChatFormat {
+ public:
+  explicit VicunaChat(int64_t image_id) : image_id_(image_id) {}
+  std::vector<Piece> pieces(const std::vector<Message>& messages, bool add_generation_prompt) const override;
+  int64_t special_id(const Tokenizer& tokenizer, const std::string& token) const override;
+
+ private:
+  int64_t image_id_;
+};
+
+/// The format of the llava-hf checkpoints: the images of a message before its texts, no end tokens, no
+/// default system message.
+class LlavaHfChat : public ChatFormat {
+ public:
+  std::vector<Piece> pieces(const std::vector<Message>& messages, bool add_generation_prompt) const override;
 };
 
 /// The token ids of the prompt. They equal those of Hugging Face's apply_chat_template for messages without

@@ -23,8 +23,10 @@ class Tokenizer {
 
   /// Token ids of `text` (invalid UTF-8 counts as U+FFFD), without any begin or end tokens. Added tokens -
   /// the special ones and others such as <tool_call> - that are written in the text are recognised only when
-  /// `parse_special`; text of a user should be encoded without.
-  virtual std::vector<int64_t> encode(std::string_view text, bool parse_special = true) const = 0;
+  /// `parse_special`; text of a user should be encoded without. `continues`: the text follows a special token
+  /// of the same prompt, where some tokenizers leave out the space that they put before a text.
+  virtual std::vector<int64_t> encode(std::string_view text, bool parse_special = true,
+                                      bool continues = false) const = 0;
 
   /// The text of `ids`, with invalid UTF-8 replaced by U+FFFD. Ids without a token add nothing.
   std::string decode(std::span<const int64_t> ids, bool skip_special = true) const;

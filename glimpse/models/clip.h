@@ -1,0 +1,53 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "glimpse/io/checkpoint.h"
+#include "glimpse/nn/linear.h"
+
+namespace glimpse {
+
+/// CLIP's vision transformer up to the state that LLaVA reads: class token, learned positions, pre-norm
+/// blocks with biases. Later blocks are neither loaded nor run.
+class ClipVit {
+ public:
+  /// Takes `visual.vision_model.*`. `last_state`: index of the hidden state wanted (0 = embeddings, then one
+  /// per block), counted from the end if negative.
+  static ClipVit load(const nlohmann::json& vision_config, int64_t last_state, const Weights& weights,
+                      at::TensorOptions options);
+
+  /// Patches [n * tokens(), 3 * patch * patch] of n pictures -> the hidden states `states`, each
+  /// [n * tokens(), hidden_size()], without the class token.
+  std::vector<at::Tensor> operator()(const at::Tensor& pixel_values,
+                                     const std::vector<int64_t>& states) const;
+
+  int64_t last_state() const { return static_cast<int64_t>(blocks_.size()); }
+  int64_t hidden_size() const { return class_embedding_.size(0); }
+  int64_t patch() const { return patch_; }
+  int64_t image_size() const { return image_size_; }
+  int64_t tokens() const { return position_embedding_.size(0) - 1; }
+
+ private:
+  struct Norm {
+    at::Tensor weight, bias;
+  };
+  struct Block {
+    Norm layer_norm1, layer_norm2;
+    Linear q_proj, k_proj, v_proj, out_proj, fc1, fc2;
+  };
+  at::Tensor norm(const at::Tensor& x, const Norm& norm) const;
+  at::Tensor block(const Block& block, const at::Tensor& x) const;
+
+  int64_t heads_ = 0, patch_ = 14, image_size_ = 224;
+  double norm_eps_ = 1e-5;
+  bool quick_gelu_ = true;
+  Linear patch_embedding_;
+  at::Tensor class_embedding_, position_embedding_;
+  Norm pre_layrnorm_;  // spelt as in the checkpoints
+  std::vector<Block> blocks_;
+};
+
+}  // namespace glimpse

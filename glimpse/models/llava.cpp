@@ -1,0 +1,220 @@
+#include "glimpse/models/llava.h"
+
+#include "glimpse/models/config.h"
+
+namespace glimpse {
+
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+// The mark of an image in the original code; no token has it.
+constexpr int64_t kImagePlace = -200;
+
+bool is_converted(const json& config) {
+  return config.contains("text_config");
+}
+
+std::string canonical_name(std::string_view name) {
+  // Of two names where one begins with the other the longer comes first.
+  constexpr std::pair<std::string_view, std::string_view> renames[] = {
+      {"model.mm_projector.", "visual.projector."},
+      {"model.multi_modal_projector.linear_1.", "visual.projector.0."},
+      {"model.multi_modal_projector.linear_2.", "visual.projector.2."},
+      {"multi_modal_projector.linear_1.", "visual.projector.0."},
+      {"multi_modal_projector.linear_2.", "visual.projector.2."},
+      {"model.vision_tower.vision_tower.", "visual."},
+      {"model.vision_tower.", "visual."},
+      {"vision_tower.", "visual."},
+      {"vision_model.", "visual.vision_model."},
+      {"model.language_model.", "model."},
+      {"language_model.model.", "model."},
+      {"language_model.lm_head.", "lm_head."}};
+  for (const auto& [from, to] : renames)
+    if (name.starts_with(from)) return std::string(to) + std::string(name.substr(from.size()));
+  return std::string(name);
+}
+
+// What a checkpoint may hold that is not used here: later encoder blocks, CLIP's text half, stored tables.
+bool is_unused(std::string_view name) {
+  for (const char* begin : {"visual.vision_model.encoder.layers.", "visual.vision_model.post_layernorm.",
+                            "text_model.", "text_projection.", "visual_projection.", "logit_scale"})
+    if (name.starts_with(begin)) return true;
+  return name.ends_with(".position_ids") || name.ends_with("rotary_emb.inv_freq");
+}
+
+// The encoder's checkpoint: beside or inside the model's folder, else wherever the config's name leads.
+fs::path tower_dir(const fs::path& dir, const json& config) {
+  const auto name = need<std::string>(config, "mm_vision_tower", (dir / "config.json").string());
+  const fs::path own = fs::path(name).filename();
+  std::error_code ignored;
+  for (const fs::path& place : {dir / own, fs::absolute(dir).parent_path() / own})
+    if (!own.empty() && fs::exists(place / "config.json", ignored)) return place;
+  return resolve_model_dir(name);
+}
+
+// The parts of a config in one form, whichever layout it has.
+struct Settings {
+  json text, vision;
+  std::string where;
+  int64_t state = -2;  // hidden state of the encoder that the projector takes
+  ImagePlace place{kImagePlace, 0, 1};
+  fs::path preprocessor_dir;
+  bool pad = false;
+
+  Settings(const fs::path& dir, const json& config) : where((dir / "config.json").string()) {
+    if (is_converted(config))
+      read_converted(dir, config);
+    else
+      read_original(dir, config);
+    check(member(text, "rope_scaling").is_null(), where, ": rope_scaling is not supported with this family");
+    for (const char* key : {"attention_bias", "mlp_bias"})
+      check(!text.value(key, false), where, ": ", key, " is not supported with this family");
+    expect(text, "hidden_act", "silu");
+  }
+
+ private:
+  void read_converted(const fs::path& dir, const json& config) {
+    // The text config leaves out what equals the format's defaults.
+    text = {{"hidden_size", 4096},       {"intermediate_size", 11008},      {"num_hidden_layers", 32},
+            {"num_attention_heads", 32}, {"max_position_embeddings", 2048}, {"vocab_size", 32000}};
+    text.update(need<json>(config, "text_config", where));
+    vision = need<json>(config, "vision_config", where);
+    state = config.value("vision_feature_layer", int64_t{-2});
+    expect(config, "vision_feature_select_strategy", "default");
+    expect(config, "projector_hidden_act", "gelu");
+    const char* const key = config.contains("image_token_index") ? "image_token_index" : "image_token_id";
+    place.token = place.stored = config.value(key, int64_t{32000});
+    preprocessor_dir = dir;
+  }
+
+  void read_original(const fs::path& dir, const json& config) {
+    text = config;
+    preprocessor_dir = tower_dir(dir, config);
+    vision = read_json(preprocessor_dir / "config.json");
+    if (vision.contains("vision_config")) vision = json(vision["vision_config"]);
+    state = config.value("mm_vision_select_layer", int64_t{-2});
+    expect(config, "mm_vision_select_feature", "patch");
+    expect(config, "mm_projector_type", "mlp2x_gelu");
+    for (const char* key : {"mm_use_im_start_end", "mm_use_im_patch_token"})
+      check(!config.value(key, false), where, ": ", key, " is not supported");
+    const json& ratio = member(config, "image_aspect_ratio");
+    check(ratio.is_null() || ratio == "pad" || ratio == "square", where, ": image_aspect_ratio ",
+          ratio.dump(), " is not supported, only pad and square");
+    pad = ratio == "pad";
+  }
+
+  void expect(const json& object, const char* key, const char* only) const {
+    const json& value = member(object, key);
+    check(value.is_null() || value == only, where, ": ", key, " ", value.dump(), " is not supported, only ",
+          only);
+  }
+};
+
+}  // namespace
+
+Weights Llava::open_weights(const fs::path& dir, const json& config) {
+  Weights weights = Weights::open(dir, canonical_name);
+  if (!is_converted(config) && !weights.contains("visual.vision_model.embeddings.class_embedding"))
+    weights.include(Weights::open(tower_dir(dir, config), canonical_name));
+  return weights;
+}
+
+std::unique_ptr<Vlm> Llava::load(const fs::path& dir, const json& config, const LoadOptions& load) {
+  const Settings settings(dir, config);
+  auto model = std::make_unique<Llava>();
+  model->dir_ = dir;
+  model->place_ = settings.place;
+  model->rope_theta_ = settings.text.value("rope_theta", 1e4);
+  model->max_positions_ = settings.text.value("max_position_embeddings", int64_t{2048});
+  const DecoderConfig shape = decoder_config(settings.text, config, settings.where);
+
+  Weights weights = open_weights(dir, config);
+  for (const auto& adapter : load.adapters) weights.merge_adapter(adapter);
+  const at::TensorOptions options = at::TensorOptions(load.dtype).device(load.device);
+  model->visual_ = ClipVit::load(settings.vision, settings.state, weights, options);
+  const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
+    return Linear{weights.take(name + ".weight", {out, in}, options),
+                  weights.take(name + ".bias", {out}, options)};
+  };
+  model->projector_0_ = linear("visual.projector.0", shape.hidden_size, model->visual_.hidden_size());
+  model->projector_2_ = linear("visual.projector.2", shape.hidden_size, shape.hidden_size);
+  model->decoder_ = Decoder::load(shape, weights, "model.", "lm_head.weight", options);
+  weights.expect_all_taken([&](std::string_view name) {
+    return is_unused(name) || (shape.tied_head && name == "lm_head.weight");
+  });
+
+  const int size = static_cast<int>(model->visual_.image_size());
+  ClipImageOptions& image = model->image_options_;
+  image.shortest_edge = image.crop_size = size;
+  if (const auto file = settings.preprocessor_dir / "preprocessor_config.json"; fs::exists(file)) {
+    image = ClipImageOptions::from_json(read_json(file));
+    check(image.crop_size == size, file.string(), ": crop_size is ", image.crop_size,
+          " but the encoder takes ", size);
+  }
+  image.pad = image.pad || settings.pad;
+
+  if (fs::exists(dir / "tokenizer.json") || fs::exists(dir / "tokenizer.model"))
+    model->tokenizer_ = Tokenizer::load(dir);
+  if (is_converted(config))
+    model->format_ = std::make_unique<LlavaHfChat>();
+  else
+    model->format_ = std::make_unique<VicunaChat>(kImagePlace);
+  return model;
+}
+
+const Tokenizer& Llava::tokenizer() const {
+  check(tokenizer_ != nullptr, dir_.string(), ": no tokenizer.json and no tokenizer.model");
+  return *tokenizer_;
+}
+
+Prompt Llava::prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+                     const ImageBounds& bounds) const {
+  check(!bounds.min_pixels && !bounds.max_pixels, "image bounds: this model sees every image at ",
+        image_options_.crop_size, " x ", image_options_.crop_size,
+        " pixels; leave out min-pixels and max-pixels");
+  std::vector<Patches> patches;
+  for (const Image& image : images) patches.push_back(clip_patches(image, image_options_, visual_.patch()));
+  return prompt(chat_ids(messages, true), std::move(patches));
+}
+
+std::vector<int64_t> Llava::chat_ids(const std::vector<Message>& messages, bool add_generation_prompt) const {
+  const auto begin = tokenizer().token_id("<s>");
+  check(begin.has_value(), dir_.string(), ": the tokenizer has no token \"<s>\"");
+  std::vector<int64_t> ids = encode_chat(tokenizer(), messages, add_generation_prompt, *format_);
+  ids.insert(ids.begin(), *begin);
+  return ids;
+}
+
+Prompt Llava::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const {
+  for (const Patches& image : patches)
+    check(int64_t{image.grid.t} * image.grid.h * image.grid.w == visual_.tokens(),
+          "prompt: an image has a grid of ", image.grid.h, " x ", image.grid.w, ", expected ",
+          visual_.tokens(), " patches");
+  Prompt out = widen(ids, std::move(patches), place_, decoder_.config().vocab_size, max_positions_);
+  out.next_position = static_cast<int64_t>(out.ids.size());
+  out.position_ids = at::arange(out.next_position, at::kLong).unsqueeze(0);
+  return out;
+}
+
+VisionOutput Llava::encode(const std::vector<Patches>& patches, const std::vector<int64_t>& taps) const {
+  std::vector<at::Tensor> pixels;
+  for (const Patches& each : patches) pixels.push_back(each.pixel_values);
+  std::vector<int64_t> states = taps;
+  states.push_back(visual_.last_state());
+  VisionOutput out;
+  out.states = visual_(at::cat(pixels), states);
+  out.embeds = projector_2_(at::gelu(projector_0_(out.states.back())));
+  out.states.pop_back();
+  // Every picture is one window.
+  const at::Tensor pictures = at::arange(static_cast<int64_t>(patches.size()), at::kLong);
+  out.windows = pictures.repeat_interleave(visual_.tokens()).to(out.embeds.device());
+  return out;
+}
+
+Rope Llava::rope(const at::Tensor& position_ids) const {
+  return rope_tables(position_ids[0], decoder_.config().head_dim, rope_theta_);
+}
+
+}  // namespace glimpse

@@ -1,0 +1,45 @@
+#pragma once
+
+#include "glimpse/image/clip_image.h"
+#include "glimpse/models/clip.h"
+#include "glimpse/models/vlm.h"
+
+namespace glimpse {
+
+/// LLaVA-1.5: CLIP encoder, a projector of two layers, LLaMA with plain RoPE. Both published layouts: the
+/// original (`model.mm_projector`, the encoder in a checkpoint of its own) and Hugging Face's conversion.
+class Llava : public Vlm {
+ public:
+  static std::unique_ptr<Vlm> load(const std::filesystem::path& dir, const nlohmann::json& config,
+                                   const LoadOptions& options);
+  /// The checkpoint, and the encoder's if `dir` does not hold it, as `model.*`, `lm_head.*`,
+  /// `visual.vision_model.*` and `visual.projector.{0,2}.*`.
+  static Weights open_weights(const std::filesystem::path& dir, const nlohmann::json& config);
+
+  Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+                const ImageBounds& bounds) const override;
+  std::vector<int64_t> chat_ids(const std::vector<Message>& messages,
+                                bool add_generation_prompt) const override;
+  Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
+  VisionOutput encode(const std::vector<Patches>& patches, const std::vector<int64_t>& taps) const override;
+  Rope rope(const at::Tensor& position_ids) const override;
+  const Decoder& decoder() const override { return decoder_; }
+  const Tokenizer& tokenizer() const override;
+  int64_t vision_depth() const override { return visual_.last_state() + 1; }
+  int64_t vision_width() const override { return visual_.hidden_size(); }
+  int64_t max_positions() const override { return max_positions_; }
+
+ private:
+  std::filesystem::path dir_;
+  std::unique_ptr<Tokenizer> tokenizer_;  // null for checkpoints without one (golden data)
+  std::unique_ptr<ChatFormat> format_;
+  ClipImageOptions image_options_;
+  ImagePlace place_;
+  double rope_theta_ = 1e4;
+  int64_t max_positions_ = 0;
+  ClipVit visual_;
+  Linear projector_0_, projector_2_;
+  Decoder decoder_;
+};
+
+}  // namespace glimpse

@@ -1,0 +1,45 @@
+#include "glimpse/models/prompt.h"
+
+namespace glimpse {
+
+Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, const ImagePlace& place,
+             int64_t vocab_size, int64_t max_positions) {
+  check(place.stored >= 0 && place.stored < vocab_size, "prompt: the image token ", place.stored,
+        " is outside the vocabulary of ", vocab_size);
+  Prompt out;
+  int64_t first = 0;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] != place.token) {
+      check(ids[i] >= 0 && ids[i] < vocab_size, "prompt: token id ", ids[i], " is outside the vocabulary of ",
+            vocab_size);
+      out.ids.push_back(ids[i]);
+      continue;
+    }
+    check(out.images.size() < patches.size(), "prompt: more image places than the ", patches.size(),
+          " images given");
+    const Patches& image = patches[out.images.size()];
+    const Grid& grid = image.grid;
+    const ImageSpan span{grid.t * grid.h / place.merge, grid.w / place.merge, first, image.area};
+    size_t run = i;
+    while (run < ids.size() && ids[run] == ids[i] && run - i < static_cast<size_t>(span.count())) ++run;
+    check(run - i == 1 || static_cast<int64_t>(run - i) == span.count(), "prompt: image ",
+          out.images.size() + 1, " has ", run - i, " places, expected 1 or ", span.count());
+    for (int64_t t = 0; t < span.count(); ++t) {
+      out.visual_rows.push_back(static_cast<int64_t>(out.ids.size()));
+      out.ids.push_back(place.stored);
+    }
+    out.images.push_back(span);
+    first += span.count();
+    i = run - 1;
+  }
+  check(!out.ids.empty(), "prompt: it is empty");
+  check(out.images.size() == patches.size(), "prompt: ", patches.size(), " images were given but it has ",
+        out.images.size(), " places for them");
+  check(static_cast<int64_t>(out.ids.size()) < max_positions, "prompt: ", out.ids.size(),
+        " tokens do not fit the model's context of ", max_positions,
+        "; lower --max-pixels or give fewer images");
+  out.patches = std::move(patches);
+  return out;
+}
+
+}  // namespace glimpse

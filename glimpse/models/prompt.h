@@ -1,0 +1,41 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <vector>
+
+#include "glimpse/image/patches.h"
+#include "glimpse/prune/pruner.h"
+
+namespace glimpse {
+
+/// Bounds on an image's size, in pixels; unset: the checkpoint's own.
+struct ImageBounds {
+  std::optional<int64_t> min_pixels, max_pixels;
+};
+
+/// A prompt as the language model sees it.
+struct Prompt {
+  std::vector<int64_t> ids;          ///< [T]; every visual token has the image id
+  at::Tensor position_ids;           ///< [components, T] int64 (3 for M-RoPE, 1 for RoPE)
+  int64_t next_position = 0;         ///< position of the token after the prompt, in every component
+  std::vector<ImageSpan> images;     ///< token grids, in order of appearance
+  std::vector<int64_t> visual_rows;  ///< [N]: where the visual tokens stand
+  std::vector<Patches> patches;      ///< encoder input, one per image
+};
+
+/// How a family marks the place of an image in its ids.
+struct ImagePlace {
+  int64_t token = 0;   ///< the mark
+  int64_t stored = 0;  ///< what Prompt::ids hold there: a token that has an embedding
+  int64_t merge = 1;   ///< patches per visual token, along either side
+};
+
+/// A prompt in which every image has a place per visual token; `ids` hold one place per image or already one
+/// per visual token. The positions are left to the family. Errors: an id outside the vocabulary, images
+/// without places or the other way round, more tokens than `max_positions`.
+Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, const ImagePlace& place,
+             int64_t vocab_size, int64_t max_positions);
+
+}  // namespace glimpse
