@@ -10,6 +10,7 @@
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/io/rows.h"
 
 namespace glimpse::app {
 
@@ -18,43 +19,19 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-// Adds the image to the row, or what went wrong.
-void find_image(Row& row, const std::string& name, const std::string& dataset, const fs::path& root) {
-  std::vector<fs::path> places = {root / name};
-  if (!dataset.empty()) places.push_back(root / "cot" / dataset / name);
-  std::string looked;
-  for (const fs::path& place : places) {
-    std::error_code ignored;
-    if (fs::exists(place, ignored)) return row.images.push_back(place);
-    looked += (looked.empty() ? "" : ", ") + place.string();
-  }
-  row.problem = concat("image not found; looked at ", looked, " (set --image-root)");
-}
-
-Row parse_row(const json& object, size_t line, const fs::path& root, const std::string& where) {
-  check(object.is_object(), where, ": expected a JSON object");
+Row parse_row(const std::string& text, size_t line, const fs::path& root) {
+  QuestionRow parsed = parse_question_row(text);
   Row row;
   row.line = line;
-  row.id = object.contains("id") ? object["id"] : json(line - 1);
-  check(row.id.is_string() || row.id.is_number(), where, ": \"id\" must be text or a number");
-  const json& question = member(object, "question");
-  check(question.is_string(), where, ": \"question\" is missing or no text");
-  row.question = question.get<std::string>();
-  const json& dataset = member(object, "dataset");
-  const json& image = member(object, "image");
-  const json names = image.is_null() ? json::array() : image.is_array() ? image : json::array({image});
-  for (const json& name : names) {
-    check(name.is_string(), where, ": \"image\" must be a file name or a list of them");
-    find_image(row, name.get<std::string>(), dataset.is_string() ? dataset.get<std::string>() : "", root);
-  }
-  if (const json& boxes = member(object, "bboxs"); !boxes.is_null()) {
-    try {
-      row.boxes = boxes.get<std::vector<std::vector<double>>>();
-    } catch (const json::exception&) {
-      fail(where, ": \"bboxs\" must be a list of [x1, y1, x2, y2]");
-    }
-    for (const auto& box : row.boxes)
-      check(box.size() == 4, where, ": a box has ", box.size(), " numbers, expected 4");
+  row.id = parsed.object.contains("id") ? parsed.object["id"] : json(line - 1);
+  check(row.id.is_string() || row.id.is_number(), "\"id\" must be text or a number");
+  row.question = std::move(parsed.question);
+  row.boxes = std::move(parsed.boxes);
+  try {
+    for (const std::string& name : parsed.images)
+      row.images.push_back(find_image(root, parsed.dataset, name));
+  } catch (const Error& error) {
+    row.problem = error.what();
   }
   return row;
 }
@@ -66,20 +43,17 @@ double now_s() {
 }  // namespace
 
 std::vector<Row> read_rows(const fs::path& file, const fs::path& root, size_t limit) {
-  check_is_file(file);
-  std::ifstream in(file);
   std::vector<Row> rows;
   std::set<std::string> ids;
-  size_t line = 0;
-  for (std::string text; (limit == 0 || rows.size() < limit) && std::getline(in, text);) {
-    ++line;
-    if (text.find_first_not_of(" \t\r") == std::string::npos) continue;
-    const std::string where = concat(file.string(), ":", line);
-    const json object = json::parse(text, nullptr, false);
-    check(!object.is_discarded(), where, ": not valid JSON");
-    rows.push_back(parse_row(object, line, root, where));
-    check(ids.insert(rows.back().id.dump()).second, where, ": id ", rows.back().id.dump(), " occurs twice");
-  }
+  visit_lines(file, [&](const std::string& text, size_t line) {
+    try {
+      rows.push_back(parse_row(text, line, root));
+      check(ids.insert(rows.back().id.dump()).second, "id ", rows.back().id.dump(), " occurs twice");
+    } catch (const Error& error) {
+      fail(file.string(), ":", line, ": ", error.what());
+    }
+    return limit == 0 || rows.size() < limit;
+  });
   check(!rows.empty(), file.string(), ": no rows");
   return rows;
 }

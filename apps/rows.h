@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -14,13 +15,13 @@ struct Row {
   nlohmann::json id;  ///< as written, else the line's index
   std::string question;
   std::vector<std::filesystem::path> images;
-  std::vector<std::vector<double>> boxes;  ///< pixels, x1 y1 x2 y2; of the first image
-  size_t line = 0;                         ///< 1-based, for messages
-  std::string problem;                     ///< why an image cannot be found, or ""
+  std::vector<std::array<double, 4>> boxes;  ///< pixels, x1 y1 x2 y2; of the first image
+  size_t line = 0;                           ///< 1-based, for messages
+  std::string problem;                       ///< why an image cannot be found, or ""
 };
 
-/// Reads the first `limit` rows (0: all) before any work. Errors name file and line. An image is looked for
-/// as given, below `image_root`, and as `image_root`/cot/<dataset>/<image>.
+/// Reads the first `limit` rows (0: all) before any work. Errors name file and line. Images are looked
+/// for as find_image() does.
 std::vector<Row> read_rows(const std::filesystem::path& file, const std::filesystem::path& image_root,
                            size_t limit);
 

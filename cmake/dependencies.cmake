@@ -24,6 +24,10 @@ pkg_check_modules(webp REQUIRED IMPORTED_TARGET libwebp)
 pkg_check_modules(tiff REQUIRED IMPORTED_TARGET libtiff-4)
 pkg_check_modules(exif REQUIRED IMPORTED_TARGET libexif)
 find_package(GIF REQUIRED)
+pkg_check_modules(isal REQUIRED IMPORTED_TARGET libisal)
+find_path(PROTOZERO_INCLUDE_DIR protozero/pbf_writer.hpp REQUIRED)  # headers only, and no pkg-config file
+add_library(protozero INTERFACE)
+target_include_directories(protozero SYSTEM INTERFACE ${PROTOZERO_INCLUDE_DIR})
 
 # libtorch as one imported target: system headers (their warnings are not ours) and a single OpenMP runtime.
 add_library(glimpse_torch INTERFACE)

@@ -51,7 +51,8 @@ class Lane {
       const at::Tensor position = at::full({prompt.position_ids.size(0), 1}, prompt.next_position, at::kLong);
       sequence_.position_ids = at::cat({sequence_.position_ids, position}, 1);
     }
-    living_.emplace(static_cast<int64_t>(prompt.ids.size()), prompt.visual_rows, guided_ != nullptr, decoder.config().layers);
+    living_.emplace(static_cast<int64_t>(prompt.ids.size()), prompt.visual_rows, guided_ != nullptr,
+                    decoder.config().layers);
     return x;
   }
 
@@ -73,7 +74,9 @@ class Lane {
     return std::any_of(stages_.begin(), stages_.end(), wants) ? &query_ : nullptr;
   }
 
-  SequenceRows batch_rows(int64_t layer) { return {&sequence_.cache, rows(), wanted_query(layer), rows() - 1}; }
+  SequenceRows batch_rows(int64_t layer) {
+    return {&sequence_.cache, rows(), wanted_query(layer), rows() - 1};
+  }
 
   /// Notes what a layer that has just run leaves in the cache and the attention that was asked for.
   void after_layer(int64_t layer) {

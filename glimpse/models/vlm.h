@@ -43,8 +43,8 @@ class Vlm {
   /// prompt is longer than the model's context.
   virtual Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
                         const ImageBounds& bounds) const = 0;
-  /// A conversation in the family's chat format, each image as one token. With `add_generation_prompt` it ends
-  /// where the assistant's answer begins.
+  /// A conversation in the family's chat format, each image as one token. With `add_generation_prompt` it
+  /// ends where the assistant's answer begins.
   virtual std::vector<int64_t> chat_ids(const std::vector<Message>& messages,
                                         bool add_generation_prompt) const = 0;
   /// A prompt from ids in which each image has one place (its id once, or already repeated per token).

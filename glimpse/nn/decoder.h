@@ -24,9 +24,9 @@ struct DecoderConfig {
 /// New rows of one sequence in a ragged batch.
 struct SequenceRows {
   KvCache* cache = nullptr;
-  int64_t count = 0;                 ///< rows of the batch that belong to this sequence
-  at::Tensor* query = nullptr;       ///< if set, receives the query after RoPE [H, d] of ...
-  int64_t query_row = 0;             ///< ... this row of the sequence's own
+  int64_t count = 0;            ///< rows of the batch that belong to this sequence
+  at::Tensor* query = nullptr;  ///< if set, receives the query after RoPE [H, d] of ...
+  int64_t query_row = 0;        ///< ... this row of the sequence's own
 };
 
 /// A ragged batch: the rows of all sequences one after the other.

@@ -137,8 +137,7 @@ GlimpseModules GlimpseModules::build(const GlimpseConfig& c, const Weights& weig
 std::shared_ptr<const GlimpseModules> GlimpseModules::load(const std::filesystem::path& dir,
                                                            const BaseShape& base, at::TensorOptions options) {
   const GlimpseConfig config = GlimpseConfig::from_json(read_json(dir / "config.json"), base);
-  return std::make_shared<GlimpseModules>(
-      build(config, Weights::open(new_modules_file(dir)), base, options));
+  return std::make_shared<GlimpseModules>(build(config, Weights::open(new_modules_file(dir)), base, options));
 }
 
 Taps GlimpsePruner::taps() const {

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <array>
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace glimpse {
+
+/// What every row of a JSONL file in the form of the Visual-CoT set has: a question about pictures.
+struct QuestionRow {
+  nlohmann::json object;  ///< the whole row, other members included
+  std::string question;
+  std::string dataset;                       ///< "" if the row names none
+  std::vector<std::string> images;           ///< names as given: "image" is one or a list of them
+  std::vector<std::array<double, 4>> boxes;  ///< "bboxs": pixels, x1 y1 x2 y2
+};
+
+/// Calls `visit(text, line)` for each line (counted from 1) that is not blank until it returns false. Error
+/// naming a file that cannot be read.
+void visit_lines(const std::filesystem::path& file,
+                 const std::function<bool(const std::string& text, size_t line)>& visit);
+
+/// Error saying what is wrong with the row; the caller knows file and line.
+QuestionRow parse_question_row(std::string_view text);
+
+/// The member's text. Error when it is missing or no text.
+std::string text_member(const nlohmann::json& object, const char* key);
+
+/// The image at `root`/cot/<dataset>/<name>, else at `root`/<name>. Error naming the places looked at.
+std::filesystem::path find_image(const std::filesystem::path& root, const std::string& dataset,
+                                 const std::string& name);
+
+}  // namespace glimpse
