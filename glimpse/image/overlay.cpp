@@ -41,13 +41,14 @@ void write_whole_file(const std::filesystem::path& path, const std::vector<uint8
   fail(path.string(), ": cannot be written", error ? ": " + error.message() : "");
 }
 
-/// Encodes 8-bit rows without padding; `format` is PNG_FORMAT_GRAY or PNG_FORMAT_RGB.
-void write_png(const std::vector<uint8_t>& pixels, int width, int height, uint32_t format,
-               const std::filesystem::path& path) {
+/// A PNG of 8-bit rows without padding; `format` is PNG_FORMAT_GRAY or PNG_FORMAT_RGB. Errors start with
+/// `name`.
+std::vector<uint8_t> encode(const std::vector<uint8_t>& pixels, int width, int height, uint32_t format,
+                            const std::string& name) {
   const size_t expected =
       static_cast<size_t>(std::max(width, 0)) * std::max(height, 0) * PNG_IMAGE_PIXEL_SIZE(format);
-  check(expected > 0 && pixels.size() == expected, path.string(), ": cannot write a picture of ", width,
-        " x ", height, " with ", pixels.size(), " bytes");
+  check(expected > 0 && pixels.size() == expected, name, ": cannot write a picture of ", width, " x ", height,
+        " with ", pixels.size(), " bytes");
   png_image image{};
   image.version = PNG_IMAGE_VERSION;
   image.width = width;
@@ -56,9 +57,9 @@ void write_png(const std::vector<uint8_t>& pixels, int width, int height, uint32
   png_alloc_size_t size = PNG_IMAGE_PNG_SIZE_MAX(image);
   std::vector<uint8_t> bytes(size);
   const bool written = png_image_write_to_memory(&image, bytes.data(), &size, 0, pixels.data(), 0, nullptr);
-  check(written, path.string(), ": PNG encoding failed: ", image.message);
+  check(written, name, ": PNG encoding failed: ", image.message);
   bytes.resize(size);
-  write_whole_file(path, bytes);
+  return bytes;
 }
 
 }  // namespace
@@ -97,8 +98,12 @@ Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_
   return out;
 }
 
+std::vector<uint8_t> encode_png(const Image& image) {
+  return encode(image.rgb, image.width, image.height, PNG_FORMAT_RGB, "PNG");
+}
+
 void save_png(const Image& image, const std::filesystem::path& path) {
-  write_png(image.rgb, image.width, image.height, PNG_FORMAT_RGB, path);
+  write_whole_file(path, encode(image.rgb, image.width, image.height, PNG_FORMAT_RGB, path.string()));
 }
 
 void save_mask_png(const std::vector<uint8_t>& mask, int rows, int cols, int width, int height,
@@ -112,7 +117,7 @@ void save_mask_png(const std::vector<uint8_t>& mask, int rows, int cols, int wid
   for (const int row : row_of)
     for (const int column : column_of)
       grey.push_back(row >= 0 && column >= 0 && mask[static_cast<size_t>(row) * cols + column] ? 255 : 0);
-  write_png(grey, width, height, PNG_FORMAT_GRAY, path);
+  write_whole_file(path, encode(grey, width, height, PNG_FORMAT_GRAY, path.string()));
 }
 
 }  // namespace glimpse

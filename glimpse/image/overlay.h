@@ -16,6 +16,9 @@ namespace glimpse {
 Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_t>& keep,
                 const Box& area = whole_image);
 
+/// The bytes of a PNG file. Throws Error for a picture without pixels.
+std::vector<uint8_t> encode_png(const Image& image);
+
 /// Writes a PNG; the file appears under `path` only when complete. Throws Error naming the path.
 void save_png(const Image& image, const std::filesystem::path& path);
 

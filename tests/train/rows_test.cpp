@@ -103,7 +103,7 @@ TEST_CASE("broken rows are told by file and line") {
       {with("bboxs", {{40, 0, 50, 5}}), "lies outside the picture of 40 x 30"},
       {with("bboxs", {{largest, 0, 2 * largest, 5}}), "must be a list of"},  // infinity is written as null
       {"{\"question\": \"a\", \"bboxs\": [[1e999]]}", "not valid JSON"},
-      {"{\"question\": " + std::string(100000, '['), "not valid JSON"},
+      {concat("{\"question\": ", std::string(100000, '[')), "not valid JSON"},
   };
   std::vector<json> rows = {good_row()};
   for (const auto& [row, what] : broken) rows.push_back(row);
