@@ -57,11 +57,16 @@ fs::path run_folder(const TrainFlags& flags) {
   return flags.out;
 }
 
-std::string note(const StepMetrics& m) {
+std::string note(const StepMetrics& metrics) {
+  const auto value = [&](const char* name) {
+    for (const auto& [key, number] : metrics.numbers)
+      if (key == name) return number;
+    return 0.0;
+  };
   std::ostringstream out;
-  out << std::fixed << std::setprecision(3) << "le " << m.le_loss << " loc " << m.loc_loss << " P " << m.precision
-      << " R " << m.recall << " F1 " << m.f1 << " IoU " << m.iou << " kept " << std::setprecision(1) << 100 * m.kept
-      << " % " << m.samples_per_s << " samples/s";
+  out << std::fixed << std::setprecision(3) << "le " << value("le_loss") << " loc " << value("loc_loss") << " P "
+      << value("precision") << " R " << value("recall") << " F1 " << value("f1") << " IoU " << value("iou")
+      << std::setprecision(1) << " kept " << 100 * value("kept") << " % " << value("samples_per_s") << " samples/s";
   return out.str();
 }
 

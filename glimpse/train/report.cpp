@@ -192,7 +192,7 @@ void write_report(const fs::path& run_dir) {
   const std::vector<StepMetrics> log = read_metrics(run_dir / "metrics.jsonl");
   check(!log.empty(), (run_dir / "metrics.jsonl").string(), ": no log step to report on");
   json settings = json::object();
-  if (const fs::path file = run_dir / "settings.json"; fs::exists(file)) {
+  if (const fs::path file = run_dir / "train.json"; fs::exists(file)) {
     settings = read_json(file);
     check(settings.is_object(), file.string(), ": expected an object");
   }

@@ -60,21 +60,19 @@ struct Trainer::Sums {
     kept_share += static_cast<double>(keep.size()) / static_cast<double>(mask.numel());
   }
 
-  StepMetrics metrics() const {
+  /// Means over the examples; of the kept tokens as section 7 says: over all tokens, the share over examples.
+  void report(StepMetrics& metrics) const {
     const auto share = [](double part, double whole) { return whole > 0 ? part / whole : 0.0; };
-    StepMetrics m;
-    m.loss = total / examples;
-    m.le_loss = le / examples;
-    m.loc_loss = loc / examples;
-    m.dice = dice / examples;
-    m.bce = bce / examples;
-    // Over all tokens of the step (section 7); the kept share is a mean over examples.
-    m.precision = share(kept_reference, kept);
-    m.recall = share(kept_reference, reference);
-    m.f1 = share(2 * kept_reference, kept + reference);
-    m.iou = share(kept_reference, kept + reference - kept_reference);
-    m.kept = kept_share / examples;
-    return m;
+    metrics.add("loss", total / examples);
+    metrics.add("le_loss", le / examples);
+    metrics.add("loc_loss", loc / examples);
+    metrics.add("dice", dice / examples);
+    metrics.add("bce", bce / examples);
+    metrics.add("precision", share(kept_reference, kept));
+    metrics.add("recall", share(kept_reference, reference));
+    metrics.add("f1", share(2 * kept_reference, kept + reference));
+    metrics.add("iou", share(kept_reference, kept + reference - kept_reference));
+    metrics.add("kept", kept_share / examples);
   }
 
   void over_all(World& world) {
@@ -128,7 +126,7 @@ Trainer::Trainer(TrainOptions options, fs::path run, World& world)
     AtomicFile settings(run_ / "train.json");
     settings.stream() << options_.to_json().dump(2) << "\n";
     settings.commit();
-    log_ = std::make_unique<MetricsLog>(run_, step_);
+    log_ = std::make_unique<MetricsLog>(run_, step_ > 0 ? step_ : -1);
   }
 }
 
@@ -187,12 +185,11 @@ StepMetrics Trainer::take_step(Loader<LoadedRow>& loader, bool stop) {
       options_.optimiser.lr * learning_rate_factor(step_, total_steps_, options_.optimiser.warmup_ratio);
   const double norm = optimiser_->step(lr);
   ++step_;
-  StepMetrics metrics = sums.metrics();
-  metrics.step = step_;
-  metrics.epoch = static_cast<double>(step_) / static_cast<double>(steps_per_epoch_);
-  metrics.grad_norm = norm;
-  metrics.lr = lr;
-  metrics.samples_per_s = 1000.0 * sums.examples / timer.ms();
+  StepMetrics metrics{step_, static_cast<double>(step_) / static_cast<double>(steps_per_epoch_), {}};
+  sums.report(metrics);
+  metrics.add("grad_norm", norm);
+  metrics.add("lr", lr);
+  metrics.add("samples_per_s", 1000.0 * sums.examples / timer.ms());
   return metrics;
 }
 
@@ -261,6 +258,9 @@ void Trainer::draw_overlays() {
       std::snprintf(name, sizeof name, "step-%06lld-row-%zu.png", static_cast<long long>(step_), i);
       save_png(draw_kept(row.image, static_cast<int>(span.rows), static_cast<int>(span.cols), sequence.kept),
                run_ / "overlays" / name);
+      AtomicFile question(run_ / "overlays" / concat("row-", i, ".txt"));
+      question.stream() << rows_[shown[i]].question << "\n";
+      question.commit();
     } catch (const Error&) {
       // A broken row is reported where it is trained on.
     }

@@ -30,10 +30,11 @@ class Train(CliTest):
         self.rows = self.dir / "rows.jsonl"
         self.rows.write_text("\n".join(lines[:24]) + "\n")
 
-    def train(self, out, *flags, steps=4, batch=2, accumulation=2):
+    def train(self, out, *flags, steps=4, batch=2, accumulation=2, overlays=0):
         return ["train", "--config", CONFIGS / "tiny.yaml", "--data", self.rows, "--image-root", TEST, "--out",
                 self.dir / out, "--batch", str(batch), "--accumulation", str(accumulation), "--max-steps", str(steps),
-                "--log-every", "1", "--overlay-every", "0", "--threads", "1", *flags]
+                "--log-every", "1", "--overlay-every", str(overlays), "--threads", "1",
+                "--save-dtype", "fp32", *flags]
 
     def final(self, out):
         return read_safetensors(self.dir / out / "final" / "new_modules_gp.safetensors")
@@ -48,7 +49,7 @@ class Train(CliTest):
         return [self.start(command, RANK=str(rank), LOCAL_RANK=str(rank), **world) for rank in range(2)]
 
     def test_run(self):
-        self.ok(*self.train("run", "--save-every", "2", "--overlay-every", "2", "--overlay-rows", "2"))
+        self.ok(*self.train("run", "--save-every", "2", "--overlay-rows", "2", overlays=2))
         run = self.dir / "run"
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         self.assertEqual([line["step"] for line in lines], [1, 2, 3, 4])

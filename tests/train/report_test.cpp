@@ -67,7 +67,7 @@ TEST_CASE("a report of a run") {
       log.write(metrics);
     }
   }
-  scratch.write("my run <1>/settings.json",
+  scratch.write("my run <1>/train.json",
                 R"({"lr": 0.0001, "data": [{"file": "<b>x.jsonl"}], "none": null, "empty": {}})");
   std::filesystem::create_directories(scratch / "my run <1>/overlays");
   const auto save = [&](const char* name, uint8_t grey) {
@@ -106,8 +106,8 @@ TEST_CASE("a report of little, and of nothing") {
                 "{\"step\": 5, \"loss\": 1e300, \"lr\": 1e-320, \"a\": -1e99, \"b\": 0}\n");
   write_report(scratch / "run");
   check_page(contents(scratch / "run/report.html"));
-  scratch.write("run/settings.json", "[1]");
-  CHECK(error_of([&] { write_report(scratch / "run"); }).find("settings.json: expected an object") !=
+  scratch.write("run/train.json", "[1]");
+  CHECK(error_of([&] { write_report(scratch / "run"); }).find("train.json: expected an object") !=
         std::string::npos);
   scratch.write("run/metrics.jsonl", "");
   CHECK(error_of([&] { write_report(scratch / "run"); }).find("no log step") != std::string::npos);
