@@ -24,13 +24,6 @@ const std::unordered_map<std::string_view, Function> kFunctions = {
     {"torch._utils._rebuild_tensor_v2", Function::rebuild_tensor},
     {"torch._utils._rebuild_parameter", Function::rebuild_parameter}};
 
-const std::unordered_map<std::string_view, at::ScalarType> kStorageTypes = {
-    {"torch.DoubleStorage", at::kDouble}, {"torch.FloatStorage", at::kFloat},
-    {"torch.HalfStorage", at::kHalf},     {"torch.BFloat16Storage", at::kBFloat16},
-    {"torch.LongStorage", at::kLong},     {"torch.IntStorage", at::kInt},
-    {"torch.ShortStorage", at::kShort},   {"torch.CharStorage", at::kChar},
-    {"torch.ByteStorage", at::kByte},     {"torch.BoolStorage", at::kBool}};
-
 class Unpickler {
  public:
   Unpickler(std::string_view program, const StorageLoader& load_storage, const std::string& what)
@@ -157,8 +150,8 @@ void Unpickler::push_global(std::string_view module, std::string_view name) {
   const std::string global = concat(module.substr(0, 200), ".", name.substr(0, 200));
   if (const auto function = kFunctions.find(global); function != kFunctions.end())
     return push(function->second);
-  const auto type = kStorageTypes.find(global);
-  check(type != kStorageTypes.end(), what_, ": the file asks for the Python object '", global,
+  const auto type = storage_types().find(global);
+  check(type != storage_types().end(), what_, ": the file asks for the Python object '", global,
         "'; this reader only rebuilds tensors and refuses to run code");
   push(type->second);
 }
@@ -380,6 +373,16 @@ const Value& Unpickler::run() {
 }
 
 }  // namespace
+
+const std::unordered_map<std::string_view, at::ScalarType>& storage_types() {
+  static const std::unordered_map<std::string_view, at::ScalarType> types = {
+      {"torch.DoubleStorage", at::kDouble}, {"torch.FloatStorage", at::kFloat},
+      {"torch.HalfStorage", at::kHalf},     {"torch.BFloat16Storage", at::kBFloat16},
+      {"torch.LongStorage", at::kLong},     {"torch.IntStorage", at::kInt},
+      {"torch.ShortStorage", at::kShort},   {"torch.CharStorage", at::kChar},
+      {"torch.ByteStorage", at::kByte},     {"torch.BoolStorage", at::kBool}};
+  return types;
+}
 
 std::map<std::string, at::Tensor> unpickle_tensors(std::string_view program,
                                                    const StorageLoader& load_storage,

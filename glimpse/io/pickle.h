@@ -6,8 +6,12 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 
 namespace glimpse {
+
+/// The element types of a torch.save file by the Python class of their storage ("torch.FloatStorage").
+const std::unordered_map<std::string_view, at::ScalarType>& storage_types();
 
 /// Gives the bytes [n] (uint8, CPU) of the storage with this key; the same key may be asked for many times.
 using StorageLoader = std::function<at::Tensor(const std::string& key)>;

@@ -256,3 +256,60 @@ TEST_CASE("a pickle with damaged bytes loads or fails cleanly") {
   CHECK(refused > 10000);
   CHECK(refused < 20000);
 }
+
+TEST_CASE("what is written is read back, by name, dtype and shape") {
+  const Scratch scratch;
+  const at::Tensor base = at::arange(24.f).view({4, 6});
+  const std::map<std::string, at::Tensor> tensors = {
+      {"lone", base.slice(1, 1, 6, 2).t()},
+      {"module.layers.0.weight", base.to(at::kBFloat16) / 7},
+      {"module.layers.0.bias", base.select(1, 3)},
+      {"module.steps", at::arange(-5, 5, at::kLong)},
+      {"other.empty", at::zeros({0, 3})},
+      {"other.flags", at::tensor({1, 0, 1}, at::kInt).to(at::kBool)},
+      {"other.half", at::full({}, 0.1, at::kHalf)},
+      {"other.leaf", at::full({1}, 3.0, at::TensorOptions(at::kDouble).requires_grad(true))}};
+  save_torch_zip(scratch / "new.pt", tensors, {"other", "none"});
+  const auto read = load_torch_zip(scratch / "new.pt");
+  REQUIRE(read.size() == tensors.size());
+  for (const auto& [name, tensor] : tensors) {
+    CAPTURE(name);
+    REQUIRE(read.contains(name));
+    CHECK((read.at(name).scalar_type() == tensor.scalar_type()));
+    CHECK(at::equal(read.at(name), tensor));
+  }
+  CHECK(std::distance(std::filesystem::directory_iterator(scratch / ""), {}) == 1);
+}
+
+TEST_CASE("a published file written again holds the same tensors, aligned as torch.save aligns them") {
+  const Scratch scratch;
+  const auto published = load_torch_zip(kSource / "tests/data/golden/qwen_tiny/nm_main/new_modules_gp.pt");
+  save_torch_zip(scratch / "again.pt", published);
+  const auto again = load_torch_zip(scratch / "again.pt");
+  REQUIRE(again.size() == published.size());
+  for (const auto& [name, tensor] : published) CHECK(at::equal(again.at(name), tensor));
+
+  caffe2::serialize::PyTorchStreamReader reader((scratch / "again.pt").string());
+  int storages = 0;
+  for (const std::string& record : reader.getAllRecords()) {
+    if (!record.starts_with("data/")) continue;
+    CHECK(reader.getRecordOffset(record) % 64 == 0);
+    ++storages;
+  }
+  CHECK(storages == 64);
+}
+
+TEST_CASE("tensors that cannot be written are errors and leave the file as it was") {
+  const Scratch scratch;
+  const auto path = scratch.write("old.pt", "old");
+  const auto refused = [&](const std::map<std::string, at::Tensor>& tensors, const std::string& expected) {
+    check_mentions(error_of([&] { save_torch_zip(path, tensors); }), expected);
+    CHECK(contents(path) == "old");
+  };
+  const at::Tensor one = at::ones({1});
+  refused({{"x", at::ones({1}, at::kComplexFloat)}}, "dtype ComplexFloat is not supported");
+  refused({{"a", one}, {"a.b", one}}, "'a' to");
+  refused({{"", one}}, "the name has 0 bytes");
+  refused({{std::string(2000, 'x'), one}}, "the name has 2000 bytes");
+  check_mentions(error_of([&] { save_torch_zip(scratch / "none/x.pt", {{"x", one}}); }), "cannot write");
+}
