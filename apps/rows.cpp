@@ -127,8 +127,13 @@ void ResumableLines::write(const json& row) {
   ids_[row["id"].dump()] = true;
 }
 
-Progress::Progress(size_t total, size_t done)
-    : total_(total), done_(done), first_(done), start_s_(now_s()), shown_(isatty(STDERR_FILENO)) {}
+Progress::Progress(size_t total, size_t done, std::string unit)
+    : total_(total),
+      done_(done),
+      first_(done),
+      unit_(std::move(unit)),
+      start_s_(now_s()),
+      shown_(isatty(STDERR_FILENO)) {}
 
 Progress::~Progress() {
   if (shown_) std::cerr << "\n";
@@ -142,7 +147,7 @@ void Progress::step(const std::string& note) {
   const int width = 24, full = static_cast<int>(width * done_ / std::max<size_t>(total_, 1));
   std::ostringstream line;
   line << "\r" << std::string(full, '#') << std::string(width - full, '.') << " " << done_ << "/" << total_
-       << " " << std::fixed << std::setprecision(1) << rate << " rows/s, "
+       << " " << std::fixed << std::setprecision(1) << rate << " " << unit_ << "/s, "
        << static_cast<double>(total_ - done_) / std::max(rate, 1e-9) << " s left  " << note << "\x1b[K";
   std::cerr << line.str() << std::flush;
 }

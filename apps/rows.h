@@ -42,12 +42,13 @@ class ResumableLines {
 /// A progress line on a terminal, nothing elsewhere.
 class Progress {
  public:
-  Progress(size_t total, size_t done);
+  Progress(size_t total, size_t done, std::string unit = "rows");
   ~Progress();
   void step(const std::string& note);
 
  private:
   size_t total_, done_, first_;
+  std::string unit_;
   double start_s_;
   bool shown_;
 };

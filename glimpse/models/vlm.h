@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "glimpse/image/image.h"
@@ -43,8 +44,8 @@ class Vlm {
   /// prompt is longer than the model's context.
   virtual Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
                         const ImageBounds& bounds) const = 0;
-  /// A conversation in the family's chat format, each image as one token. With `add_generation_prompt` it ends
-  /// where the assistant's answer begins.
+  /// A conversation in the family's chat format, each image as one token. With `add_generation_prompt` it
+  /// ends where the assistant's answer begins.
   virtual std::vector<int64_t> chat_ids(const std::vector<Message>& messages,
                                         bool add_generation_prompt) const = 0;
   /// A prompt from ids in which each image has one place (its id once, or already repeated per token).
@@ -56,6 +57,8 @@ class Vlm {
   virtual Rope rope(const at::Tensor& position_ids) const = 0;
 
   virtual const Decoder& decoder() const = 0;
+  /// The same to be changed: training puts LoRA branches beside its linear layers.
+  Decoder& decoder() { return const_cast<Decoder&>(std::as_const(*this).decoder()); }
   virtual const Tokenizer& tokenizer() const = 0;
   /// Encoder depth and width, as the pruning modules refer to them.
   virtual int64_t vision_depth() const = 0;
@@ -73,6 +76,9 @@ struct LoadOptions {
 
 /// Loads the model in `dir` by its config.json's model_type. Errors name the file and what was expected.
 std::unique_ptr<Vlm> load_vlm(const std::filesystem::path& dir, const LoadOptions& options);
+
+/// How the tensors of the model in `dir` are called here, whichever published layout its files use.
+Weights::Rename canonical_names(const std::filesystem::path& dir);
 
 /// float32 for a checkpoint saved in it (by its config's torch_dtype), else bf16.
 at::ScalarType checkpoint_dtype(const nlohmann::json& config);
