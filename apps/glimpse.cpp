@@ -33,6 +33,8 @@ int main(int argc, char** argv) {
           [&](CLI::App& sub) { return app::add_train(sub, interrupt); });
   command("inspect", "Show what is in a model and its pruning modules",
           [&](CLI::App& sub) { return app::add_inspect(sub); });
+  command("merge", "Write a checkpoint with PEFT adapters merged into it",
+          [&](CLI::App& sub) { return app::add_merge(sub, interrupt); });
 
   try {
     program.parse(argc, argv);

@@ -105,9 +105,9 @@ Progress::Progress(size_t total, size_t done, std::string unit)
     : total_(total),
       done_(done),
       first_(done),
+      unit_(std::move(unit)),
       start_s_(now_s()),
-      shown_(isatty(STDERR_FILENO)),
-      unit_(std::move(unit)) {}
+      shown_(isatty(STDERR_FILENO)) {}
 
 Progress::~Progress() {
   if (shown_) std::cerr << "\n";

@@ -49,9 +49,9 @@ class Progress {
 
  private:
   size_t total_, done_, first_;
+  std::string unit_;
   double start_s_;
   bool shown_;
-  std::string unit_;
 };
 
 }  // namespace glimpse::app

@@ -35,4 +35,16 @@ struct Adapter {
 /// unknown or unpaired tensors, ranks other than the config's.
 Adapter load_adapter(const std::filesystem::path& dir);
 
+/// What adapter_config.json says beside the sizes of the matrices.
+struct AdapterNotes {
+  double dropout = 0;
+  std::string base_model;  ///< name or path, "" when unknown
+};
+
+/// Writes a PEFT directory (made if missing) that PEFT and load_adapter read: `deltas` by module name, none
+/// of them transposed. Each file appears only once it is complete, adapter_config.json last, so that a
+/// directory with it is whole.
+void save_adapter(const std::filesystem::path& dir, const std::map<std::string, LoraDelta>& deltas,
+                  const AdapterNotes& notes = {});
+
 }  // namespace glimpse

@@ -42,7 +42,7 @@ Weights Weights::open(const fs::path& dir_or_file, Rename rename) {
 Weights Weights::from(std::map<std::string, at::Tensor> tensors, const std::string& source) {
   Weights weights;
   weights.source_ = source;
-  for (auto& [name, tensor] : tensors) weights.entries_.emplace(name, Entry{std::move(tensor), source});
+  for (auto& [name, tensor] : tensors) weights.entries_.emplace(name, Entry{std::move(tensor), source, name});
   return weights;
 }
 
@@ -63,7 +63,7 @@ void Weights::include(Weights other) {
 void Weights::add_file(const fs::path& file) {
   for (auto& [file_name, tensor] : load_tensors(file)) {
     const std::string name = canonical(file_name);
-    const auto [old, added] = entries_.emplace(name, Entry{tensor, file.string()});
+    const auto [old, added] = entries_.emplace(name, Entry{tensor, file.string(), file_name});
     check(added, file.string(), ": tensor '", file_name, "' is a second '", name, "' (the first is in ",
           old->second.file, ")");
   }
@@ -112,10 +112,16 @@ const Weights::Entry& Weights::entry(const std::string& name) const {
        near.empty() ? "" : concat("; did you mean '", near, "'?"));
 }
 
+at::Tensor Weights::Entry::value() const {
+  at::Tensor result = tensor;
+  for (const Change& change : changes) result = change(result);
+  return result;
+}
+
 at::Tensor Weights::take(const std::string& name, at::IntArrayRef shape, at::TensorOptions options) const {
-  if (make_ && !contains(name)) entries_.emplace(name, Entry{make_(name, shape), "new parameters"});
+  if (make_ && !contains(name)) entries_.emplace(name, Entry{make_(name, shape), "new parameters", name});
   const Entry& found = entry(name);
-  const at::Tensor& tensor = found.tensor;
+  const at::Tensor tensor = found.value();
   check(tensor.sizes() == shape, "tensor '", name, "' in ", found.file, " has shape ",
         shape_text(tensor.sizes()), "; expected ", shape_text(shape));
   const at::ScalarType dtype =
@@ -139,28 +145,28 @@ void Weights::expect_all_taken(const std::function<bool(std::string_view)>& igno
 
 void Weights::merge_adapter(const fs::path& dir) {
   const std::string who = "adapter " + dir.string();
-  std::map<std::string, at::Tensor> changed;
-  // Puts change(old) in place of the tensor that the adapter calls `file_name`.
-  const auto replace = [&](const std::string& file_name, at::IntArrayRef shape, const auto& change) {
+  std::map<std::string, Change> changes;
+  // Notes what happens to the tensor that the adapter calls `file_name`.
+  const auto note = [&](const std::string& file_name, at::IntArrayRef shape, Change change) {
     const std::string name = canonical(file_name);
     const auto found = entries_.find(name);
     check(found != entries_.end(), who, " changes '", file_name, "', but there is no '", name, "' in ",
           source_);
-    const auto& [old, file, used] = found->second;
-    check(old.sizes() == shape && at::isFloatingType(old.scalar_type()), who, " changes '", file_name,
-          "' of shape ", shape_text(shape), ", but it is ", old.scalar_type(), " of shape ",
-          shape_text(old.sizes()), " in ", file);
-    invariant(!used, "merge_adapter after take");
-    check(changed.emplace(name, change(old)).second, who, " changes '", name, "' twice");
+    const Entry& old = found->second;
+    check(old.tensor.sizes() == shape && at::isFloatingType(old.tensor.scalar_type()), who, " changes '",
+          file_name, "' of shape ", shape_text(shape), ", but it is ", old.tensor.scalar_type(), " of shape ",
+          shape_text(old.tensor.sizes()), " in ", old.file);
+    invariant(!old.used, "merge_adapter after take");
+    check(changes.emplace(name, std::move(change)).second, who, " changes '", name, "' twice");
   };
   const Adapter adapter = load_adapter(dir);
-  for (const auto& [module, delta] : adapter.deltas) {
-    const std::vector<int64_t> shape = delta.weight_shape();
-    replace(module + ".weight", shape, [&](const at::Tensor& weight) { return delta.apply(weight); });
-  }
+  for (const auto& [module, delta] : adapter.deltas)
+    note(module + ".weight", delta.weight_shape(),
+         [delta = delta](const at::Tensor& weight) { return delta.apply(weight); });
   for (const auto& [name, tensor] : adapter.replacements)
-    replace(name, tensor.sizes(), [&](const at::Tensor& old) { return tensor.to(old.scalar_type()); });
-  for (const auto& [name, tensor] : changed) entries_.at(name).tensor = tensor;
+    note(name, tensor.sizes(),
+         [tensor = tensor](const at::Tensor& old) { return tensor.to(old.scalar_type()); });
+  for (auto& [name, change] : changes) entries_.at(name).changes.push_back(std::move(change));
 }
 
 size_t Weights::bytes() const {

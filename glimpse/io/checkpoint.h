@@ -39,8 +39,11 @@ class Weights {
   bool contains(const std::string& name) const { return entries_.contains(name); }
   /// All canonical names, sorted.
   std::vector<std::string> names() const;
-  /// The tensor as stored. Error naming the nearest name when there is none.
-  const at::Tensor& raw(const std::string& name) const { return entry(name).tensor; }
+  /// The tensor in its own dtype: the file's memory unless an adapter changes it. Error naming the nearest
+  /// name when there is none.
+  at::Tensor raw(const std::string& name) const { return entry(name).value(); }
+  /// How the file calls a tensor.
+  const std::string& name_in_file(const std::string& name) const { return entry(name).name_in_file; }
 
   /// The tensor, contiguous and in the dtype and device of `options` (those left open stay as stored; no copy
   /// when nothing changes), and marked as used. Error naming tensor and file when it is missing, when its
@@ -51,19 +54,24 @@ class Weights {
   void expect_all_taken(const std::function<bool(std::string_view)>& ignore = {}) const;
 
   /// Adds a PEFT LoRA adapter directory (see load_adapter) to the tensors it names, computed in float32 and
-  /// rounded once to their own dtype. Its module paths go through the same renaming as the weights. Error
-  /// when a tensor of it matches nothing or has another shape; then nothing was changed. Call it before
-  /// taking the tensors.
+  /// rounded once to their own dtype whenever they are asked for, so that merging costs no memory. Its module
+  /// paths go through the same renaming as the weights. Error when a tensor of it matches nothing or has
+  /// another shape; then nothing was changed. Call it before taking the tensors.
   void merge_adapter(const std::filesystem::path& dir);
 
-  /// Total size of the tensors in bytes.
+  /// Size of a tensor, and of all together, in bytes.
+  size_t bytes(const std::string& name) const { return entry(name).tensor.nbytes(); }
   size_t bytes() const;
 
  private:
+  using Change = std::function<at::Tensor(const at::Tensor&)>;
   struct Entry {
     at::Tensor tensor;
-    std::string file;
+    std::string file, name_in_file;
+    std::vector<Change> changes = {};  // of the adapters, in order
     mutable bool used = false;
+
+    at::Tensor value() const;
   };
 
   Weights() = default;

@@ -16,26 +16,6 @@ bool is_converted(const json& config) {
   return config.contains("text_config");
 }
 
-std::string canonical_name(std::string_view name) {
-  // Of two names where one begins with the other the longer comes first.
-  constexpr std::pair<std::string_view, std::string_view> renames[] = {
-      {"model.mm_projector.", "visual.projector."},
-      {"model.multi_modal_projector.linear_1.", "visual.projector.0."},
-      {"model.multi_modal_projector.linear_2.", "visual.projector.2."},
-      {"multi_modal_projector.linear_1.", "visual.projector.0."},
-      {"multi_modal_projector.linear_2.", "visual.projector.2."},
-      {"model.vision_tower.vision_tower.", "visual."},
-      {"model.vision_tower.", "visual."},
-      {"vision_tower.", "visual."},
-      {"vision_model.", "visual.vision_model."},
-      {"model.language_model.", "model."},
-      {"language_model.model.", "model."},
-      {"language_model.lm_head.", "lm_head."}};
-  for (const auto& [from, to] : renames)
-    if (name.starts_with(from)) return std::string(to) + std::string(name.substr(from.size()));
-  return std::string(name);
-}
-
 // What a checkpoint may hold that is not used here: later encoder blocks, CLIP's text half, stored tables.
 bool is_unused(std::string_view name) {
   for (const char* begin : {"visual.vision_model.encoder.layers.", "visual.vision_model.post_layernorm.",
@@ -113,6 +93,26 @@ struct Settings {
 };
 
 }  // namespace
+
+std::string Llava::canonical_name(std::string_view name) {
+  // Of two names where one begins with the other the longer comes first.
+  constexpr std::pair<std::string_view, std::string_view> renames[] = {
+      {"model.mm_projector.", "visual.projector."},
+      {"model.multi_modal_projector.linear_1.", "visual.projector.0."},
+      {"model.multi_modal_projector.linear_2.", "visual.projector.2."},
+      {"multi_modal_projector.linear_1.", "visual.projector.0."},
+      {"multi_modal_projector.linear_2.", "visual.projector.2."},
+      {"model.vision_tower.vision_tower.", "visual."},
+      {"model.vision_tower.", "visual."},
+      {"vision_tower.", "visual."},
+      {"vision_model.", "visual.vision_model."},
+      {"model.language_model.", "model."},
+      {"language_model.model.", "model."},
+      {"language_model.lm_head.", "lm_head."}};
+  for (const auto& [from, to] : renames)
+    if (name.starts_with(from)) return std::string(to) + std::string(name.substr(from.size()));
+  return std::string(name);
+}
 
 Weights Llava::open_weights(const fs::path& dir, const json& config) {
   Weights weights = Weights::open(dir, canonical_name);

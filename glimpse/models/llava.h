@@ -12,6 +12,8 @@ class Llava : public Vlm {
  public:
   static std::unique_ptr<Vlm> load(const std::filesystem::path& dir, const nlohmann::json& config,
                                    const LoadOptions& options);
+  /// Canonical name of a tensor, whichever of the published layouts its file uses.
+  static std::string canonical_name(std::string_view name);
   /// The checkpoint, and the encoder's if `dir` does not hold it, as `model.*`, `lm_head.*`,
   /// `visual.vision_model.*` and `visual.projector.{0,2}.*`.
   static Weights open_weights(const std::filesystem::path& dir, const nlohmann::json& config);

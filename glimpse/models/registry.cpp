@@ -10,15 +10,16 @@ using nlohmann::json;
 struct Family {
   const char* model_type;
   std::unique_ptr<Vlm> (*load)(const std::filesystem::path&, const json&, const LoadOptions&);
+  std::string (*canonical_name)(std::string_view name_in_file);
   Weights (*open_weights)(const std::filesystem::path&, const json&);
 };
 
 constexpr Family kFamilies[] = {
-    {"qwen2_5_vl", Qwen25Vl::load, Qwen25Vl::open_weights},
-    {"qwen2_5_vl_gp", Qwen25Vl::load, Qwen25Vl::open_weights},
-    {"llava", Llava::load, Llava::open_weights},
-    {"llava_llama", Llava::load, Llava::open_weights},
-    {"llava_llama_gp", Llava::load, Llava::open_weights},
+    {"qwen2_5_vl", Qwen25Vl::load, Qwen25Vl::canonical_name, Qwen25Vl::open_weights},
+    {"qwen2_5_vl_gp", Qwen25Vl::load, Qwen25Vl::canonical_name, Qwen25Vl::open_weights},
+    {"llava", Llava::load, Llava::canonical_name, Llava::open_weights},
+    {"llava_llama", Llava::load, Llava::canonical_name, Llava::open_weights},
+    {"llava_llama_gp", Llava::load, Llava::canonical_name, Llava::open_weights},
 };
 
 // Calls f(family, config) with the config.json of `dir` after `overrides`.
@@ -59,6 +60,12 @@ std::unique_ptr<Vlm> load_vlm(const std::filesystem::path& dir, const LoadOption
 Weights open_weights(const std::filesystem::path& dir) {
   return with_family(
       dir, {}, [&](const Family& family, const json& config) { return family.open_weights(dir, config); });
+}
+
+Weights::Rename canonical_names(const std::filesystem::path& dir) {
+  return with_family(dir, {}, [](const Family& family, const json&) {
+    return Weights::Rename(family.canonical_name);
+  });
 }
 
 }  // namespace glimpse

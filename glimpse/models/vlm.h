@@ -6,6 +6,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "glimpse/image/image.h"
@@ -40,6 +41,8 @@ class Vlm {
   virtual Rope rope(const at::Tensor& position_ids) const = 0;
 
   virtual const Decoder& decoder() const = 0;
+  /// The same to be changed: training puts LoRA branches beside its linear layers.
+  Decoder& decoder() { return const_cast<Decoder&>(std::as_const(*this).decoder()); }
   virtual const Tokenizer& tokenizer() const = 0;
   /// Encoder depth and width, as the pruning modules refer to them.
   virtual int64_t vision_depth() const = 0;
@@ -61,6 +64,8 @@ std::unique_ptr<Vlm> load_vlm(const std::filesystem::path& dir, const LoadOption
 /// The checkpoint in `dir`, the vision encoder's where it is a separate one included, under canonical names:
 /// `model.`, `lm_head.` and `visual.`.
 Weights open_weights(const std::filesystem::path& dir);
+/// How the tensors of the model in `dir` are called here, whichever published layout its files use.
+Weights::Rename canonical_names(const std::filesystem::path& dir);
 
 /// float32 for a checkpoint saved in it (by its config's torch_dtype), else bf16.
 at::ScalarType checkpoint_dtype(const nlohmann::json& config);

@@ -11,6 +11,7 @@ Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std:
                       const std::string& head, at::TensorOptions options) {
   Decoder model;
   model.config_ = c;
+  model.prefix_ = prefix;
   model.embed_tokens_ = weights.take(prefix + "embed_tokens.weight", {c.vocab_size, c.hidden_size}, options);
   for (int64_t l = 0; l < c.layers; ++l) {
     const std::string p = prefix + "layers." + std::to_string(l) + ".";
@@ -33,6 +34,17 @@ Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std:
   model.lm_head_.weight =
       c.tied_head ? model.embed_tokens_ : weights.take(head, {c.vocab_size, c.hidden_size}, options);
   return model;
+}
+
+void Decoder::visit_linears(const std::function<void(const std::string&, Linear&)>& visit) {
+  constexpr std::pair<const char*, Linear Layer::*> kLinears[] = {
+      {"self_attn.q_proj", &Layer::q_proj}, {"self_attn.k_proj", &Layer::k_proj},
+      {"self_attn.v_proj", &Layer::v_proj}, {"self_attn.o_proj", &Layer::o_proj},
+      {"mlp.gate_proj", &Layer::gate_proj}, {"mlp.up_proj", &Layer::up_proj},
+      {"mlp.down_proj", &Layer::down_proj}};
+  for (size_t l = 0; l < layers_.size(); ++l)
+    for (const auto& [name, linear] : kLinears)
+      visit(prefix_ + "layers." + std::to_string(l) + "." + name, layers_[l].*linear);
 }
 
 at::Tensor Decoder::embed(const at::Tensor& ids) const {

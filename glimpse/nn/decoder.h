@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -45,6 +46,9 @@ class Decoder {
                       const std::string& head, at::TensorOptions options);
 
   const DecoderConfig& config() const { return config_; }
+  /// Calls visit(module, layer) for every linear layer of the blocks by its module name in the checkpoint
+  /// ("model.layers.0.self_attn.q_proj"), in order; lm_head is not among them.
+  void visit_linears(const std::function<void(const std::string& module, Linear& layer)>& visit);
   at::TensorOptions options() const { return embed_tokens_.options(); }
   /// ids [T] int64 -> [T, D].
   at::Tensor embed(const at::Tensor& ids) const;
@@ -60,6 +64,7 @@ class Decoder {
     Linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
   };
   DecoderConfig config_;
+  std::string prefix_;
   at::Tensor embed_tokens_, norm_;
   std::vector<Layer> layers_;
   Linear lm_head_;

@@ -1,6 +1,7 @@
 #include "glimpse/nn/linear.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 #include <cpuid.h>
 
 #include "glimpse/nn/gemm.h"
@@ -64,6 +65,19 @@ at::Tensor widened(const at::Tensor& x, const at::Tensor& weight, const at::Tens
   return out;
 }
 
+at::Tensor dense(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  const bool kernel = has_kernel(x) && has_kernel(weight) && weight.is_contiguous();
+  const bool same = x.scalar_type() == weight.scalar_type();
+  if (!kernel || !same) return at::linear(x, weight, bias);
+  const at::Tensor rows = x.reshape({-1, x.size(-1)});
+  auto sizes = x.sizes().vec();
+  sizes.back() = weight.size(0);
+  if (rows.size(0) > 0 && rows.size(0) <= kernels::max_rows) return few_rows(rows, weight, bias).view(sizes);
+  if (x.scalar_type() == at::kBFloat16 && bf16_gemm_path() == GemmPath::widened && rows.size(0) > 0)
+    return widened(rows, weight, bias).view(sizes);
+  return at::linear(x, weight, bias);
+}
+
 }  // namespace
 
 GemmPath bf16_gemm_path() {
@@ -80,16 +94,12 @@ void force_bf16_gemm_path(std::optional<GemmPath> path) {
 }
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {
-  const bool kernel = has_kernel(x) && has_kernel(weight) && weight.is_contiguous();
-  const bool same = x.scalar_type() == weight.scalar_type();
-  if (!kernel || !same) return at::linear(x, weight, bias);
-  const at::Tensor rows = x.reshape({-1, x.size(-1)});
-  auto sizes = x.sizes().vec();
-  sizes.back() = weight.size(0);
-  if (rows.size(0) > 0 && rows.size(0) <= kernels::max_rows) return few_rows(rows, weight, bias).view(sizes);
-  if (x.scalar_type() == at::kBFloat16 && bf16_gemm_path() == GemmPath::widened && rows.size(0) > 0)
-    return widened(rows, weight, bias).view(sizes);
-  return at::linear(x, weight, bias);
+  const at::Tensor y = dense(x, weight, bias);
+  if (!lora) return y;
+  at::Tensor rows = x.to(lora->a.scalar_type());
+  if (lora->dropout > 0 && at::GradMode::is_enabled()) rows = at::dropout(rows, lora->dropout, true);
+  const at::Tensor branch = at::linear(at::linear(rows, lora->a), lora->b) * lora->scale;
+  return (y + branch).to(y.scalar_type());  // added before rounding, as PEFT does
 }
 
 }  // namespace glimpse

@@ -7,12 +7,14 @@
 #include <iterator>
 #include <string>
 
+#include "glimpse/base/atomic_dir.h"
 #include "glimpse/base/check.h"
 
 #undef CHECK
 #include <doctest/doctest.h>
 
 namespace fs = std::filesystem;
+using glimpse::AtomicDirectory;
 using glimpse::AtomicFile;
 
 namespace {
@@ -82,4 +84,30 @@ TEST_CASE("a full disk is noticed at commit") {
   AtomicFile file(folder.path / "a.txt");
   file.stream().setstate(std::ios::badbit);
   CHECK_THROWS_WITH_AS(file.commit(), doctest::Contains("could not write all"), glimpse::Error);
+}
+
+TEST_CASE("a directory appears with its commit, in place of the old one if asked") {
+  const Folder folder;
+  const fs::path path = folder.path / "out";
+  for (const std::string text : {"first", "second"}) {
+    AtomicDirectory out(path / "", text == "second");
+    std::ofstream(out.temporary() / text) << text;
+    CHECK(!fs::exists(path / text));
+    out.commit();
+    CHECK(contents(path / text) == text);
+    CHECK(folder.files() == 1);
+  }
+  CHECK(!fs::exists(path / "first"));
+  {
+    const AtomicDirectory out(path, true);
+    std::ofstream(out.temporary() / "third") << "third";
+    CHECK(folder.files() == 2);
+  }
+  CHECK(folder.files() == 1);
+  CHECK(contents(path / "second") == "second");
+  CHECK_THROWS_WITH_AS(AtomicDirectory(path, false), doctest::Contains("out: it exists"), glimpse::Error);
+  CHECK_THROWS_WITH_AS(AtomicDirectory(path / "second", true), doctest::Contains("is no directory"),
+                       glimpse::Error);
+  CHECK_THROWS_WITH_AS(AtomicDirectory(folder.path / "none/out", false), doctest::Contains("none/out"),
+                       glimpse::Error);
 }

@@ -267,3 +267,44 @@ TEST_CASE("adapters that are not understood change nothing") {
   Weights weights = Weights::open(scratch / "base.safetensors");
   check_mentions(error_of([&] { weights.merge_adapter(scratch / "none"); }), "adapter_config.json");
 }
+
+TEST_CASE("an adapter that is written is read back, its exceptions too") {
+  const Scratch scratch;
+  const auto delta = [](int64_t rank, double scale) {
+    return LoraDelta{at::randn({rank, 3}), at::randn({4, rank}, at::kDouble).to(at::kBFloat16), scale, false};
+  };
+  const std::map<std::string, LoraDelta> deltas = {{"layers.0.q", delta(2, 2)},
+                                                   {"layers.0.k", delta(3, 4.0 / 3)},
+                                                   {"layers.1.q", delta(2, 0.15)},
+                                                   {"layers.11.q", delta(5, 0.8)}};
+  save_adapter(scratch / "new/adapter", deltas, {0.05, "org/name"});
+  const nlohmann::json config = read_json(scratch / "new/adapter/adapter_config.json");
+  CHECK(config["lora_alpha"].dump() == "4");
+  CHECK(config["lora_dropout"] == 0.05);
+  CHECK(config["base_model_name_or_path"] == "org/name");
+  const Adapter read = load_adapter(scratch / "new/adapter");
+  REQUIRE(read.deltas.size() == deltas.size());
+  for (const auto& [module, expected] : deltas) {
+    CAPTURE(module);
+    const LoraDelta& got = read.deltas.at(module);
+    CHECK(at::equal(got.a, expected.a));
+    CHECK(at::equal(got.b, expected.b));
+    CHECK(got.scale == doctest::Approx(expected.scale).epsilon(1e-12));
+  }
+  check_mentions(error_of([&] { save_adapter(scratch.write("file", ""), deltas); }), "cannot write");
+}
+
+TEST_CASE("several adapters merge one after the other, and nothing is computed before it is asked for") {
+  const Scratch scratch;
+  save_safetensors(scratch / "base.safetensors", {{"old.q.weight", at::ones({4, 3}, at::kBFloat16)}});
+  Weights weights = Weights::open(scratch / "base.safetensors",
+                                  [](std::string_view name) { return std::string(name.substr(4)); });
+  const at::Tensor product = at::matmul(kB, kA);
+  for (int i = 0; i < 2; ++i) weights.merge_adapter(write_adapter(scratch, lora("old.q")));
+  const at::Tensor once = (at::ones({4, 3}) + product * 3).to(at::kBFloat16);
+  const at::Tensor twice = (once.to(at::kFloat) + product * 3).to(at::kBFloat16);
+  CHECK(at::equal(weights.raw("q.weight"), twice));
+  CHECK(at::equal(weights.take("q.weight", {4, 3}, at::kBFloat16), twice));
+  CHECK(weights.name_in_file("q.weight") == "old.q.weight");
+  CHECK(weights.bytes("q.weight") == 24);
+}

@@ -1,37 +1,14 @@
 // Random Qwen2.5-VL checkpoints of every layout against transformers: the folder that make_checkpoints.py
 // wrote.
 #include "glimpse/engine/sequence.h"
-#include "golden_case.h"
-
-#undef CHECK
-#include <doctest/doctest.h>
+#include "parity/checkpoints.h"
 
 using namespace glimpse;
 using test::difference;
 using test::GoldenCase;
+using test::patches_of;
 
 namespace {
-
-std::filesystem::path checkpoints() {
-  const char* dir = std::getenv("GLIMPSE_PARITY_DIR");
-  REQUIRE_MESSAGE(dir != nullptr, "GLIMPSE_PARITY_DIR must name the folder that make_checkpoints.py wrote");
-  return dir;
-}
-
-std::vector<Patches> patches_of(const GoldenCase& parity) {
-  std::vector<Patches> patches;
-  if (!parity.has("image_grid_thw")) return patches;
-  const std::vector<int64_t> sizes = parity.integers("image_grid_thw");
-  int64_t first = 0;
-  for (size_t i = 0; i < sizes.size(); i += 3) {
-    const Grid grid{static_cast<int>(sizes[i]), static_cast<int>(sizes[i + 1]),
-                    static_cast<int>(sizes[i + 2])};
-    const int64_t count = sizes[i] * sizes[i + 1] * sizes[i + 2];
-    patches.push_back({parity["pixel_values"].narrow(0, first, count), grid});
-    first += count;
-  }
-  return patches;
-}
 
 void compare(const char* what, const at::Tensor& got, const at::Tensor& expected) {
   const double limit = std::max(5e-4, 1e-3 * expected.abs().max().item<double>());
@@ -73,7 +50,7 @@ void run_case(const Vlm& model, const GoldenCase& parity) {
 
 TEST_CASE("random checkpoints equal those of transformers") {
   int run = 0;
-  for (const auto& shape : std::filesystem::directory_iterator(checkpoints())) {
+  for (const auto& shape : std::filesystem::directory_iterator(test::checkpoints())) {
     const auto model = load_vlm(shape.path() / "model", {.dtype = at::kFloat});
     for (const GoldenCase& parity : test::golden_cases(shape.path() / "cases")) {
       INFO(shape.path().filename().string() << " " << parity.name);

@@ -19,18 +19,19 @@ _glimpse() {
     --device) mapfile -t COMPREPLY < <(compgen -W 'cpu cuda' -- "$cur"); return ;;
     --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | -n | --temperature | --top-p | \
       --top-k | --repetition-penalty | --seed | --system | --min-pixels | --max-pixels | --threads | -t | --limit | \
-      --batch) return ;;
+      --batch | --max-shard-size) return ;;
   esac
 
   local words
   if ((COMP_CWORD == 1)); then
-    words='ask chat infer inspect --help --version'
+    words='ask chat infer inspect merge --help --version'
   else
     case $command in
       ask) words="$run --image --reference-boxes --mask-out --overlay-out --scores-out --json --quiet" ;;
       chat) words="$run --image" ;;
       infer) words="$run --out --image-root --limit --batch --keep-going --overwrite" ;;
       inspect) words="$model --json" ;;
+      merge) words='--model --adapter --out --max-shard-size --overwrite --help' ;;
     esac
   fi
   if [[ $cur == -* || $COMP_CWORD == 1 ]]; then

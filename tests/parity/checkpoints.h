@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdlib>
+
+#include "glimpse/models/vlm.h"
+#include "golden_case.h"
+
+#undef CHECK
+#include <doctest/doctest.h>
+
+namespace glimpse::test {
+
+/// The value of an environment variable that `meaning` explains.
+inline std::string required(const char* variable, const char* meaning) {
+  const char* value = std::getenv(variable);
+  REQUIRE_MESSAGE(value != nullptr, variable << " " << meaning);
+  return value;
+}
+
+/// The random checkpoints and their cases.
+inline std::filesystem::path checkpoints() {
+  return required("GLIMPSE_PARITY_DIR", "must name the folder that make_checkpoints.py wrote");
+}
+
+/// A case's images as the encoder's input.
+inline std::vector<Patches> patches_of(const GoldenCase& parity) {
+  std::vector<Patches> patches;
+  if (!parity.has("image_grid_thw")) return patches;
+  const std::vector<int64_t> sizes = parity.integers("image_grid_thw");
+  int64_t first = 0;
+  for (size_t i = 0; i < sizes.size(); i += 3) {
+    const Grid grid{static_cast<int>(sizes[i]), static_cast<int>(sizes[i + 1]),
+                    static_cast<int>(sizes[i + 2])};
+    const int64_t count = sizes[i] * sizes[i + 1] * sizes[i + 2];
+    patches.push_back({parity["pixel_values"].narrow(0, first, count), grid});
+    first += count;
+  }
+  return patches;
+}
+
+}  // namespace glimpse::test
