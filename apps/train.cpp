@@ -34,8 +34,9 @@ TrainOptions options_of(const TrainFlags& flags) {
     check(flags.config.empty() && flags.data.empty() && flags.out.empty(),
           "--resume goes on with the run's own settings; --config, --data and --out do not go with it");
     for (const auto& [name, text] : flags.settings.values())
-      check(name == "threads" || name == "loader_threads" || name == "device", "--resume goes on with the run's own ",
-            name, "; only --threads, --loader-threads and --device may differ");
+      check(name == "threads" || name == "loader_threads" || name == "device",
+            "--resume goes on with the run's own ", name,
+            "; only --threads, --loader-threads and --device may differ");
   }
   flags.settings.apply(options.fields());
   return options;
@@ -51,8 +52,8 @@ fs::path run_folder(const TrainFlags& flags) {
   const bool run = fs::exists(fs::path(flags.out) / "train.json", ignored);
   check(!run || flags.overwrite, flags.out, " holds a training run; go on with it by --resume ", flags.out,
         ", or start again with --overwrite");
-  check(run || !fs::exists(flags.out, ignored) || (fs::is_directory(flags.out) && fs::is_empty(flags.out)), flags.out,
-        " exists and is no empty directory");
+  check(run || !fs::exists(flags.out, ignored) || (fs::is_directory(flags.out) && fs::is_empty(flags.out)),
+        flags.out, " exists and is no empty directory");
   if (run) fs::remove_all(flags.out);
   return flags.out;
 }
@@ -64,9 +65,10 @@ std::string note(const StepMetrics& metrics) {
     return 0.0;
   };
   std::ostringstream out;
-  out << std::fixed << std::setprecision(3) << "le " << value("le_loss") << " loc " << value("loc_loss") << " P "
-      << value("precision") << " R " << value("recall") << " F1 " << value("f1") << " IoU " << value("iou")
-      << std::setprecision(1) << " kept " << 100 * value("kept") << " % " << value("samples_per_s") << " samples/s";
+  out << std::fixed << std::setprecision(3) << "le " << value("le_loss") << " loc " << value("loc_loss")
+      << " P " << value("precision") << " R " << value("recall") << " F1 " << value("f1") << " IoU "
+      << value("iou") << std::setprecision(1) << " kept " << 100 * value("kept") << " % "
+      << value("samples_per_s") << " samples/s";
   return out.str();
 }
 
@@ -82,7 +84,8 @@ int run(const TrainFlags& flags, Interrupt& interrupt) {
   }
   std::optional<Progress> progress;
   if (world->first())
-    progress.emplace(static_cast<size_t>(trainer.total_steps()), static_cast<size_t>(trainer.first_step()), "steps");
+    progress.emplace(static_cast<size_t>(trainer.total_steps()), static_cast<size_t>(trainer.first_step()),
+                     "steps");
   const bool done = trainer.run(interrupt.arm(), [&](const StepMetrics& metrics) {
     if (progress) progress->step(note(metrics));
   });
@@ -92,7 +95,8 @@ int run(const TrainFlags& flags, Interrupt& interrupt) {
     std::cerr << "glimpse: stopped; glimpse train --resume " << folder.string() << " goes on from here\n";
     return 130;
   }
-  std::cerr << "glimpse: wrote " << (folder / "final").string() << " and " << (folder / "report.html").string() << "\n";
+  std::cerr << "glimpse: wrote " << (folder / "final").string() << " and "
+            << (folder / "report.html").string() << "\n";
   return 0;
 }
 
@@ -102,7 +106,8 @@ std::function<int()> add_train(CLI::App& app, Interrupt& interrupt) {
   auto flags = std::make_shared<TrainFlags>();
   app.add_option("-c,--config", flags->config, "YAML file of settings (see configs/train); flags win over it")
       ->type_name("FILE");
-  app.add_option("--data", flags->data, "JSONL file of rows: question, answer, image, dataset, bboxs, width, height (repeatable)")
+  app.add_option("--data", flags->data,
+                 "JSONL file of rows: question, answer, image, dataset, bboxs, width, height (repeatable)")
       ->type_name("FILE")
       ->allow_extra_args(false);
   app.add_option("-o,--out", flags->out, "the run's directory")->type_name("DIR");
@@ -111,7 +116,8 @@ std::function<int()> add_train(CLI::App& app, Interrupt& interrupt) {
   flags->settings.add(app, flags->parsed.fields(), "Settings");
   app.footer(
       "Example:\n"
-      "  glimpse train --config configs/train/qwen2_5_vl_7b.yaml --model DIR --data rows.jsonl --image-root DIR --out run\n"
+      "  glimpse train --config configs/train/qwen2_5_vl_7b.yaml --model DIR --data rows.jsonl --image-root "
+      "DIR --out run\n"
       "  glimpse ask --model DIR --new-modules run/final --image a.jpg \"What is this?\"\n"
       "Several processes: torchrun --nproc-per-node 2 --no-python glimpse train ...");
   return [flags, &interrupt] { return run(*flags, interrupt); };

@@ -17,7 +17,8 @@ struct Checkpoint {
   std::map<std::string, at::Tensor> state;  ///< Optimiser::state()
 };
 
-/// Writes RUN/checkpoints/step-N.safetensors, which appears only when it is complete, and removes all but the newest `keep`.
+/// Writes RUN/checkpoints/step-N.safetensors, which appears only when it is complete, and removes all but the
+/// newest `keep`.
 void save_checkpoint(const std::filesystem::path& run, const Checkpoint& checkpoint, size_t keep);
 
 /// The newest checkpoint of a run, if there is one.

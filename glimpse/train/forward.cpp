@@ -45,7 +45,8 @@ at::Tensor dice_loss(const at::Tensor& logits, const at::Tensor& reference) {
 }
 
 at::Tensor bce_loss(const at::Tensor& logits, const at::Tensor& reference) {
-  return at::binary_cross_entropy_with_logits(logits, reference.expand_as(logits), {}, {}, at::Reduction::None)
+  return at::binary_cross_entropy_with_logits(logits, reference.expand_as(logits), {}, {},
+                                              at::Reduction::None)
       .mean(-1);
 }
 
@@ -98,8 +99,12 @@ std::vector<ExampleLoss> training_losses(const Vlm& model, std::shared_ptr<const
           "training: the reference mask has ", example.reference.numel(), " tokens, the images have ",
           example.prompt.visual_rows.size());
     const at::NoGradGuard no_grad;
-    lanes.push_back({example, embed_prompt(model, example.prompt, config.selected_visual_layers),
-                     KvCache(decoder.config().layers), 0, {}, {}});
+    lanes.push_back({example,
+                     embed_prompt(model, example.prompt, config.selected_visual_layers),
+                     KvCache(decoder.config().layers),
+                     0,
+                     {},
+                     {}});
   }
   if (!whole) run_prompts(model, lanes);
 
@@ -117,7 +122,8 @@ std::vector<ExampleLoss> training_losses(const Vlm& model, std::shared_ptr<const
     }
     rows.push_back(modules->token.added[0].unsqueeze(0));
     rows.push_back(decoder.embed(at::tensor(lane.example.answer, at::kLong).to(device)));
-    // Consecutive places after the prompt, unlike in inference, where the answer takes the glimpse token's own.
+    // Consecutive places after the prompt, unlike in inference, where the answer takes the glimpse token's
+    // own.
     const int64_t next = prompt.next_position, components = prompt.position_ids.size(0);
     positions.push_back(at::arange(next, next + 1 + lane.answer_rows(), at::kLong).expand({components, -1}));
     lane.glimpse_row = first + before;

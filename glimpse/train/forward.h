@@ -32,9 +32,9 @@ struct ExampleLoss {
 
 /// Which rows the gradients go through.
 enum class Backpropagation {
-  glimpse_rows,  ///< the glimpse token and the answer; the prompt runs once without gradients, because nothing
-                 ///< in it depends on the glimpse token
-  all_rows       ///< everything, as the reference does it; for comparison
+  glimpse_rows,  ///< the glimpse token and the answer; the prompt runs once without gradients, because
+                 ///< nothing in it depends on the glimpse token
+  all_rows  ///< everything, as the reference does it; for comparison
 };
 
 /// Runs the sequences [prompt | glimpse | answer] of all examples as one ragged batch through every layer

@@ -15,13 +15,28 @@ namespace glimpse {
 namespace {
 
 // Defaults are those of every published config (method.md section 1); layers must be named.
-constexpr std::array kPruningFields = {
-    "selected_layers",   "reduce_layer",         "use_attention_logits", "attn_fuse_type",
-    "attn_fuse_size",    "visual_cond_size",     "attn_fuse_num_heads",  "attn_fuse_hidden_act",
-    "attn_fuse_global",  "selected_visual_layers", "ori_attn_supervision", "deep_supervision",
-    "le_length",         "le_layers",            "le_dropout_prob",      "le_norm_type",
-    "reduce_threshold",  "min_remain_num",       "max_remain_ratio",     "anchor_positions",
-    "use_ref_masks",     "use_zero_masks"};
+constexpr std::array kPruningFields = {"selected_layers",
+                                       "reduce_layer",
+                                       "use_attention_logits",
+                                       "attn_fuse_type",
+                                       "attn_fuse_size",
+                                       "visual_cond_size",
+                                       "attn_fuse_num_heads",
+                                       "attn_fuse_hidden_act",
+                                       "attn_fuse_global",
+                                       "selected_visual_layers",
+                                       "ori_attn_supervision",
+                                       "deep_supervision",
+                                       "le_length",
+                                       "le_layers",
+                                       "le_dropout_prob",
+                                       "le_norm_type",
+                                       "reduce_threshold",
+                                       "min_remain_num",
+                                       "max_remain_ratio",
+                                       "anchor_positions",
+                                       "use_ref_masks",
+                                       "use_zero_masks"};
 
 at::Tensor initial_value(const std::string& name, at::IntArrayRef shape, at::Generator generator) {
   at::Tensor value = at::zeros(shape, at::kFloat);
@@ -40,7 +55,8 @@ nlohmann::json pruning_config(nlohmann::json base, const nlohmann::json& pruning
   for (const auto& [name, value] : pruning.items()) {
     if (std::find(known.begin(), known.end(), name) == known.end()) {
       const std::string near = nearest(name, known);
-      fail("modules: unknown setting '", name, "'", near.empty() ? "" : concat("; did you mean '", near, "'?"));
+      fail("modules: unknown setting '", name, "'",
+           near.empty() ? "" : concat("; did you mean '", near, "'?"));
     }
     base[name] = value;
   }
@@ -86,8 +102,8 @@ TrainableModules TrainableModules::create(const nlohmann::json& config, const Ba
 
 std::shared_ptr<const GlimpseModules> TrainableModules::modules(at::TensorOptions options,
                                                                 double dropout) const {
-  return std::make_shared<GlimpseModules>(
-      GlimpseModules::build(config_, Weights::from(parameters_, "the modules in training"), base_, options, dropout));
+  return std::make_shared<GlimpseModules>(GlimpseModules::build(
+      config_, Weights::from(parameters_, "the modules in training"), base_, options, dropout));
 }
 
 double TrainableModules::dropout() const {

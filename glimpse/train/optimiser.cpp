@@ -16,7 +16,8 @@ using torch::optim::AdamWParamState;
 Fields OptimiserOptions::fields() {
   Fields fields;
   fields.add("lr", lr, "highest learning rate", {0, 10})
-      .add("warmup_ratio", warmup_ratio, "share of the steps in which it rises; then it falls as a cosine", {0, 1})
+      .add("warmup_ratio", warmup_ratio, "share of the steps in which it rises; then it falls as a cosine",
+           {0, 1})
       .add("weight_decay", weight_decay, "AdamW's weight decay", {0, 1})
       .add("beta1", beta1, "AdamW's decay of the mean", {0, 1})
       .add("beta2", beta2, "AdamW's decay of the variance", {0, 1})

@@ -52,7 +52,9 @@ json to_json_value(const YAML::Node& node, int depth = 0) {
 
 Fields TrainOptions::fields() {
   Fields fields;
-  fields.add("model", model, "model directory or hub id in the local Hugging Face cache (default: the built-in one)")
+  fields
+      .add("model", model,
+           "model directory or hub id in the local Hugging Face cache (default: the built-in one)")
       .add("new_modules", new_modules, "go on from these modules (default: new ones)")
       .add("image_root", image_root, "folder of the images: <root>/cot/<dataset>/<image> or <root>/<image>")
       .add("dataset", dataset, "only the rows of this set")

@@ -17,8 +17,8 @@ struct TrainOptions {
   std::string new_modules;        ///< modules to go on from, or "" for new ones
   std::vector<std::string> data;  ///< JSONL files of Visual-CoT rows
   std::string image_root = ".";
-  std::string dataset;      ///< only rows of this set, or "" for all
-  int64_t samples = 0;      ///< random rows of each file (0: all)
+  std::string dataset;  ///< only rows of this set, or "" for all
+  int64_t samples = 0;  ///< random rows of each file (0: all)
   double max_bad_share = 0.01;
   int64_t epochs = 1, batch = 1, accumulation = 8;
   int64_t max_steps = 0;  ///< 0: as many as the epochs have
@@ -33,8 +33,8 @@ struct TrainOptions {
   nlohmann::json modules = nlohmann::json::object();  ///< pruning settings, as in a new-modules config.json
 
   Fields fields();
-  /// Sets what a YAML file says: every field by its name, `data` (a file or a list) and `modules` (a mapping). Error naming file and the
-  /// nearest known key when one is unknown.
+  /// Sets what a YAML file says: every field by its name, `data` (a file or a list) and `modules` (a
+  /// mapping). Error naming file and the nearest known key when one is unknown.
   void read_yaml(const std::filesystem::path& file);
   nlohmann::json to_json();
   void from_json(const nlohmann::json& json, const std::string& owner);

@@ -76,8 +76,8 @@ struct Trainer::Sums {
   }
 
   void over_all(World& world) {
-    std::vector<double*> all = {&examples, &le,   &loc,       &dice,      &bce, &total, &kept_reference,
-                                &kept,     &reference, &kept_share, &stop};
+    std::vector<double*> all = {&examples,       &le,   &loc,       &dice,       &bce, &total,
+                                &kept_reference, &kept, &reference, &kept_share, &stop};
     at::Tensor message = at::empty({static_cast<int64_t>(all.size())}, at::kDouble);
     for (size_t i = 0; i < all.size(); ++i) message[static_cast<int64_t>(i)] = *all[i];
     std::vector<at::Tensor> tensors = {message};
@@ -101,8 +101,8 @@ Trainer::Trainer(TrainOptions options, fs::path run, World& world)
   model_ = load_vlm(dir, load);
   const BaseShape shape = base_shape(*model_);
   if (start.empty())
-    modules_ = TrainableModules::create(pruning_config(read_json(dir / "config.json"), options_.modules), shape,
-                                        options_.seed, load.device);
+    modules_ = TrainableModules::create(pruning_config(read_json(dir / "config.json"), options_.modules),
+                                        shape, options_.seed, load.device);
   else
     modules_ = TrainableModules::load(start, shape, load.device);
   optimiser_ = std::make_unique<Optimiser>(modules_->parameters(), options_.optimiser);
@@ -138,8 +138,8 @@ std::vector<size_t> Trainer::batch_rows(int64_t step, int64_t batch) {
   if (epoch != ordered_epoch_) order_ = epoch_order(rows_.size(), options_.seed, epoch);
   ordered_epoch_ = epoch;
   const auto count = static_cast<int64_t>(order_.size());
-  const int64_t first = step % steps_per_epoch_ * step_rows() +
-                        (batch * world_.size() + world_.rank()) * options_.batch;
+  const int64_t first =
+      step % steps_per_epoch_ * step_rows() + (batch * world_.size() + world_.rank()) * options_.batch;
   return {order_.begin() + std::min(first, count), order_.begin() + std::min(first + options_.batch, count)};
 }
 
@@ -160,8 +160,8 @@ StepMetrics Trainer::take_step(Loader<LoadedRow>& loader, bool stop) {
     if (examples.empty()) continue;
     seed_dropout(options_.seed, step_, b);
     const std::vector<ExampleLoss> losses =
-        training_losses(*model_, modules_->modules(model_->decoder().options(), modules_->dropout()), examples,
-                        options_.loss);
+        training_losses(*model_, modules_->modules(model_->decoder().options(), modules_->dropout()),
+                        examples, options_.loss);
     at::Tensor total;
     for (size_t i = 0; i < losses.size(); ++i) {
       sums.add(losses[i], examples[i], modules_->config().rule);

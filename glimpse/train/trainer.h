@@ -27,8 +27,8 @@ class Trainer {
   Trainer(TrainOptions options, std::filesystem::path run, World& world);
   ~Trainer();
 
-  /// Trains to the end and writes final/. When `stop` is requested, writes a checkpoint after the current step
-  /// and returns false. When another process is lost, writes a checkpoint and throws Error.
+  /// Trains to the end and writes final/. When `stop` is requested, writes a checkpoint after the current
+  /// step and returns false. When another process is lost, writes a checkpoint and throws Error.
   bool run(std::stop_token stop, const std::function<void(const StepMetrics&)>& after_step);
 
   int64_t first_step() const { return step_; }

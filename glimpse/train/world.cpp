@@ -29,11 +29,13 @@ constexpr auto kTimeout = std::chrono::minutes(10);
 int64_t number_of(const char* name) {
   const char* text = std::getenv(name);
   check(text != nullptr, "training on several processes: ", name,
-        " is not set; start them with torchrun --no-python, or set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT");
+        " is not set; start them with torchrun --no-python, or set RANK, WORLD_SIZE, MASTER_ADDR and "
+        "MASTER_PORT");
   const std::string_view given = text;
   int64_t value = -1;
   const auto [end, error] = std::from_chars(given.begin(), given.end(), value);
-  check(error == std::errc() && end == given.end() && value >= 0, name, ": expected a number, got '", given, "'");
+  check(error == std::errc() && end == given.end() && value >= 0, name, ": expected a number, got '", given,
+        "'");
   return value;
 }
 
@@ -50,8 +52,8 @@ class Group : public World {
     store.numWorkers = static_cast<size_t>(size);
     store.timeout = kTimeout;
     try {
-      auto rendezvous = c10::make_intrusive<c10d::PrefixStore>(
-          "glimpse", c10::make_intrusive<c10d::TCPStore>(host, store));
+      auto rendezvous =
+          c10::make_intrusive<c10d::PrefixStore>("glimpse", c10::make_intrusive<c10d::TCPStore>(host, store));
       group_ = connect(rendezvous, device);
     } catch (const std::exception& error) {
       fail("training: process ", rank, " of ", size, " cannot reach the others at ", host, ":", port, ": ",
@@ -67,8 +69,8 @@ class Group : public World {
     try {
       group_->allreduce(message)->wait(kTimeout);
     } catch (const std::exception& error) {
-      throw LostProcess(concat("training: process ", rank_, " of ", size_,
-                               " has lost another one: ", first_line(error)));
+      throw LostProcess(
+          concat("training: process ", rank_, " of ", size_, " has lost another one: ", first_line(error)));
     }
     int64_t first = 0;
     for (at::Tensor& tensor : tensors) {
@@ -88,7 +90,8 @@ class Group : public World {
 #ifdef GLIMPSE_NCCL
     if (device.is_cuda()) return c10::make_intrusive<c10d::ProcessGroupNCCL>(store, rank_, size_);
 #endif
-    check(device.is_cpu(), "training on several CUDA devices: this program's libtorch was built without NCCL");
+    check(device.is_cpu(),
+          "training on several CUDA devices: this program's libtorch was built without NCCL");
     auto options = c10d::ProcessGroupGloo::Options::create(kTimeout);
     options->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
     return c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank_, size_, options);

@@ -17,8 +17,9 @@ struct LostProcess : Error {
 /// The processes that train together, joined by libtorch's process group (Gloo on CPU, NCCL on CUDA).
 class World {
  public:
-  /// As the launcher's RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say (torchrun sets them); one process when
-  /// WORLD_SIZE is unset or 1. LOCAL_RANK chooses the CUDA device. Error when the others cannot be reached.
+  /// As the launcher's RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say (torchrun sets them); one process
+  /// when WORLD_SIZE is unset or 1. LOCAL_RANK chooses the CUDA device. Error when the others cannot be
+  /// reached.
   static std::unique_ptr<World> from_environment(const at::Device& device);
   virtual ~World() = default;
 

@@ -20,7 +20,8 @@ constexpr double kLoss = 1e-4, kGradient = 2e-3, kLogits = 1e-3;  // the golden 
 // Sample `index` of a case: prompt and answer are told apart by the labels.
 Example example(const GoldenCase& golden, const Vlm& model, size_t index) {
   const std::string prefix = index == 0 ? "" : "sample" + std::to_string(index) + ".";
-  const auto file = golden.folder / (golden.info["samples"][index]["inputs"].get<std::string>() + ".safetensors");
+  const auto file =
+      golden.folder / (golden.info["samples"][index]["inputs"].get<std::string>() + ".safetensors");
   const auto inputs = load_safetensors(file).tensors;
   const at::Tensor grid = golden[prefix + "image_grid_thw"].to(at::kLong);
   const Grid only{static_cast<int>(grid[0][0].item<int64_t>()), static_cast<int>(grid[0][1].item<int64_t>()),
@@ -47,7 +48,8 @@ struct Setup {
 
   std::vector<ExampleLoss> losses(std::span<const Example> of,
                                   Backpropagation through = Backpropagation::glimpse_rows) const {
-    return training_losses(*model, modules.modules(model->decoder().options(), 0.0), of, LossOptions(), through);
+    return training_losses(*model, modules.modules(model->decoder().options(), 0.0), of, LossOptions(),
+                           through);
   }
 
  private:
@@ -139,7 +141,8 @@ template <class Run>
 void each_training_case(Run run) {
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator(test::golden_dir())) {
-    if (!std::filesystem::exists(entry.path() / "cases") || !entry.path().filename().string().starts_with("qwen"))
+    if (!std::filesystem::exists(entry.path() / "cases") ||
+        !entry.path().filename().string().starts_with("qwen"))
       continue;
     for (const GoldenCase& golden : test::golden_cases(entry.path() / "cases"))
       if (golden.has("labels")) {
