@@ -1,7 +1,10 @@
+#include <fstream>
 #include <iostream>
+#include <map>
 #include <span>
 
 #include "flags.h"
+#include "glimpse/base/json_file.h"
 #include "glimpse/image/decode.h"
 #include "rows.h"
 
@@ -11,14 +14,39 @@ namespace {
 
 struct InferFlags {
   CommonFlags common;
-  std::string rows, image_root = ".", out;
+  std::string rows, image_root = ".", out, budget_from;
   size_t limit = 0, batch = 1;
   bool overwrite = false, keep_going = false;
 };
 
-Request make_request(const Request& shared, const Row& row) {
+// How many tokens an earlier run kept, by the row's id.
+using KeptCounts = std::map<std::string, int64_t>;
+
+KeptCounts read_budget(const std::string& file) {
+  KeptCounts counts;
+  if (file.empty()) return counts;
+  check_is_file(file);
+  std::ifstream in(file);
+  size_t line = 0;
+  for (std::string text; std::getline(in, text);) {
+    ++line;
+    const auto row = nlohmann::json::parse(text, nullptr, false);
+    const auto& kept = member(row, "kept_tokens");
+    check(row.is_object() && row.contains("id") && kept.is_number_integer(), "--budget-from ", file, ":", line,
+          ": expected a row of glimpse infer, with id and kept_tokens");
+    counts[row["id"].dump()] = kept.get<int64_t>();
+  }
+  return counts;
+}
+
+Request make_request(const Request& shared, const Row& row, const KeptCounts& budget) {
   check(row.problem.empty(), row.problem);
   Request request = shared;
+  if (!budget.empty()) {
+    const auto found = budget.find(row.id.dump());
+    check(found != budget.end(), "--budget-from has no row with id ", row.id.dump());
+    request.budget.count = found->second;
+  }
   Message message{"user", {}};
   for (const auto& path : row.images) {
     request.images.push_back(load_image(path));
@@ -57,6 +85,8 @@ nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Reques
       {"adapters", e.adapters},
       {"dtype", e.dtype},
       {"pruning", pruning},
+      {"budget_from", flags.budget_from},
+      {"image_root", flags.image_root},
       {"sampling", request.sampling.fields().to_json()},
       {"max_new_tokens", request.max_new_tokens},
       {"min_pixels", flags.common.bounds.min_pixels.value_or(0)},
@@ -68,14 +98,18 @@ nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Reques
 class Batches {
  public:
   Batches(const Engine& engine, const InferFlags& flags, ResumableLines& out, size_t total, size_t done)
-      : engine_(engine), flags_(flags), out_(out), progress_(total, done) {}
+      : engine_(engine),
+        flags_(flags),
+        out_(out),
+        progress_(total, done),
+        budget_(read_budget(flags.budget_from)) {}
 
   /// False when a stop was requested.
   bool answer(const Request& shared, std::span<const Row> rows) {
     std::vector<const Row*> chosen;
     std::vector<Request> requests;
     for (const Row& row : rows) try {
-        requests.push_back(make_request(shared, row));
+        requests.push_back(make_request(shared, row, budget_));
         chosen.push_back(&row);
       } catch (const Error& error) {
         reject(row, error);
@@ -121,6 +155,7 @@ class Batches {
   const InferFlags& flags_;
   ResumableLines& out_;
   Progress progress_;
+  const KeptCounts budget_;
   size_t failed_ = 0;
 };
 
@@ -164,6 +199,10 @@ std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt) {
       ->type_name("DIR")
       ->capture_default_str()
       ->group("Images");
+  app.add_option("--budget-from", flags->budget_from,
+                 "keep as many tokens of each row as an earlier output kept, whatever the method")
+      ->type_name("FILE")
+      ->group("Pruning");
   app.add_flag("--overwrite", flags->overwrite, "start the output file again")->group("Output");
   app.add_flag("--keep-going", flags->keep_going, "report rows that cannot be answered and go on")
       ->group("Output");

@@ -14,21 +14,6 @@ nlohmann::json model_config(const Question& question) {
   return read_json(question.checkpoint / "model" / "config.json");
 }
 
-// Random ids and noise, the same in every run.
-Prompt make_prompt(const Question& question, const Vlm& model) {
-  const nlohmann::json config = model_config(question);
-  const VisionShape vision = vision_shape(question);
-  at::manual_seed(0);
-  const at::Tensor text = at::randint(0, 500, {question.text - 2}, at::kLong);
-  std::vector<int64_t> ids(text.const_data_ptr<int64_t>(), text.const_data_ptr<int64_t>() + text.numel());
-  const auto special = [&](const char* key) { return config.at(key).get<int64_t>(); };
-  const std::vector<int64_t> image = {special("vision_start_token_id"), special("image_token_id"),
-                                      special("vision_end_token_id")};
-  ids.insert(ids.begin() + std::min<int64_t>(10, text.numel()), image.begin(), image.end());
-  const Grid grid = patch_grid(question, vision.merge);
-  return model.prompt(ids, {{at::randn({int64_t{grid.h} * grid.w, vision.patch_values}), grid}});
-}
-
 // Everything measured about one way of answering.
 struct Measured {
   Samples prefill, prune, decode;
@@ -98,6 +83,20 @@ Grid patch_grid(const Question& question, int64_t merge) {
   auto rows = static_cast<int64_t>(std::sqrt(static_cast<double>(question.visual)));
   while (question.visual % rows != 0) --rows;
   return {1, static_cast<int>(rows * merge), static_cast<int>(question.visual / rows * merge)};
+}
+
+Prompt make_prompt(const Question& question, const Vlm& model) {
+  const nlohmann::json config = model_config(question);
+  const VisionShape vision = vision_shape(question);
+  at::manual_seed(0);
+  const at::Tensor text = at::randint(0, 500, {question.text - 2}, at::kLong);
+  std::vector<int64_t> ids(text.const_data_ptr<int64_t>(), text.const_data_ptr<int64_t>() + text.numel());
+  const auto special = [&](const char* key) { return config.at(key).get<int64_t>(); };
+  const std::vector<int64_t> image = {special("vision_start_token_id"), special("image_token_id"),
+                                      special("vision_end_token_id")};
+  ids.insert(ids.begin() + std::min<int64_t>(10, text.numel()), image.begin(), image.end());
+  const Grid grid = patch_grid(question, vision.merge);
+  return model.prompt(ids, {{at::randn({int64_t{grid.h} * grid.w, vision.patch_values}), grid}});
 }
 
 void time_answers(const Question& question, const Limits& limits, Rows& rows) {

@@ -4,6 +4,7 @@
 
 #include "bench/flops.h"
 #include "bench/limits.h"
+#include "glimpse/models/vlm.h"
 
 namespace glimpse::bench {
 
@@ -18,6 +19,9 @@ struct Question {
 VisionShape vision_shape(const Question& question);
 /// The patch grid of the image: as near to a square as its visual tokens allow.
 Grid patch_grid(const Question& question, int64_t merge);
+
+/// The question's prompt: random ids and noise, the same in every run.
+Prompt make_prompt(const Question& question, const Vlm& model);
 
 /// Loads the model and answers the question with and without pruning, in turns. Rows: loading, vision
 /// encoding, prefill, decoding, caches and memory.

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "bench/answers.h"
+#include "bench/training.h"
 #include "bench/vit_block.h"
 #include "glimpse/base/check.h"
 #include "glimpse/nn/kernels.h"
@@ -21,6 +22,7 @@ struct Options {
   std::vector<std::string> peers;
   std::string json;
   int busy = 0;
+  int64_t answer = 20;
 };
 
 void run(const Options& options) {
@@ -54,6 +56,7 @@ void run(const Options& options) {
   if (wanted("vit"))
     time_vit_block(vision, patch_grid(question, vision.merge), question.rounds, limits, rows);
   if (wanted("answers")) time_answers(question, limits, rows);
+  if (wanted("training")) time_training(question, options.answer, rows);
 
   for (const std::string& peer : options.peers) {
     const size_t equals = peer.find('=');
@@ -84,7 +87,9 @@ int main(int argc, char** argv) {
   app.add_option("--rounds", question.rounds, "rounds; the best and the median are shown")
       ->check(CLI::Range(1, 1000));
   app.add_option("--only", options.only, "parts to run; without limits there are no shares")
-      ->check(CLI::IsMember({"limits", "vit", "answers"}));
+      ->check(CLI::IsMember({"limits", "vit", "answers", "training"}));
+  app.add_option("--answer", options.answer, "tokens of the answer that training learns")
+      ->check(CLI::Range(1, 65536));
   app.add_option("--peer", options.peers,
                  "NAME=FILE: [{name, value, unit}] that somebody else's program wrote");
   app.add_option("--busy", options.busy, "other tasks that were running at the start, noted among the rows");

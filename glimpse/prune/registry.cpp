@@ -2,6 +2,7 @@
 
 #include <functional>
 
+#include "glimpse/prune/least.h"
 #include "glimpse/prune/random.h"
 #include "glimpse/prune/reference.h"
 
@@ -30,14 +31,23 @@ std::function<Fields()> fields_of() {
   };
 }
 
-std::shared_ptr<const Pruner> make_glimpse(const PrunerContext& context, const Settings& settings) {
-  check(context.modules != nullptr,
-        "glimpse: no pruning modules were given; name their folder with --new-modules (it holds config.json "
-        "and "
+void need_modules(const PrunerContext& context, const char* name) {
+  check(context.modules != nullptr, name,
+        ": no pruning modules were given; name their folder with --new-modules (it holds config.json and "
         "new_modules_gp.pt)");
+}
+
+std::shared_ptr<const Pruner> make_glimpse(const PrunerContext& context, const Settings& settings) {
+  need_modules(context, "glimpse");
   KeepRule rule = context.modules->config.rule;
   set_all(rule.fields(), settings, "glimpse");
   return std::make_shared<GlimpsePruner>(context.modules, rule);
+}
+
+std::shared_ptr<const Pruner> make_least(const PrunerContext& context, const Settings& settings) {
+  need_modules(context, "least");
+  set_all(Fields(), settings, "least");
+  return std::make_shared<LeastPruner>(context.modules);
 }
 
 std::shared_ptr<const Pruner> make_random(const PrunerContext& context, const Settings& settings) {
@@ -59,6 +69,8 @@ const std::vector<Entry>& table() {
   static const std::vector<Entry> entries = {
       {"glimpse", "the trained glimpse token and predictor choose, after layer K", make_glimpse,
        fields_of<KeepRule>()},
+      {"least", "the tokens that glimpse thinks least important, for comparison; needs a budget", make_least,
+       [] { return Fields(); }},
       {"random", "a random subset, for comparison", make_random, fields_of<RandomPruner::Options>()},
       {"reference", "the tokens inside given boxes", make_reference, fields_of<ReferencePruner::Options>()},
   };
