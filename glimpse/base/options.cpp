@@ -52,17 +52,20 @@ void Fields::set(std::string_view name, std::string_view text, std::string_view 
       return std::string(error.what());
     }
   };
-  // The text is tried as JSON (numbers, booleans), then as text, then as a '+'-separated list.
+  // The text is tried as JSON (numbers, booleans), then as text, then as a '+'-separated list of either.
   nlohmann::json parsed =
       text == "none" ? nlohmann::json(nullptr) : nlohmann::json::parse(text, nullptr, false);
   std::string problem;
   if (!parsed.is_discarded() && (problem = attempt(parsed)).empty()) return;
   std::string as_text = attempt(std::string(text));
   if (as_text.empty()) return;
-  nlohmann::json items = nlohmann::json::array();
+  nlohmann::json items = nlohmann::json::array(), numbers = items;
   std::istringstream stream{std::string(text)};
-  for (std::string item; std::getline(stream, item, '+');) items.push_back(item);
-  if (attempt(items).empty()) return;
+  for (std::string item; std::getline(stream, item, '+');) {
+    items.push_back(item);
+    numbers.push_back(nlohmann::json::parse(item, nullptr, false));
+  }
+  if (attempt(items).empty() || attempt(numbers).empty()) return;
   fail(owner, ": ", problem.empty() ? as_text : problem);
 }
 

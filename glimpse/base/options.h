@@ -33,8 +33,8 @@ struct Field {
 /// record in results all come from that list.
 class Fields {
  public:
-  /// `value` (bool, integer, floating point, string, optional of one, or vector of strings) must outlive the
-  /// list.
+  /// `value` (bool, integer, floating point, string, optional of one, or vector of strings or numbers)
+  /// must outlive the list.
   template <class T>
   Fields& add(std::string name, T& value, std::string help, Range range = {});
 
@@ -46,7 +46,7 @@ class Fields {
   /// Sets every key of the object; an unknown key is an error that names the nearest known one. `owner` is
   /// used in errors.
   void from_json(const nlohmann::json& object, std::string_view owner);
-  /// Sets one field from text ("0.5", "true", "tl+tr"; "none" empties an optional).
+  /// Sets one field from text ("0.5", "true", "tl+tr", "8+16"; "none" empties an optional or a list).
   void set(std::string_view name, std::string_view text, std::string_view owner);
 
  private:
@@ -82,12 +82,15 @@ void read_value(const nlohmann::json& json, T& value, const std::string& name, R
     check(json.is_string(), name, ": expected text, got ", json.dump());
     value = json.get<std::string>();
   } else {
-    if (json.is_null()) return value.clear();
-    check(json.is_array(), name, ": expected a list of texts, got ", json.dump());
+    using Item = typename T::value_type;
+    constexpr bool texts = std::is_same_v<Item, std::string>;
     value.clear();
+    if (json.is_null()) return;
+    check(json.is_array(), name, ": expected a list of ", texts ? "texts" : "numbers", ", got ", json.dump());
     for (const auto& item : json) {
-      check(item.is_string(), name, ": expected a list of texts, got ", json.dump());
-      value.push_back(item.get<std::string>());
+      check(item.is_string() == texts, name, ": expected a list of ", texts ? "texts" : "numbers", ", got ",
+            json.dump());
+      read_value(item, value.emplace_back(), name, range);
     }
   }
 }

@@ -71,7 +71,9 @@ class Engine {
 
   const Vlm& model() const { return *model_; }
   const GlimpseModules* modules() const { return modules_.get(); }
-  PrunerContext pruner_context() const { return {model_->decoder().config().layers, modules_}; }
+  PrunerContext pruner_context() const {
+    return {model_->decoder().config().layers, modules_, model_->shallow_block(), model_->has_class_token()};
+  }
   /// Sampling defaults from the checkpoint's generation_config.json.
   const SamplingOptions& default_sampling() const { return default_sampling_; }
   /// The composition that "auto" stands for.

@@ -6,6 +6,7 @@
 #include "glimpse/base/timer.h"
 #include "glimpse/engine/sequence.h"
 #include "glimpse/nn/attention.h"
+#include "glimpse/prune/similarity.h"
 
 namespace glimpse {
 
@@ -21,31 +22,38 @@ class Lane {
   Lane(const Vlm& model, Sequence& sequence) : model_(model), sequence_(sequence) {
     if (!sequence.prompt.images.empty())
       for (const auto& pruner : sequence.pruners) {
-        stages_.push_back({pruner.get(), pruner->taps(), pruner->cuts(), 0, {}});
+        stages_.push_back({pruner.get(), pruner->taps(), pruner->cuts(), 0, 0, {}});
         std::sort(stages_.back().cuts.begin(), stages_.back().cuts.end(),
                   [](const Cut& a, const Cut& b) { return a.when() < b.when(); });
       }
-    for (Stage& stage : stages_)
+    for (Stage& stage : stages_) {
       if (stage.taps.guide) guided_ = &stage;
+      if (!last_ || stage.cuts.back().when() >= last_->cuts.back().when()) last_ = &stage;
+    }
   }
 
   /// Runs the encoder; returns the embedded rows [T (+ guide), D].
   at::Tensor start() {
     const Prompt& prompt = sequence_.prompt;
     const Decoder& decoder = model_.decoder();
-    std::vector<int64_t> layers;
+    VisionTaps taps;
+    const auto add = [](auto& all, const auto& own) {
+      all.insert(all.end(), own.begin(), own.end());
+      return all.size() - own.size();
+    };
     for (Stage& stage : stages_) {
-      stage.first_state = layers.size();
-      layers.insert(layers.end(), stage.taps.vision_layers.begin(), stage.taps.vision_layers.end());
+      stage.first_state = add(taps.states, stage.taps.vision_layers);
+      stage.first_attention = add(taps.attention, stage.taps.vision_attention);
     }
     const Timer timer;
-    EmbeddedPrompt embedded = embed_prompt(model_, prompt, layers);
+    EmbeddedPrompt embedded = embed_prompt(model_, prompt, taps);
     at::Tensor x = std::move(embedded.rows);
     vision_ = std::move(embedded.vision);
     sequence_.times.vision = timer.ms();
     sequence_.cache = KvCache(decoder.config().layers);
     sequence_.position_ids = prompt.position_ids;
     sequence_.next_position = prompt.next_position;
+    sequence_.shift.clear();
     if (guided_) {
       x = at::cat({x, guided_->taps.guide->added[0].unsqueeze(0)});
       const at::Tensor position = at::full({prompt.position_ids.size(0), 1}, prompt.next_position, at::kLong);
@@ -55,6 +63,9 @@ class Lane {
                     decoder.config().layers);
     return x;
   }
+
+  /// Rotary tables of the current rows.
+  Rope rope() const { return model_.rope(sequence_.position_ids.to(model_.decoder().options().device())); }
 
   int64_t rows() const { return static_cast<int64_t>(living_->rows.size()); }
 
@@ -92,17 +103,19 @@ class Lane {
     }
   }
 
-  /// Runs the cuts due at `when`; returns the positions of the rows that stay, undefined if all do.
-  at::Tensor cut(int64_t when, const at::Tensor& hidden) {
-    at::Tensor left;
+  bool cuts(int64_t when) const {
+    const auto due = [&](const Cut& cut) { return cut.when() == when; };
+    return std::any_of(stages_.begin(), stages_.end(), [&](const Stage& stage) {
+      return std::any_of(stage.cuts.begin(), stage.cuts.end(), due);
+    });
+  }
+
+  /// Runs the cuts due at `when` on the rows `hidden`; returns those that stay.
+  at::Tensor cut(int64_t when, at::Tensor hidden) {
     for (Stage& stage : stages_)
       for (const Cut& cut : stage.cuts)
-        if (cut.when() == when) {
-          const at::Tensor stays =
-              cut_once(stage, cut, left.defined() ? hidden.index_select(0, left) : hidden);
-          left = left.defined() ? left.index_select(0, stays) : stays;
-        }
-    return left;
+        if (cut.when() == when) hidden = cut_once(stage, cut, hidden);
+    return hidden;
   }
 
   void finish() { sequence_.kept = living_->source; }
@@ -114,93 +127,117 @@ class Lane {
     const Pruner* pruner;
     Taps taps;
     std::vector<Cut> cuts;
-    size_t first_state = 0;
+    size_t first_state = 0, first_attention = 0;
     std::vector<at::Tensor> attention;  // per tapped layer [n, H]
   };
 
-  at::Tensor cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden) {
-    const Timer timer;
+  // What `stage` may look at before its cut; `hidden` are the current rows.
+  View view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden) const {
     const at::Device device = hidden.device();
     const std::vector<int64_t> positions = living_->visual_positions();
-    std::vector<int64_t> text;
-    for (int64_t i = 0, v = 0; i < rows() - (living_->guide ? 1 : 0); ++i)
-      if (v < static_cast<int64_t>(positions.size()) && positions[v] == i)
-        ++v;
-      else
-        text.push_back(i);
+    const int64_t prompt_rows = rows() - (living_->guide ? 1 : 0);
+    const std::vector<int64_t> text = others(prompt_rows, positions);
+    const auto slice = [](const auto& all, size_t first, size_t count) {
+      const auto begin = all.begin() + static_cast<std::ptrdiff_t>(first);
+      return std::vector(begin, begin + static_cast<std::ptrdiff_t>(count));
+    };
     View view;
     view.images = sequence_.prompt.images;
     view.living = index_tensor(living_->source, device);
-    view.hidden = hidden.index_select(0, index_tensor(positions, device));
+    const at::Tensor visual = index_tensor(positions, device);
+    view.hidden = hidden.index_select(0, visual);
     view.text_hidden = hidden.index_select(0, index_tensor(text, device));
-    view.vision_states.assign(vision_.states.begin() + stage.first_state,
-                              vision_.states.begin() + stage.first_state + stage.taps.vision_layers.size());
+    const int64_t last_visual = sequence_.prompt.visual_rows.back();
+    view.question = std::count_if(text.begin(), text.end(),
+                                  [&](int64_t position) { return living_->rows[position] < last_visual; });
+    view.vision_states = slice(vision_.states, stage.first_state, stage.taps.vision_layers.size());
+    view.vision_attention =
+        slice(vision_.attention, stage.first_attention, stage.taps.vision_attention.size());
     view.windows = vision_.windows;
     if (!stage.attention.empty()) view.attention = at::cat(stage.attention, 1);
+    if (cut.ahead != Cut::Ahead::none) {
+      invariant(cut.place == Cut::Place::before, "a cut reads ahead after its layer");
+      const Rope tables = rope().rows(at::arange(prompt_rows, visual.options()));
+      const bool rotated = cut.ahead == Cut::Ahead::with_rope;
+      view.ahead =
+          model_.decoder()
+              .last_row_attention(cut.layer, hidden.narrow(0, 0, prompt_rows), rotated ? &tables : nullptr)
+              .index_select(0, visual);
+    }
     view.boxes = sequence_.boxes;
+    return view;
+  }
 
-    const Selection selection = stage.pruner->select(view, cut, sequence_.budget);
+  // Positions count the rows that are left, from the first layer after the cut on.
+  void renumber(const Cut& cut) {
+    sequence_.position_ids = at::arange(rows(), at::kLong).unsqueeze(0);
+    sequence_.shift.resize(model_.decoder().config().layers);
+    const int64_t shift = sequence_.prompt.next_position - (rows() - (living_->guide ? 1 : 0));
+    std::fill(sequence_.shift.begin() + (cut.when() + 1) / 2, sequence_.shift.end(), shift);
+  }
+
+  at::Tensor cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden) {
+    const Timer timer;
+    const View view = view_of(stage, cut, hidden);
+    // Of several methods the last one has to meet the budget.
+    const Selection selection =
+        stage.pruner->select(view, cut, &stage == last_ ? sequence_.budget : Budget());
     if (selection.scores.defined()) {
       sequence_.scores = at::zeros({view.total()});
       sequence_.scores.index_copy_(0, view.living.cpu(), selection.scores.to(at::kCPU, at::kFloat));
     }
     // What other stages recorded about the dropped tokens goes too.
-    const at::Tensor keep = index_tensor(selection.keep, device);
+    const at::Tensor keep = index_tensor(selection.keep, hidden.device());
     for (Stage& other : stages_)
       for (at::Tensor& attention : other.attention) attention = attention.index_select(0, keep);
     const bool last_guided = guided_ == &stage && &cut == &stage.cuts.back();
     const at::Tensor stays = compact(selection, cut, last_guided, *living_, sequence_.cache);
     sequence_.position_ids = sequence_.position_ids.index_select(1, stays);
+    if (cut.renumbers && sequence_.position_ids.size(0) == 1) renumber(cut);
+    at::Tensor left = hidden.index_select(0, stays.to(hidden.device()));
+    if (selection.features.defined())
+      left.index_copy_(0, index_tensor(living_->visual_positions(), hidden.device()),
+                       selection.features.to(left.options()));
     sequence_.times.prune += timer.ms();
-    if (selection.features.defined()) features_ = selection.features;
-    return stays.to(device);
+    return left;
   }
 
- public:
-  /// New hidden states of the living visual tokens (merging), to be written after a cut.
-  void write_features(at::Tensor rows) {
-    if (!features_.defined()) return;
-    rows.index_copy_(0, index_tensor(living_->visual_positions(), rows.device()),
-                     features_.to(rows.options()));
-    features_.reset();
-  }
-
- private:
   const Vlm& model_;
   Sequence& sequence_;
   std::vector<Stage> stages_;
-  Stage* guided_ = nullptr;
+  Stage *guided_ = nullptr, *last_ = nullptr;
   VisionOutput vision_;
   std::optional<LivingRows> living_;
-  at::Tensor query_, features_;
+  at::Tensor query_;
 };
+
+Rope rope_of(const std::vector<Lane>& lanes) {
+  std::vector<at::Tensor> cos, sin;
+  for (const Lane& lane : lanes) {
+    const Rope own = lane.rope();
+    cos.push_back(own.cos);
+    sin.push_back(own.sin);
+  }
+  return {at::cat(cos), at::cat(sin)};
+}
 
 // Runs the cuts due at `when` in every lane and shortens the ragged batch accordingly.
 void cut_all(std::vector<Lane>& lanes, int64_t when, at::Tensor& x, Rope& rope) {
+  if (std::none_of(lanes.begin(), lanes.end(), [&](const Lane& lane) { return lane.cuts(when); })) return;
   std::vector<at::Tensor> left;
-  bool any = false;
   int64_t first = 0;
   for (Lane& lane : lanes) {
     const int64_t rows = lane.rows();
-    const at::Tensor stays = lane.cut(when, x.narrow(0, first, rows));
-    left.push_back((stays.defined() ? stays : at::arange(rows, x.options().dtype(at::kLong))) + first);
-    any = any || stays.defined();
+    left.push_back(lane.cut(when, x.narrow(0, first, rows)));
     first += rows;
   }
-  if (!any) return;
-  const at::Tensor index = at::cat(left);
-  x = x.index_select(0, index);
-  rope = rope.rows(index);
-  first = 0;
-  for (Lane& lane : lanes) {
-    lane.write_features(x.narrow(0, first, lane.rows()));
-    first += lane.rows();
-  }
+  x = at::cat(left);
+  rope = rope_of(lanes);
 }
 
 }  // namespace
 
-EmbeddedPrompt embed_prompt(const Vlm& model, const Prompt& prompt, const std::vector<int64_t>& taps) {
+EmbeddedPrompt embed_prompt(const Vlm& model, const Prompt& prompt, const VisionTaps& taps) {
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();
   EmbeddedPrompt out{decoder.embed(index_tensor(prompt.ids, device)), {}};
@@ -225,13 +262,7 @@ at::Tensor prefill(const Vlm& model, std::span<Sequence* const> sequences, const
     if (lane.sequence().stop.stop_requested()) throw Cancelled();
   }
   const Timer timer;
-  std::vector<at::Tensor> cos, sin;
-  for (Lane& lane : lanes) {
-    const Rope own = model.rope(lane.sequence().position_ids.to(decoder.options().device()));
-    cos.push_back(own.cos);
-    sin.push_back(own.sin);
-  }
-  Rope rope{at::cat(cos), at::cat(sin)};
+  Rope rope = rope_of(lanes);
   at::Tensor x = at::cat(rows);
   rows.clear();
 
@@ -269,15 +300,27 @@ at::Tensor decode_step(const Vlm& model, std::span<Sequence* const> sequences,
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();
   RaggedBatch batch;
-  std::vector<int64_t> positions;
-  for (Sequence* sequence : sequences) {
-    batch.sequences.push_back({&sequence->cache, 1, nullptr});
-    positions.push_back(sequence->next_position++);
-  }
+  for (Sequence* sequence : sequences) batch.sequences.push_back({&sequence->cache, 1, nullptr});
+  const auto shift = [](const Sequence& sequence, int64_t layer) {
+    return sequence.shift.empty() ? 0 : sequence.shift[layer];
+  };
+  const auto turns = [&](int64_t layer) {  // whether the positions differ from the layer before
+    return layer == 0 || std::any_of(sequences.begin(), sequences.end(), [&](const Sequence* sequence) {
+             return shift(*sequence, layer) != shift(*sequence, layer - 1);
+           });
+  };
   const int64_t components = sequences[0]->prompt.position_ids.size(0);
-  batch.rope = model.rope(index_tensor(positions, device).expand({components, -1}));
   at::Tensor x = decoder.embed(index_tensor(tokens, device));
-  for (int64_t layer = 0; layer < decoder.config().layers; ++layer) x = decoder.layer(layer, x, batch);
+  for (int64_t layer = 0; layer < decoder.config().layers; ++layer) {
+    if (turns(layer)) {
+      std::vector<int64_t> positions;
+      for (const Sequence* sequence : sequences)
+        positions.push_back(sequence->next_position - shift(*sequence, layer));
+      batch.rope = model.rope(index_tensor(positions, device).expand({components, -1}));
+    }
+    x = decoder.layer(layer, x, batch);
+  }
+  for (Sequence* sequence : sequences) ++sequence->next_position;
   return decoder.logits(x);
 }
 

@@ -31,6 +31,8 @@ struct Sequence {
   std::vector<int64_t> kept;  ///< indices of the visual tokens that are left, ascending
   at::Tensor scores;  ///< [N] float32: probability per visual token (0 where a cut came first), or undefined
   int64_t next_position = 0;
+  /// Per layer: what renumbering cuts took off the positions of later tokens. Empty: nothing anywhere.
+  std::vector<int64_t> shift;
   StageTimes times;
 };
 
@@ -40,8 +42,8 @@ struct EmbeddedPrompt {
   VisionOutput vision;  ///< without `embeds`
 };
 
-/// Encodes the images of a prompt, recording the encoder layers `taps`, and embeds it.
-EmbeddedPrompt embed_prompt(const Vlm& model, const Prompt& prompt, const std::vector<int64_t>& taps);
+/// Encodes the images of a prompt, recording what `taps` ask for, and embeds it.
+EmbeddedPrompt embed_prompt(const Vlm& model, const Prompt& prompt, const VisionTaps& taps);
 
 /// Looks at the hidden states on their way: layer, output [R, D] of the whole ragged batch.
 using Observer = std::function<void(int64_t layer, const at::Tensor& hidden)>;

@@ -1,5 +1,7 @@
 #include "glimpse/models/clip.h"
 
+#include <algorithm>
+
 #include "glimpse/base/check.h"
 #include "glimpse/nn/attention.h"
 #include "glimpse/nn/ops.h"
@@ -16,7 +18,7 @@ ClipVit ClipVit::load(const nlohmann::json& c, int64_t last_state, const Weights
   };
   // A config leaves out what equals the defaults of the format: those of ViT-B/32.
   const int64_t d = number("hidden_size", 768), ff = number("intermediate_size", 3072);
-  const int64_t depth = number("num_hidden_layers", 12);
+  const int64_t depth = vit.depth_ = number("num_hidden_layers", 12);
   vit.heads_ = number("num_attention_heads", 12);
   vit.patch_ = number("patch_size", 32);
   vit.image_size_ = number("image_size", 224);
@@ -64,19 +66,27 @@ at::Tensor ClipVit::norm(const at::Tensor& x, const Norm& norm) const {
 }
 
 // x [n * (1 + tokens), D]; every picture attends to itself.
-at::Tensor ClipVit::block(const Block& block, const at::Tensor& x) const {
+at::Tensor ClipVit::block(const Block& block, const at::Tensor& x, VisionAttention* attention) const {
   const at::Tensor n = norm(x, block.layer_norm1);
   const auto split = [&](const Linear& proj) { return proj(n).view({x.size(0), heads_, -1}); };
   const std::vector<int64_t> lengths(x.size(0) / (1 + tokens()), 1 + tokens());
-  const at::Tensor mixed =
-      segment_attention(split(block.q_proj), split(block.k_proj), split(block.v_proj), lengths);
+  const at::Tensor q = split(block.q_proj), k = split(block.k_proj);
+  const at::Tensor mixed = segment_attention(q, k, split(block.v_proj), lengths);
+  if (attention) {
+    const auto rows = [&](const at::Tensor& t) {
+      return t.view({-1, 1 + tokens(), heads_, t.size(2)}).to(at::kFloat);
+    };
+    const at::Tensor weights = attention_weights(rows(q).select(1, 0), rows(k));  // [n, H, 1 + tokens]
+    attention->received = weights.mean(1).narrow(1, 1, tokens()).flatten();
+    attention->keys = rows(k).narrow(1, 1, tokens()).mean(2).flatten(0, 1);
+  }
   const at::Tensor attended = x + block.out_proj(mixed);
   const at::Tensor wide = block.fc1(norm(attended, block.layer_norm2));
   return attended + block.fc2(quick_gelu_ ? quick_gelu(wide) : at::gelu(wide));
 }
 
-std::vector<at::Tensor> ClipVit::operator()(const at::Tensor& pixel_values,
-                                            const std::vector<int64_t>& states) const {
+std::vector<at::Tensor> ClipVit::operator()(const at::Tensor& pixel_values, const VisionTaps& taps,
+                                            std::vector<VisionAttention>* attention) const {
   const int64_t pictures = pixel_values.size(0) / tokens(), d = hidden_size();
   check(pictures * tokens() == pixel_values.size(0), "CLIP: ", pixel_values.size(0),
         " patches are no whole pictures of ", tokens());
@@ -84,12 +94,18 @@ std::vector<at::Tensor> ClipVit::operator()(const at::Tensor& pixel_values,
   at::Tensor x = at::cat({class_embedding_.expand({pictures, 1, d}), patches.view({pictures, -1, d})}, 1);
   x = norm((x + position_embedding_).flatten(0, 1), pre_layrnorm_);
 
-  std::vector<at::Tensor> out(states.size());
+  const std::vector<int64_t> tapped = tapped_blocks(taps, last_state());
+  if (attention) attention->resize(tapped.size());
+  std::vector<at::Tensor> out(taps.states.size());
   for (int64_t i = 0;; ++i) {
-    for (size_t s = 0; s < states.size(); ++s)
-      if (states[s] == i) out[s] = x.view({pictures, -1, d}).narrow(1, 1, tokens()).reshape({-1, d});
+    for (size_t s = 0; s < out.size(); ++s)
+      if (taps.states[s] == i) out[s] = x.view({pictures, -1, d}).narrow(1, 1, tokens()).reshape({-1, d});
     if (i == last_state()) return out;
-    x = block(blocks_[i], x);
+    VisionAttention recorded;
+    const bool wanted = attention && std::find(tapped.begin(), tapped.end(), i) != tapped.end();
+    x = block(blocks_[i], x, wanted ? &recorded : nullptr);
+    for (size_t t = 0; wanted && t < tapped.size(); ++t)
+      if (tapped[t] == i) (*attention)[t] = recorded;
   }
 }
 

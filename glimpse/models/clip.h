@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "glimpse/io/checkpoint.h"
+#include "glimpse/models/vision.h"
 #include "glimpse/nn/linear.h"
 
 namespace glimpse {
@@ -19,15 +20,17 @@ class ClipVit {
   static ClipVit load(const nlohmann::json& vision_config, int64_t last_state, const Weights& weights,
                       at::TensorOptions options);
 
-  /// Patches [n * tokens(), 3 * patch * patch] of n pictures -> the hidden states `states`, each
-  /// [n * tokens(), hidden_size()], without the class token.
-  std::vector<at::Tensor> operator()(const at::Tensor& pixel_values,
-                                     const std::vector<int64_t>& states) const;
+  /// Patches [n * tokens(), 3 * patch * patch] of n pictures -> the hidden states `taps.states`, each
+  /// [n * tokens(), hidden_size()], without the class token. `attention` receives what is asked of blocks.
+  std::vector<at::Tensor> operator()(const at::Tensor& pixel_values, const VisionTaps& taps,
+                                     std::vector<VisionAttention>* attention) const;
 
   int64_t last_state() const { return static_cast<int64_t>(blocks_.size()); }
   int64_t hidden_size() const { return class_embedding_.size(0); }
   int64_t patch() const { return patch_; }
   int64_t image_size() const { return image_size_; }
+  /// Blocks of the whole encoder, those that are not loaded included.
+  int64_t depth() const { return depth_; }
   int64_t tokens() const { return position_embedding_.size(0) - 1; }
 
  private:
@@ -39,9 +42,9 @@ class ClipVit {
     Linear q_proj, k_proj, v_proj, out_proj, fc1, fc2;
   };
   at::Tensor norm(const at::Tensor& x, const Norm& norm) const;
-  at::Tensor block(const Block& block, const at::Tensor& x) const;
+  at::Tensor block(const Block& block, const at::Tensor& x, VisionAttention* attention) const;
 
-  int64_t heads_ = 0, patch_ = 14, image_size_ = 224;
+  int64_t heads_ = 0, depth_ = 0, patch_ = 14, image_size_ = 224;
   double norm_eps_ = 1e-5;
   bool quick_gelu_ = true;
   Linear patch_embedding_;

@@ -198,13 +198,13 @@ Prompt Llava::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patch
   return out;
 }
 
-VisionOutput Llava::encode(const std::vector<Patches>& patches, const std::vector<int64_t>& taps) const {
+VisionOutput Llava::encode(const std::vector<Patches>& patches, const VisionTaps& taps) const {
   std::vector<at::Tensor> pixels;
   for (const Patches& each : patches) pixels.push_back(each.pixel_values);
-  std::vector<int64_t> states = taps;
-  states.push_back(visual_.last_state());
+  VisionTaps wanted = taps;
+  wanted.states.push_back(visual_.last_state());
   VisionOutput out;
-  out.states = visual_(at::cat(pixels), states);
+  out.states = visual_(at::cat(pixels), wanted, &out.attention);
   out.embeds = projector_2_(at::gelu(projector_0_(out.states.back())));
   out.states.pop_back();
   // Every picture is one window.

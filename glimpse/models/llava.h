@@ -23,12 +23,14 @@ class Llava : public Vlm {
   std::vector<int64_t> chat_ids(const std::vector<Message>& messages,
                                 bool add_generation_prompt) const override;
   Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
-  VisionOutput encode(const std::vector<Patches>& patches, const std::vector<int64_t>& taps) const override;
+  VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const override;
   Rope rope(const at::Tensor& position_ids) const override;
   const Decoder& decoder() const override { return decoder_; }
   const Tokenizer& tokenizer() const override;
   int64_t vision_depth() const override { return visual_.last_state() + 1; }
   int64_t vision_width() const override { return visual_.hidden_size(); }
+  int64_t shallow_block() const override { return 5 * visual_.depth() / 24; }  // 5 in CLIP-L's 24 (VScan)
+  bool has_class_token() const override { return true; }
   int64_t max_positions() const override { return max_positions_; }
 
  private:

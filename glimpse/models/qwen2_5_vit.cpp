@@ -91,15 +91,22 @@ Rope Qwen25Vit::rope(const std::vector<Grid>& grids) const {
 }
 
 at::Tensor Qwen25Vit::attention(const Block& block, const at::Tensor& x, const Rope& rope,
-                                const std::vector<int64_t>& lengths) const {
+                                const std::vector<int64_t>& lengths, const SeeQueryKey& see) const {
   const at::Tensor qkv = block.qkv(x).view({x.size(0), 3, heads_, -1});
   const auto part = [&](int64_t i) { return qkv.select(1, i).contiguous(); };
-  return block.proj(
-      segment_attention(apply_rope(part(0), rope), apply_rope(part(1), rope), part(2), lengths));
+  const at::Tensor q = apply_rope(part(0), rope), k = apply_rope(part(1), rope);
+  if (see) see(q, k);
+  return block.proj(segment_attention(q, k, part(2), lengths));
+}
+
+int64_t Qwen25Vit::first_full_block() const {
+  const auto found =
+      std::find_if(blocks_.begin(), blocks_.end() - 1, [](const Block& block) { return block.full; });
+  return found - blocks_.begin();
 }
 
 VisionOutput Qwen25Vit::operator()(const at::Tensor& pixel_values, const std::vector<Grid>& grids,
-                                   const std::vector<int64_t>& tap_layers) const {
+                                   const VisionTaps& taps) const {
   const int64_t unit = merge_ * merge_;
   const VitWindows windows = vit_windows(grids, merge_, window_tokens_);
   const at::Device device = patch_embed_.weight.device();
@@ -117,17 +124,36 @@ VisionOutput Qwen25Vit::operator()(const at::Tensor& pixel_values, const std::ve
   for (int64_t& n : window_patches) n *= unit;
   for (int64_t& n : frame_patches) n *= unit;
 
+  // Patches in window order -> their merge units' means, row-major.
+  const auto to_tokens = [&](const at::Tensor& t) {
+    return t.view({-1, unit, t.size(1)}).mean(1).index_select(0, inverse);
+  };
+
   VisionOutput out;
-  out.states.resize(tap_layers.size());
+  out.states.resize(taps.states.size());
+  out.attention.resize(taps.attention.size());
+  const std::vector<int64_t> tapped = tapped_blocks(taps, depth());
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const Block& block = blocks_[i];
-    const at::Tensor mixed = attention(block, rms_norm(x, block.norm1, kNormEps), tables,
-                                       block.full ? frame_patches : window_patches);
+    const auto record = [&](const at::Tensor& q, const at::Tensor& k) {
+      for (size_t tap = 0; tap < tapped.size(); ++tap) {
+        if (tapped[tap] != static_cast<int64_t>(i)) continue;
+        const auto turned = [&](const at::Tensor& t) {
+          return taps.attention[tap].rotate_twice ? apply_rope(t.clone(), tables) : t;
+        };
+        const at::Tensor received = received_attention(turned(q), turned(k), frame_patches);
+        out.attention[tap] = {to_tokens(received.unsqueeze(1)).squeeze(1),
+                              to_tokens(k.to(at::kFloat).mean(1))};
+      }
+    };
+    const bool wanted = std::find(tapped.begin(), tapped.end(), static_cast<int64_t>(i)) != tapped.end();
+    const at::Tensor mixed =
+        attention(block, rms_norm(x, block.norm1, kNormEps), tables,
+                  block.full ? frame_patches : window_patches, wanted ? SeeQueryKey(record) : nullptr);
     const at::Tensor n = add_rms_norm(x, mixed, block.norm2, kNormEps);
     x = x + block.down_proj(silu_mul(block.gate_proj(n), block.up_proj(n)));
-    for (size_t tap = 0; tap < tap_layers.size(); ++tap)
-      if (tap_layers[tap] == static_cast<int64_t>(i))
-        out.states[tap] = x.view({-1, unit, hidden_size_}).mean(1).index_select(0, inverse);
+    for (size_t tap = 0; tap < taps.states.size(); ++tap)
+      if (taps.states[tap] == static_cast<int64_t>(i)) out.states[tap] = to_tokens(x);
   }
   const at::Tensor merged = at::gelu(merger_0_(rms_norm(x, ln_q_, kNormEps).view({-1, unit * hidden_size_})));
   out.embeds = merger_2_(merged).index_select(0, inverse);

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -28,14 +29,16 @@ class Qwen25Vit {
   static Qwen25Vit load(const nlohmann::json& vision_config, const Weights& weights,
                         at::TensorOptions options);
 
-  /// Patches [P, 3 * 2 * 14 * 14] of all images, one after the other. `tap_layers`: blocks whose output is
-  /// recorded, averaged over each merge unit.
+  /// Patches [P, 3 * 2 * 14 * 14] of all images, one after the other. States and attention that are recorded
+  /// are averaged over each merge unit.
   VisionOutput operator()(const at::Tensor& pixel_values, const std::vector<Grid>& grids,
-                          const std::vector<int64_t>& tap_layers) const;
+                          const VisionTaps& taps) const;
 
   int64_t depth() const { return static_cast<int64_t>(blocks_.size()); }
   int64_t hidden_size() const { return hidden_size_; }
   int64_t merge() const { return merge_; }
+  /// The first block that attends over whole images; the last one if none does.
+  int64_t first_full_block() const;
 
  private:
   struct Block {
@@ -44,8 +47,10 @@ class Qwen25Vit {
     bool full = false;
   };
   Rope rope(const std::vector<Grid>& grids) const;
+  // Sees queries and keys [P, H, d] after the rotary embedding.
+  using SeeQueryKey = std::function<void(const at::Tensor& q, const at::Tensor& k)>;
   at::Tensor attention(const Block& block, const at::Tensor& x, const Rope& rope,
-                       const std::vector<int64_t>& lengths) const;
+                       const std::vector<int64_t>& lengths, const SeeQueryKey& see) const;
 
   int64_t hidden_size_ = 0, heads_ = 0, merge_ = 2, window_tokens_ = 4;
   Linear patch_embed_, merger_0_, merger_2_;

@@ -107,7 +107,7 @@ Prompt Qwen25Vl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> pa
   return out;
 }
 
-VisionOutput Qwen25Vl::encode(const std::vector<Patches>& patches, const std::vector<int64_t>& taps) const {
+VisionOutput Qwen25Vl::encode(const std::vector<Patches>& patches, const VisionTaps& taps) const {
   std::vector<at::Tensor> pixels;
   std::vector<Grid> grids;
   for (const Patches& each : patches) {

@@ -21,12 +21,14 @@ class Qwen25Vl : public Vlm {
   std::vector<int64_t> chat_ids(const std::vector<Message>& messages,
                                 bool add_generation_prompt) const override;
   Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
-  VisionOutput encode(const std::vector<Patches>& patches, const std::vector<int64_t>& taps) const override;
+  VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const override;
   Rope rope(const at::Tensor& position_ids) const override;
   const Decoder& decoder() const override { return decoder_; }
   const Tokenizer& tokenizer() const override;
   int64_t vision_depth() const override { return visual_.depth(); }
   int64_t vision_width() const override { return visual_.hidden_size(); }
+  int64_t shallow_block() const override { return visual_.first_full_block(); }
+  bool has_class_token() const override { return false; }
   int64_t max_positions() const override { return max_positions_; }
 
  private:

@@ -4,14 +4,29 @@
 
 #include <vector>
 
+#include "glimpse/prune/pruner.h"
+
 namespace glimpse {
 
 /// What a vision encoder gives for the images of one prompt; N visual tokens, row-major, images one after the
 /// other.
 struct VisionOutput {
-  at::Tensor embeds;               ///< [N, D]: in the language model's space
-  std::vector<at::Tensor> states;  ///< [N, Dv] each: the tapped encoder layers
-  at::Tensor windows;              ///< [N] int64: which encoder attention window a token is in
+  at::Tensor embeds;                       ///< [N, D]: in the language model's space
+  std::vector<at::Tensor> states;          ///< [N, Dv] each: the tapped encoder layers
+  at::Tensor windows;                      ///< [N] int64: which encoder attention window a token is in
+  std::vector<VisionAttention> attention;  ///< of the blocks asked for
 };
+
+/// What an encoder records on its way.
+struct VisionTaps {
+  std::vector<int64_t> states;  ///< layers whose output is kept
+  std::vector<VisionAttentionTap> attention;
+
+  VisionTaps() = default;
+  VisionTaps(std::vector<int64_t> states_of) : states(std::move(states_of)) {}
+};
+/// The blocks whose attention is asked for, of an encoder that runs `count`; an Error if there is no such
+/// block.
+std::vector<int64_t> tapped_blocks(const VisionTaps& taps, int64_t count);
 
 }  // namespace glimpse

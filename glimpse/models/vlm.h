@@ -34,9 +34,8 @@ class Vlm {
                                         bool add_generation_prompt) const = 0;
   /// A prompt from ids in which each image has one place (its id once, or already repeated per token).
   virtual Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const = 0;
-  /// Runs the vision encoder over a prompt's images; records the encoder layers `taps`.
-  virtual VisionOutput encode(const std::vector<Patches>& patches,
-                              const std::vector<int64_t>& taps) const = 0;
+  /// Runs the vision encoder over a prompt's images; records what `taps` ask for.
+  virtual VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const = 0;
   /// Rotary tables for position_ids [components, T].
   virtual Rope rope(const at::Tensor& position_ids) const = 0;
 
@@ -47,6 +46,9 @@ class Vlm {
   /// Encoder depth and width, as the pruning modules refer to them.
   virtual int64_t vision_depth() const = 0;
   virtual int64_t vision_width() const = 0;
+  /// The early encoder block whose attention shows local detail, and whether there is a class token to ask.
+  virtual int64_t shallow_block() const = 0;
+  virtual bool has_class_token() const = 0;
   virtual int64_t max_positions() const = 0;
 };
 

@@ -67,11 +67,39 @@ at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
   return out.squeeze(0).transpose(0, 1).reshape({rows, -1});
 }
 
-at::Tensor attention_logits(const at::Tensor& q, const LayerCache& cache) {
-  const at::Tensor keys = cache.keys().to(at::kFloat);  // [Hkv, S, d]
+at::Tensor attention_logits(const at::Tensor& q, const at::Tensor& keys) {
   const int64_t kv_heads = keys.size(0), d = keys.size(2);
   const at::Tensor rows = q.to(at::kFloat).view({kv_heads, -1, d});
-  return (at::matmul(rows, keys.transpose(1, 2)) / std::sqrt(static_cast<double>(d))).flatten(0, 1);
+  return (at::matmul(rows, keys.to(at::kFloat).transpose(1, 2)) / std::sqrt(static_cast<double>(d)))
+      .flatten(0, 1);
+}
+
+at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k) {
+  const at::Tensor scaled = q / std::sqrt(static_cast<double>(q.size(2)));
+  return at::einsum("nhd,nthd->nht", {scaled, k}).softmax(2);
+}
+
+at::Tensor received_attention(const at::Tensor& q, const at::Tensor& k, const std::vector<int64_t>& lengths) {
+  constexpr int64_t block_elements = int64_t{1} << 23;  // of weights held at a time
+  const int64_t heads = q.size(1);
+  const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(2)));
+  std::vector<at::Tensor> out;
+  int64_t first = 0;
+  for (const int64_t length : lengths) {
+    const auto by_head = [&](const at::Tensor& t) {
+      return t.narrow(0, first, length).transpose(0, 1).to(at::kFloat).contiguous();  // [H, length, d]
+    };
+    const at::Tensor queries = by_head(q) * scale, keys = by_head(k).transpose(1, 2);
+    at::Tensor sum = at::zeros({length}, queries.options());
+    const int64_t block = std::max<int64_t>(1, block_elements / (heads * length));
+    for (int64_t row = 0; row < length; row += block) {
+      const at::Tensor rows = queries.narrow(1, row, std::min(block, length - row));
+      sum += at::bmm(rows, keys).softmax(2).sum(at::IntArrayRef{0, 1});
+    }
+    out.push_back(sum / static_cast<double>(heads * length));
+    first += length;
+  }
+  return at::cat(out);
 }
 
 at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

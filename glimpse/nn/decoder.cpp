@@ -75,6 +75,19 @@ at::Tensor Decoder::layer(int64_t l, at::Tensor x, const RaggedBatch& batch) con
   return at::GradMode::is_enabled() ? x + up : x.add_(up);
 }
 
+at::Tensor Decoder::last_row_attention(int64_t l, const at::Tensor& x, const Rope* rope) const {
+  const Layer& layer = layers_[l];
+  const at::Tensor n = rms_norm(x, layer.input_layernorm, config_.rms_norm_eps),
+                   last = n.narrow(0, n.size(0) - 1, 1);
+  at::Tensor q = layer.q_proj(last).view({1, config_.heads, config_.head_dim});
+  at::Tensor k = layer.k_proj(n).view({n.size(0), config_.kv_heads, config_.head_dim});
+  if (rope) {
+    q = apply_rope(q, {rope->cos.narrow(0, n.size(0) - 1, 1), rope->sin.narrow(0, n.size(0) - 1, 1)});
+    k = apply_rope(k, *rope);
+  }
+  return attention_logits(q[0], k.transpose(0, 1)).softmax(1).mean(0);
+}
+
 at::Tensor Decoder::logits(const at::Tensor& x) const {
   return lm_head_(rms_norm(x, norm_, config_.rms_norm_eps)).to(at::kFloat);
 }

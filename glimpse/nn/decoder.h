@@ -55,6 +55,9 @@ class Decoder {
   /// Runs layer l on x [R, D]: appends every sequence's keys and values to its cache, returns the layer's
   /// output.
   at::Tensor layer(int64_t l, at::Tensor x, const RaggedBatch& batch) const;
+  /// How layer l would let the last of x's rows [T, D] attend to all of them: softmax, mean over heads, [T]
+  /// float32. Without `rope`, neither query nor keys are rotated.
+  at::Tensor last_row_attention(int64_t l, const at::Tensor& x, const Rope* rope) const;
   /// Final norm and head: x [n, D] -> logits [n, V], float32.
   at::Tensor logits(const at::Tensor& x) const;
 

@@ -44,6 +44,9 @@ std::vector<int64_t> LivingRows::visual_positions() const {
 
 at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, LivingRows& living,
                    KvCache& cache) {
+  invariant(!selection.features.defined() ||
+                selection.features.size(0) == static_cast<int64_t>(selection.keep.size()),
+            "a pruner merged into another number of tokens than it kept");
   std::vector<int64_t> visual, source;
   int64_t previous = -1;
   for (const int64_t index : selection.keep) {

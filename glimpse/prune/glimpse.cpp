@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "glimpse/nn/ops.h"
+#include "glimpse/prune/shares.h"
 
 namespace glimpse {
 
@@ -142,7 +143,7 @@ std::shared_ptr<const GlimpseModules> GlimpseModules::load(const std::filesystem
 
 Taps GlimpsePruner::taps() const {
   const GlimpseConfig& c = modules_->config;
-  return {c.selected_visual_layers, c.selected_layers, !c.use_attention_logits, &modules_->token};
+  return {c.selected_visual_layers, c.selected_layers, !c.use_attention_logits, &modules_->token, {}};
 }
 
 at::Tensor GlimpsePruner::logits(const View& view) const {
@@ -170,9 +171,8 @@ Selection GlimpsePruner::select(const View& view, const Cut&, const Budget& budg
   const at::Tensor decisive = logits(view)[-1];
   Selection out;
   out.scores = decisive.sigmoid();
-  const auto count = budget.of(view.total());
-  out.keep =
-      count ? top_indices(decisive, *count) : merge_indices(rule_.apply(decisive), rule_.corners(view));
+  out.keep = budget.of(view.total()) ? top_tokens(view, decisive, budget, 0)
+                                     : merge_indices(rule_.apply(decisive), rule_.corners(view));
   return out;
 }
 

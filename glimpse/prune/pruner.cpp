@@ -6,11 +6,39 @@
 namespace glimpse {
 
 std::optional<int64_t> Budget::of(int64_t total) const {
+  if (!counts.empty()) {
+    int64_t sum = 0;
+    for (const int64_t each : counts) {
+      check(each >= 0, "budget: count ", each, " is negative");
+      sum += std::min(each, total);
+    }
+    return std::min(sum, total);
+  }
   check(!count || *count >= 0, "budget: count ", count.value_or(0), " is negative");
   if (count) return std::min(*count, total);
   if (!keep) return std::nullopt;
   check(*keep > 0 && *keep <= 1, "budget: keep ", *keep, " is not a fraction in (0, 1]");
   return std::max<int64_t>(1, static_cast<int64_t>(std::floor(*keep * static_cast<double>(total))));
+}
+
+std::optional<std::vector<int64_t>> Budget::of(std::span<const ImageSpan> images) const {
+  if (!counts.empty()) {
+    check(counts.size() == images.size(), "budget: ", counts.size(), " counts for ", images.size(),
+          " images");
+    return counts;
+  }
+  int64_t total = 0, seen = 0, given = 0;
+  for (const ImageSpan& image : images) total += image.count();
+  const auto all = of(total);
+  if (!all) return std::nullopt;
+  std::vector<int64_t> shares;
+  for (const ImageSpan& image : images) {
+    seen += image.count();
+    const int64_t up_to_here = *all * seen / std::max<int64_t>(total, 1);
+    shares.push_back(up_to_here - given);
+    given = up_to_here;
+  }
+  return shares;
 }
 
 }  // namespace glimpse

@@ -26,6 +26,11 @@ struct Cut {
   Place place = Place::after;
   int64_t layer = 0;
   bool trims_cache = true;  ///< dropped tokens also leave the KV caches of the layers already run
+  bool renumbers = false;  ///< plain RoPE: positions from here on count what is left. M-RoPE's stay: they say
+                           ///< where in the image a token stands
+  /// Before a layer: whether its pruner reads what that layer's own projections make of the last text row's
+  /// attention, and whether queries and keys go through the rotary embedding for it.
+  enum class Ahead { none, with_rope, without_rope } ahead = Ahead::none;
 
   /// Order along the forward pass.
   int64_t when() const { return 2 * layer + (place == Place::after ? 1 : 0); }
@@ -37,35 +42,57 @@ struct GuideToken {
                                   ///< undefined; added[0] is its input embedding
 };
 
+/// An encoder block whose attention is summed up, -1: the last one run.
+struct VisionAttentionTap {
+  int64_t block = -1;
+  bool rotate_twice = false;  ///< of queries and keys that went through the rotary embedding twice (VScan)
+  bool operator==(const VisionAttentionTap&) const = default;
+};
+
+/// What an encoder block's attention says about the N visual tokens.
+struct VisionAttention {
+  at::Tensor received;  ///< [N] float32: attention paid to a token by its image's class token, or by all its
+                        ///< patches on average; mean over heads and over the token's own patches
+  at::Tensor keys;  ///< [N, d] float32: after the rotary embedding, mean over heads and the token's patches
+};
+
 /// What the models record for a pruner; nothing else is kept.
 struct Taps {
   std::vector<int64_t> vision_layers;     ///< encoder blocks whose output is kept
   std::vector<int64_t> attention_layers;  ///< layers whose attention by the guide (else last) row is kept
   bool log_softmax = false;               ///< of those logits, over all keys
   const GuideToken* guide = nullptr;
+  std::vector<VisionAttentionTap> vision_attention;
 };
 
 /// What a pruner may look at: n living of N visual tokens.
 struct View {
   std::span<const ImageSpan> images;
-  at::Tensor living;                        ///< [n] int64: source index of each living token
-  at::Tensor hidden;                        ///< [n, D]: their hidden states
-  at::Tensor text_hidden;                   ///< [T, D]: hidden states of the other rows (guide excluded)
-  std::vector<at::Tensor> vision_states;    ///< [N, Dv] each, in the order of Taps::vision_layers
-  at::Tensor windows;                       ///< [N] int64: encoder window of each token
-  at::Tensor attention;                     ///< [n, layers * H] float32, layer-major
+  at::Tensor living;                      ///< [n] int64: source index of each living token
+  at::Tensor hidden;                      ///< [n, D]: their hidden states
+  at::Tensor text_hidden;                 ///< [T, D]: hidden states of the other rows (guide excluded)
+  int64_t question = 0;                   ///< text rows from this one on follow the last image
+  std::vector<at::Tensor> vision_states;  ///< [N, Dv] each, in the order of Taps::vision_layers
+  at::Tensor windows;                     ///< [N] int64: encoder window of each token
+  at::Tensor attention;                   ///< [n, layers * H] float32, layer-major
+  std::vector<VisionAttention> vision_attention;  ///< in the order of Taps::vision_attention
+  at::Tensor ahead;                         ///< [n] float32: see Cut; softmax over all rows, mean over heads
   std::span<const std::vector<Box>> boxes;  ///< reference boxes per image, normalised; may be empty
 
   int64_t total() const { return images.empty() ? 0 : images.back().first + images.back().count(); }
 };
 
-/// An equal budget for every method; empty: the method's own rule.
+/// An equal budget for every method: what its last cut leaves of a prompt's N visual tokens. Empty: the
+/// method's own rule.
 struct Budget {
   std::optional<double> keep;    ///< fraction of all visual tokens, in (0, 1]
   std::optional<int64_t> count;  ///< absolute number
+  std::vector<int64_t> counts;   ///< absolute number for each image
 
   /// Tokens to keep of `total`, if a budget is set.
   std::optional<int64_t> of(int64_t total) const;
+  /// The same for each image, in proportion to its tokens unless `counts` say otherwise.
+  std::optional<std::vector<int64_t>> of(std::span<const ImageSpan> images) const;
 };
 
 /// What stays: indices into the living tokens, ascending.

@@ -4,6 +4,8 @@
 #include <numeric>
 #include <random>
 
+#include "glimpse/prune/shares.h"
+
 namespace glimpse {
 
 Fields RandomPruner::Options::fields() {
@@ -20,19 +22,24 @@ std::vector<Cut> RandomPruner::cuts() const {
 }
 
 Selection RandomPruner::select(const View& view, const Cut&, const Budget& budget) const {
+  std::mt19937_64 generator(static_cast<uint64_t>(options_.seed));
+  const auto choose = [&](int64_t living, int64_t count) {
+    count = std::min(count, living);
+    std::vector<int64_t> order(living);
+    std::iota(order.begin(), order.end(), int64_t{0});
+    // Fisher-Yates by hand: std::shuffle may differ between standard libraries.
+    for (int64_t i = 0; i < count; ++i)
+      std::swap(order[i], order[i + static_cast<int64_t>(generator() % static_cast<uint64_t>(living - i))]);
+    order.resize(count);
+    std::sort(order.begin(), order.end());
+    return Selection{order, {}, {}};
+  };
+  if (!budget.counts.empty())
+    return select_by_image(view, budget, {},
+                           [&](const ImageShare& share) { return choose(share.living, share.keep); });
   Budget own;
   own.keep = options_.keep;
-  const int64_t living = view.living.size(0);
-  const int64_t count = std::min(budget.of(view.total()).value_or(*own.of(view.total())), living);
-  std::vector<int64_t> order(living);
-  std::iota(order.begin(), order.end(), int64_t{0});
-  std::mt19937_64 generator(static_cast<uint64_t>(options_.seed));
-  // Fisher-Yates by hand: std::shuffle may differ between standard libraries.
-  for (int64_t i = 0; i < count; ++i)
-    std::swap(order[i], order[i + static_cast<int64_t>(generator() % static_cast<uint64_t>(living - i))]);
-  order.resize(count);
-  std::sort(order.begin(), order.end());
-  return {order, {}, {}};
+  return choose(view.living.size(0), budget.of(view.total()).value_or(*own.of(view.total())));
 }
 
 }  // namespace glimpse

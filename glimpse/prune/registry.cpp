@@ -2,9 +2,18 @@
 
 #include <functional>
 
+<<<<<<< HEAD
 #include "glimpse/prune/least.h"
+=======
+#include "glimpse/prune/cdpruner.h"
+#include "glimpse/prune/dart.h"
+#include "glimpse/prune/divprune.h"
+#include "glimpse/prune/pyramiddrop.h"
+>>>>>>> b92e7b2271ba2c9dff256d3d3cff42b433882b6a
 #include "glimpse/prune/random.h"
 #include "glimpse/prune/reference.h"
+#include "glimpse/prune/visionzip.h"
+#include "glimpse/prune/vscan.h"
 
 namespace glimpse {
 
@@ -44,6 +53,7 @@ std::shared_ptr<const Pruner> make_glimpse(const PrunerContext& context, const S
   return std::make_shared<GlimpsePruner>(context.modules, rule);
 }
 
+<<<<<<< HEAD
 std::shared_ptr<const Pruner> make_least(const PrunerContext& context, const Settings& settings) {
   need_modules(context, "least");
   set_all(Fields(), settings, "least");
@@ -52,27 +62,76 @@ std::shared_ptr<const Pruner> make_least(const PrunerContext& context, const Set
 
 std::shared_ptr<const Pruner> make_random(const PrunerContext& context, const Settings& settings) {
   RandomPruner::Options options;
+=======
+// Settings whose defaults depend on the model.
+template <class Options>
+void adapt(Options&, const PrunerContext&) {}
+
+void adapt(RandomPruner::Options& options, const PrunerContext& context) {
+>>>>>>> b92e7b2271ba2c9dff256d3d3cff42b433882b6a
   options.layer = default_cut_layer(context);
-  set_all(options.fields(), settings, "random");
-  return std::make_shared<RandomPruner>(options);
 }
 
-std::shared_ptr<const Pruner> make_reference(const PrunerContext& context, const Settings& settings) {
-  ReferencePruner::Options options;
+void adapt(ReferencePruner::Options& options, const PrunerContext& context) {
   if (context.modules) options.rule = context.modules->config.rule;
   options.layer = default_cut_layer(context);
-  set_all(options.fields(), settings, "reference");
-  return std::make_shared<ReferencePruner>(options);
+}
+
+void adapt(VisionZip::Options& options, const PrunerContext& context) {
+  if (context.class_token) options = {54.0 / 576, 0.0174};  // 54 and 10 of 576
+}
+
+void adapt(PyramidDrop::Options& options, const PrunerContext& context) {
+  const int64_t layers = context.layers;
+  options.layers = {layers / 4, layers / 2, 3 * layers / 4};  // 8, 16 and 24 of 32
+}
+
+void adapt(VScan::Options& options, const PrunerContext& context) {
+  options.shallow = context.shallow_block;
+  if (context.class_token) {  // the published evaluation's LLaVA has no cuts inside the language model
+    options.window = 6;
+    options.whole_shares = options.layer_rope = true;
+  } else {
+    options.layers = {(2 * context.layers + 2) / 3 - 1};  // 18 of 28
+    options.layer_keep = {0.333};
+  }
+}
+
+// A method made from its defaults for this model and the settings given.
+template <class Method>
+Entry entry(const char* name, const char* summary) {
+  using Options = typename Method::Options;
+  return {name, summary,
+          [name](const PrunerContext& context, const Settings& settings) -> std::shared_ptr<const Pruner> {
+            Options options;
+            adapt(options, context);
+            set_all(options.fields(), settings, name);
+            return std::make_shared<Method>(std::move(options));
+          },
+          fields_of<Options>()};
 }
 
 const std::vector<Entry>& table() {
   static const std::vector<Entry> entries = {
       {"glimpse", "the trained glimpse token and predictor choose, after layer K", make_glimpse,
        fields_of<KeepRule>()},
+<<<<<<< HEAD
       {"least", "the tokens that glimpse thinks least important, for comparison; needs a budget", make_least,
        [] { return Fields(); }},
       {"random", "a random subset, for comparison", make_random, fields_of<RandomPruner::Options>()},
       {"reference", "the tokens inside given boxes", make_reference, fields_of<ReferencePruner::Options>()},
+=======
+      entry<RandomPruner>("random", "a random subset, for comparison"),
+      entry<ReferencePruner>("reference", "the tokens inside given boxes"),
+      entry<DivPrune>("divprune", "as different from each other as possible, before the first layer"),
+      entry<Dart>("dart", "those that duplicate a few pivots least, before the first layer"),
+      entry<CdPruner>("cdpruner",
+                      "different from each other and relevant to the question, before the first layer"),
+      entry<VisionZip>("visionzip",
+                       "most attended to in the encoder, the rest merged, before the first layer"),
+      entry<VScan>("vscan", "local and global attention in the encoder, then that of the last prompt token"),
+      entry<PyramidDrop>("pyramiddrop", "most attended to by the last prompt token, layer by layer"),
+>>>>>>> b92e7b2271ba2c9dff256d3d3cff42b433882b6a
   };
   return entries;
 }

@@ -16,6 +16,8 @@ using PrunerChain = std::vector<std::shared_ptr<const Pruner>>;
 struct PrunerContext {
   int64_t layers = 0;                             ///< of the language model
   std::shared_ptr<const GlimpseModules> modules;  ///< or null, if no pruning modules were given
+  int64_t shallow_block = 0;                      ///< of the encoder: shows local detail
+  bool class_token = false;                       ///< the encoder has one
 };
 
 /// A method as `--help` and errors show it.
@@ -26,7 +28,7 @@ struct PrunerInfo {
 std::vector<PrunerInfo> known_pruners();
 
 /// Builds a composition such as "glimpse(threshold=0.5,max_keep=0.111)" or
-/// "random(keep=0.5,layer=-1)+glimpse"; "none" is no pruning. Unknown methods and settings are errors that
+/// "divprune(keep=0.5)+glimpse"; "none" is no pruning. Unknown methods and settings are errors that
 /// list the known ones.
 PrunerChain make_pruners(const std::string& composition, const PrunerContext& context);
 

@@ -1,0 +1,76 @@
+#include "glimpse/prune/cdpruner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "glimpse/prune/shares.h"
+#include "glimpse/prune/similarity.h"
+
+namespace glimpse {
+
+Fields CdPruner::Options::fields() {
+  Fields fields;
+  fields.add("keep", keep, "fraction of the visual tokens to keep", {1e-9, 1});
+  return fields;
+}
+
+at::Tensor cdpruner_relevance(const at::Tensor& image, const at::Tensor& text, bool negate) {
+  at::Tensor r = at::mm(unit_rows(image), unit_rows(text).t()).mean(1);
+  if (negate) r = -r;
+  const at::Tensor low = r.min(), spread = r.max() - low;
+  if (spread.item<float>() <= 0) return at::ones_like(r);
+  return (r - low + 1e-6) / spread;
+}
+
+std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor& relevance, int64_t count) {
+  const int64_t n = features.size(0);
+  count = std::min(count, n);
+  std::vector<int64_t> order;
+  if (count <= 0) return order;
+  const at::Tensor similarity = cosines(unit_rows(features)).cpu(), r = relevance.to(at::kCPU, at::kFloat);
+  // gain[j]: what token j would add to the determinant; row t of `factor` is the kernel's Cholesky factor.
+  at::Tensor gain = similarity.diagonal() * r * r;
+  at::Tensor factor = at::empty({count, n});
+  const float least = 1e-6F * gain.max().item<float>();
+  constexpr float chosen = -std::numeric_limits<float>::infinity();
+  while (static_cast<int64_t>(order.size()) < count) {
+    const auto t = static_cast<int64_t>(order.size());
+    const int64_t best = gain.argmax().item<int64_t>();
+    const float d = gain[best].item<float>();
+    if (!(d > least)) break;
+    at::Tensor row = similarity[best] * r * r[best];
+    if (t > 0) row -= at::mv(factor.narrow(0, 0, t).t(), factor.narrow(0, 0, t).select(1, best));
+    row /= std::sqrt(d);
+    factor[t].copy_(row);
+    gain -= row * row;
+    gain[best] = chosen;
+    order.push_back(best);
+  }
+  at::Tensor left = r.clone();
+  for (const int64_t token : order) left[token] = chosen;
+  while (static_cast<int64_t>(order.size()) < count) {
+    order.push_back(left.argmax().item<int64_t>());
+    left[order.back()] = chosen;
+  }
+  return order;
+}
+
+Selection CdPruner::select(const View& view, const Cut&, const Budget& budget) const {
+  const int64_t rows = view.text_hidden.size(0);
+  // A question that stands before its image: all of the text.
+  const int64_t first = view.question < rows ? view.question : 0;
+  const at::Tensor words = view.text_hidden.narrow(0, first, rows - first).to(at::kFloat);
+  const auto own = [&](int64_t n) { return std::llround(options_.keep * static_cast<double>(n)); };
+  return select_by_image(view, budget, own, [&](const ImageShare& share) {
+    if (share.keep == 0) return Selection();
+    const at::Tensor features = view.hidden.narrow(0, share.first, share.living);
+    const at::Tensor relevance =
+        rows > 0 ? cdpruner_relevance(features, words.mean(0, true), false) : at::ones({share.living});
+    Selection out{cdpruner_order(features, relevance, share.keep), {}, {}};
+    std::sort(out.keep.begin(), out.keep.end());
+    return out;
+  });
+}
+
+}  // namespace glimpse

@@ -1,0 +1,71 @@
+#include "glimpse/prune/similarity.h"
+
+#include <algorithm>
+
+namespace glimpse {
+
+namespace {
+
+constexpr int64_t kBlock = 512;
+
+at::Tensor rows_of(const at::Tensor& x, const std::vector<int64_t>& index) {
+  return x.index_select(0, at::tensor(index, at::kLong).to(x.device()));
+}
+
+}  // namespace
+
+at::Tensor unit_rows(const at::Tensor& x) {
+  const at::Tensor wide = x.to(at::kFloat);
+  return wide / wide.norm(2, 1, true).clamp_min(1e-12);
+}
+
+at::Tensor cosines(const at::Tensor& unit) {
+  const int64_t n = unit.size(0);
+  at::Tensor all = at::empty({n, n}, unit.options());
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const int64_t rows = std::min(kBlock, n - i);
+    // From the diagonal to the right; what lies below is the mirror image.
+    at::Tensor block = all.narrow(0, i, rows).narrow(1, i, n - i);
+    at::mm_out(block, unit.narrow(0, i, rows), unit.narrow(0, i, n - i).t());
+    const int64_t below = n - i - rows;
+    all.narrow(0, i + rows, below).narrow(1, i, rows).copy_(block.narrow(1, rows, below).t());
+  }
+  return all;
+}
+
+Assignment assign(const at::Tensor& unit, std::vector<int64_t> dropped, const std::vector<int64_t>& targets) {
+  Assignment out{std::move(dropped), {}};
+  const at::Tensor candidates = rows_of(unit, targets).t();
+  for (size_t first = 0; first < out.dropped.size(); first += kBlock) {
+    const size_t last = std::min(out.dropped.size(), first + static_cast<size_t>(kBlock));
+    const std::vector<int64_t> block(out.dropped.begin() + static_cast<std::ptrdiff_t>(first),
+                                     out.dropped.begin() + static_cast<std::ptrdiff_t>(last));
+    const at::Tensor best = at::mm(rows_of(unit, block), candidates).argmax(1).cpu();
+    out.target.insert(out.target.end(), best.const_data_ptr<int64_t>(),
+                      best.const_data_ptr<int64_t>() + best.numel());
+  }
+  return out;
+}
+
+Assigned sum_assigned(const at::Tensor& features, const Assignment& assignment, int64_t targets) {
+  const at::TensorOptions wide = features.options().dtype(at::kFloat);
+  Assigned out{at::zeros({targets, features.size(1)}, wide), at::zeros({targets, 1}, wide)};
+  if (assignment.dropped.empty()) return out;
+  const at::Tensor target = at::tensor(assignment.target, at::kLong).to(features.device());
+  out.sum.index_add_(0, target, rows_of(features, assignment.dropped).to(at::kFloat));
+  out.count.index_add_(0, target, at::ones({target.size(0), 1}, wide));
+  return out;
+}
+
+std::vector<int64_t> others(int64_t n, const std::vector<int64_t>& ascending) {
+  std::vector<int64_t> out;
+  auto next = ascending.begin();
+  for (int64_t i = 0; i < n; ++i)
+    if (next != ascending.end() && *next == i)
+      ++next;
+    else
+      out.push_back(i);
+  return out;
+}
+
+}  // namespace glimpse

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <vector>
+
+namespace glimpse {
+
+/// Rows of x [n, D] scaled to length one, float32.
+at::Tensor unit_rows(const at::Tensor& x);
+
+/// Cosines between all rows of unit [n, D]: [n, n] float32. Symmetric blocks are computed once.
+at::Tensor cosines(const at::Tensor& unit);
+
+/// Dropped tokens, each assigned to a kept one.
+struct Assignment {
+  std::vector<int64_t> dropped;  ///< tokens
+  std::vector<int64_t> target;   ///< for each of them, an index into the targets
+};
+/// Assigns each of the `dropped` rows of unit [n, D] to the most similar of the rows `targets`; the first of
+/// equals. The targets may not be empty.
+Assignment assign(const at::Tensor& unit, std::vector<int64_t> dropped, const std::vector<int64_t>& targets);
+
+/// What the targets were assigned, of features [n, D].
+struct Assigned {
+  at::Tensor sum;    ///< [targets, D] float32
+  at::Tensor count;  ///< [targets, 1] float32
+};
+Assigned sum_assigned(const at::Tensor& features, const Assignment& assignment, int64_t targets);
+
+/// The indices below n that are not in `ascending`.
+std::vector<int64_t> others(int64_t n, const std::vector<int64_t>& ascending);
+
+}  // namespace glimpse
