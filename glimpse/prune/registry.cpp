@@ -2,14 +2,11 @@
 
 #include <functional>
 
-<<<<<<< HEAD
-#include "glimpse/prune/least.h"
-=======
 #include "glimpse/prune/cdpruner.h"
 #include "glimpse/prune/dart.h"
 #include "glimpse/prune/divprune.h"
+#include "glimpse/prune/least.h"
 #include "glimpse/prune/pyramiddrop.h"
->>>>>>> b92e7b2271ba2c9dff256d3d3cff42b433882b6a
 #include "glimpse/prune/random.h"
 #include "glimpse/prune/reference.h"
 #include "glimpse/prune/visionzip.h"
@@ -53,22 +50,17 @@ std::shared_ptr<const Pruner> make_glimpse(const PrunerContext& context, const S
   return std::make_shared<GlimpsePruner>(context.modules, rule);
 }
 
-<<<<<<< HEAD
 std::shared_ptr<const Pruner> make_least(const PrunerContext& context, const Settings& settings) {
   need_modules(context, "least");
   set_all(Fields(), settings, "least");
   return std::make_shared<LeastPruner>(context.modules);
 }
 
-std::shared_ptr<const Pruner> make_random(const PrunerContext& context, const Settings& settings) {
-  RandomPruner::Options options;
-=======
 // Settings whose defaults depend on the model.
 template <class Options>
 void adapt(Options&, const PrunerContext&) {}
 
 void adapt(RandomPruner::Options& options, const PrunerContext& context) {
->>>>>>> b92e7b2271ba2c9dff256d3d3cff42b433882b6a
   options.layer = default_cut_layer(context);
 }
 
@@ -115,12 +107,8 @@ const std::vector<Entry>& table() {
   static const std::vector<Entry> entries = {
       {"glimpse", "the trained glimpse token and predictor choose, after layer K", make_glimpse,
        fields_of<KeepRule>()},
-<<<<<<< HEAD
       {"least", "the tokens that glimpse thinks least important, for comparison; needs a budget", make_least,
        [] { return Fields(); }},
-      {"random", "a random subset, for comparison", make_random, fields_of<RandomPruner::Options>()},
-      {"reference", "the tokens inside given boxes", make_reference, fields_of<ReferencePruner::Options>()},
-=======
       entry<RandomPruner>("random", "a random subset, for comparison"),
       entry<ReferencePruner>("reference", "the tokens inside given boxes"),
       entry<DivPrune>("divprune", "as different from each other as possible, before the first layer"),
@@ -131,7 +119,6 @@ const std::vector<Entry>& table() {
                        "most attended to in the encoder, the rest merged, before the first layer"),
       entry<VScan>("vscan", "local and global attention in the encoder, then that of the last prompt token"),
       entry<PyramidDrop>("pyramiddrop", "most attended to by the last prompt token, layer by layer"),
->>>>>>> b92e7b2271ba2c9dff256d3d3cff42b433882b6a
   };
   return entries;
 }

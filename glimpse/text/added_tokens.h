@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "glimpse/text/bpe.h"
+
 namespace glimpse {
 
 /// A token beside the vocabulary, matched in the text as written. `normalized`: in the normalised text.
@@ -14,6 +16,23 @@ struct AddedToken {
   int64_t id;
   bool special;
   bool normalized;
+};
+
+/// Added tokens by id and by content.
+class AddedTokens {
+ public:
+  /// Throws Error for an id out of range, a second token of that id or content, and when the vocabulary has
+  /// another token there.
+  void add(AddedToken token, const Vocabulary& vocabulary);
+  /// Null if there is none.
+  const AddedToken* find(int64_t id) const;
+  const AddedToken* find(std::string_view content) const;
+  /// One more than the highest id.
+  int64_t size() const { return by_id_.empty() ? 0 : by_id_.rbegin()->first + 1; }
+
+ private:
+  std::map<int64_t, AddedToken> by_id_;
+  std::map<std::string, int64_t, std::less<>> ids_;
 };
 
 /// Finds added tokens in text: the leftmost, and of those starting there the longest.

@@ -92,12 +92,22 @@ const std::string& Vocabulary::bytes(int64_t id) const {
   return id >= 0 && id < size() ? tokens_[id] : none;
 }
 
-Bpe::Bpe(const Vocabulary& vocabulary, const std::vector<Merge>& merges) {
+Bpe::Bpe(const Vocabulary& vocabulary, const std::vector<Merge>& merges) : merger_(merges) {
   for (int b = 0; b < 256; ++b) {
     const auto id = vocabulary.find(std::string(1, static_cast<char>(b)));
     check(id.has_value(), "the vocabulary has no token for the byte ", b);
     byte_ids_[b] = static_cast<int32_t>(*id);
   }
+}
+
+void Bpe::encode(std::string_view word, std::vector<int64_t>& ids) const {
+  check(word.size() < size_t{1} << 31, "a word of ", word.size(), " bytes is too long");
+  std::vector<int32_t> symbols(word.size());
+  for (size_t i = 0; i < word.size(); ++i) symbols[i] = byte_ids_[static_cast<unsigned char>(word[i])];
+  merger_.join(symbols, ids);
+}
+
+Merger::Merger(const std::vector<Merge>& merges) {
   rules_.reserve(merges.size());
   for (size_t rank = 0; rank < merges.size(); ++rank) {
     const auto [left, right, result] = merges[rank];
@@ -105,17 +115,15 @@ Bpe::Bpe(const Vocabulary& vocabulary, const std::vector<Merge>& merges) {
   }
 }
 
-const Bpe::Rule* Bpe::rule(int32_t left, int32_t right) const {
+const Merger::Rule* Merger::rule(int32_t left, int32_t right) const {
   const auto entry = rules_.find(pair_key(left, right));
   return entry == rules_.end() ? nullptr : &entry->second;
 }
 
-void Bpe::encode(std::string_view word, std::vector<int64_t>& ids) const {
-  check(word.size() < size_t{1} << 31, "a word of ", word.size(), " bytes is too long");
-  const int32_t length = static_cast<int32_t>(word.size());
+void Merger::join(const std::vector<int32_t>& parts, std::vector<int64_t>& ids) const {
+  const int32_t length = static_cast<int32_t>(parts.size());
   std::vector<Symbol> symbols(length);
-  for (int32_t i = 0; i < length; ++i)
-    symbols[i] = {byte_ids_[static_cast<unsigned char>(word[i])], i - 1, i + 1 == length ? -1 : i + 1};
+  for (int32_t i = 0; i < length; ++i) symbols[i] = {parts[i], i - 1, i + 1 == length ? -1 : i + 1};
 
   std::vector<Candidate> heap;
   heap.reserve(length);

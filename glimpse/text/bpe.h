@@ -39,15 +39,14 @@ struct Merge {
   int32_t left, right, result;
 };
 
-/// Byte-pair encoding of single words.
-class Bpe {
+/// The merging of byte-pair encoding.
+class Merger {
  public:
-  /// `merges` in order of priority; of two with the same pair the later one counts. Throws Error unless every
-  /// byte is a token.
-  Bpe(const Vocabulary& vocabulary, const std::vector<Merge>& merges);
+  /// `merges` in order of priority; of two with the same pair the later one counts.
+  explicit Merger(const std::vector<Merge>& merges);
 
-  /// Appends the tokens of `word`, in time n log n. Throws Error for words of 2^31 bytes and more.
-  void encode(std::string_view word, std::vector<int64_t>& ids) const;
+  /// Appends what is left of `symbols` when no merge applies any more, in time n log n.
+  void join(const std::vector<int32_t>& symbols, std::vector<int64_t>& ids) const;
 
  private:
   struct Rule {
@@ -55,8 +54,21 @@ class Bpe {
   };
   const Rule* rule(int32_t left, int32_t right) const;
 
-  int32_t byte_ids_[256];
   std::unordered_map<uint64_t, Rule> rules_;
+};
+
+/// Byte-pair encoding of single words.
+class Bpe {
+ public:
+  /// Throws Error unless every byte is a token.
+  Bpe(const Vocabulary& vocabulary, const std::vector<Merge>& merges);
+
+  /// Appends the tokens of `word`, in time n log n. Throws Error for words of 2^31 bytes and more.
+  void encode(std::string_view word, std::vector<int64_t>& ids) const;
+
+ private:
+  int32_t byte_ids_[256];
+  Merger merger_;
 };
 
 /// The bytes of a token as vocabulary files write it (one visible character per byte), or nothing when it

@@ -11,18 +11,11 @@ ByteLevelTokenizer::ByteLevelTokenizer(ByteLevelData data)
     : vocabulary_(std::move(data.vocabulary)), bpe_(vocabulary_, data.merges), nfc_(data.nfc) {
   if (!data.pattern.empty()) splitter_.emplace(data.pattern);
   for (AddedToken& token : data.added) {
-    const int64_t id = token.id;
-    check(id >= 0 && id < Vocabulary::max_size, "added token \"", token.content, "\" has id ", id,
-          ", expected 0 to ", Vocabulary::max_size - 1);
-    const std::string& ordinary = vocabulary_.bytes(id);
-    check(ordinary.empty() || ordinary == token.content, "added token \"", token.content, "\" has the id ",
-          id, " of another token");
-    check(added_ids_.emplace(token.content, id).second, "added token \"", token.content, "\" is there twice");
     if (token.normalized)
-      in_normalized_text_.add(nfc_ ? nfc(token.content) : token.content, id);
+      in_normalized_text_.add(nfc_ ? nfc(token.content) : token.content, token.id);
     else
-      in_raw_text_.add(token.content, id);
-    check(added_.emplace(id, std::move(token)).second, "id ", id, " belongs to two added tokens");
+      in_raw_text_.add(token.content, token.id);
+    added_.add(std::move(token), vocabulary_);
   }
 }
 
@@ -43,22 +36,22 @@ std::vector<int64_t> ByteLevelTokenizer::encode(std::string_view text, bool pars
 }
 
 std::optional<int64_t> ByteLevelTokenizer::token_id(std::string_view token) const {
-  const auto added = added_ids_.find(token);
-  return added == added_ids_.end() ? vocabulary_.find(token) : added->second;
+  const AddedToken* added = added_.find(token);
+  return added ? added->id : vocabulary_.find(token);
 }
 
 std::string ByteLevelTokenizer::token_bytes(int64_t id) const {
-  if (const auto added = added_.find(id); added != added_.end()) return added->second.content;
-  return vocabulary_.bytes(id);
+  const AddedToken* added = added_.find(id);
+  return added ? added->content : vocabulary_.bytes(id);
 }
 
 bool ByteLevelTokenizer::is_special(int64_t id) const {
-  const auto added = added_.find(id);
-  return added != added_.end() && added->second.special;
+  const AddedToken* added = added_.find(id);
+  return added && added->special;
 }
 
 int64_t ByteLevelTokenizer::size() const {
-  return std::max(vocabulary_.size(), added_.empty() ? 0 : added_.rbegin()->first + 1);
+  return std::max(vocabulary_.size(), added_.size());
 }
 
 }  // namespace glimpse

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <map>
+#include <nlohmann/json_fwd.hpp>
 
 #include "glimpse/text/added_tokens.h"
 #include "glimpse/text/bpe.h"
@@ -11,7 +11,6 @@ namespace glimpse {
 
 /// The content of a byte-level BPE tokenizer's files.
 struct ByteLevelData {
-  std::filesystem::path source;  ///< The file with the vocabulary.
   Vocabulary vocabulary;
   std::vector<Merge> merges;
   std::vector<AddedToken> added;
@@ -19,8 +18,10 @@ struct ByteLevelData {
   std::string pattern;  ///< Of words; "" when text is not cut.
 };
 
-/// Reads the files that Tokenizer::load() names. Throws Error naming the file.
-ByteLevelData read_byte_level(const std::filesystem::path& directory);
+/// From a tokenizer.json; errors as of tokenizer_json.h.
+ByteLevelData parse_byte_level(const nlohmann::json& root);
+/// From vocab.json and merges.txt. Throws Error naming the file.
+ByteLevelData read_vocabulary_and_merges(const std::filesystem::path& directory);
 
 /// GPT-2's kind of tokenizer, as Qwen2 and Qwen2.5 use it.
 class ByteLevelTokenizer : public Tokenizer {
@@ -39,8 +40,7 @@ class ByteLevelTokenizer : public Tokenizer {
   Bpe bpe_;
   bool nfc_;
   std::optional<Splitter> splitter_;
-  std::map<int64_t, AddedToken> added_;
-  std::map<std::string, int64_t, std::less<>> added_ids_;
+  AddedTokens added_;
   AddedTokenFinder in_raw_text_, in_normalized_text_;
 };
 

@@ -16,8 +16,9 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  /// The tokenizer of a model directory: from tokenizer.json, else from vocab.json and merges.txt with the
-  /// added tokens of tokenizer_config.json or added_tokens.json. Throws Error naming the file when one is
+  /// The tokenizer of a model directory: from tokenizer.json, else from a SentencePiece tokenizer.model,
+  /// else from vocab.json and merges.txt, the latter two with the added tokens of tokenizer_config.json or
+  /// added_tokens.json. Throws Error naming the file when one is
   /// missing, malformed or asks for something that is not supported.
   static std::unique_ptr<Tokenizer> load(const std::filesystem::path& directory);
 
@@ -38,6 +39,8 @@ class Tokenizer {
   virtual bool is_special(int64_t id) const = 0;
   /// One more than the highest id. A model's embedding may have more rows.
   virtual int64_t size() const = 0;
+  /// Whether decoding takes away one space at the very start, which encoding put there.
+  virtual bool drops_first_space() const { return false; }
 };
 
 /// Decodes token by token and gives out complete characters only. All pieces and flush() joined are decode()
@@ -56,6 +59,7 @@ class StreamDecoder {
   const Tokenizer& tokenizer_;
   bool skip_special_;
   std::string pending_;
+  bool begins_ = true;
 };
 
 }  // namespace glimpse

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 
+#include "glimpse/image/clip_image.h"
 #include "glimpse/models/vlm.h"
 #include "golden_case.h"
 
@@ -19,13 +20,18 @@ inline std::string required(const char* variable, const char* meaning) {
 
 /// The random checkpoints and their cases.
 inline std::filesystem::path checkpoints() {
-  return required("GLIMPSE_PARITY_DIR", "must name the folder that make_checkpoints.py wrote");
+  return required("GLIMPSE_PARITY_DIR", "must name the folder that make_checkpoints.py and make_llava.py wrote");
 }
 
 /// A case's images as the encoder's input.
 inline std::vector<Patches> patches_of(const GoldenCase& parity) {
   std::vector<Patches> patches;
-  if (!parity.has("image_grid_thw")) return patches;
+  if (!parity.has("pixel_values")) return patches;
+  if (!parity.has("image_grid_thw")) {  // whole pictures
+    for (const at::Tensor& picture : parity["pixel_values"].unbind())
+      patches.push_back(cut_patches(picture, 14));
+    return patches;
+  }
   const std::vector<int64_t> sizes = parity.integers("image_grid_thw");
   int64_t first = 0;
   for (size_t i = 0; i < sizes.size(); i += 3) {

@@ -116,6 +116,28 @@ def lead(tensors):
     return (tensors["step_top2"][:, 0] - tensors["step_top2"][:, 1]).min().item()
 
 
+def write_cases(name, case, what, out, draw):
+    """Draws a case's tensors until every greedy step is clear, and writes them."""
+    (out / "cases").mkdir(parents=True, exist_ok=True)
+    for draws in range(1, 200):
+        tensors = draw()
+        if lead(tensors) > MARGIN:
+            break
+    else:
+        raise SystemExit(f"{name}/{case}: no input with clear greedy steps")
+    save_file(tensors, out / "cases" / f"{case}.safetensors")
+    facts = {
+        "what": what, "model": "model", "max_new_tokens": STEPS, "eos": "disabled",
+        "stats": {
+            "min_greedy_margin": lead(tensors), "first_logit_std": tensors["first_logits"].std().item(),
+            "distinct_generated": tensors["generated_ids"].unique().numel(), "draws": draws,
+        },
+        "tensors": {k: {"shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch.")} for k, v in tensors.items()},
+    }  # fmt: skip
+    (out / "cases" / f"{case}.json").write_text(json.dumps(facts, indent=1))
+    print(f"{name}/{case}: {facts['stats']}", flush=True)
+
+
 def to_newer_layout(folder):
     """Renames the tensors and nests the config as later transformers releases save them."""
 
@@ -146,25 +168,9 @@ def make(name, spec, out, seed):
     if spec.get("newer"):
         to_newer_layout(out / "model")
 
-    (out / "cases").mkdir(parents=True, exist_ok=True)
     for case, (grids, texts) in CASES.items():
-        for draw in range(1, 200):
-            tensors = run(model, make_inputs(grids, texts, generator))
-            if lead(tensors) > MARGIN:
-                break
-        else:
-            raise SystemExit(f"{name}/{case}: no input with clear greedy steps")
-        save_file(tensors, out / "cases" / f"{case}.safetensors")
-        facts = {
-            "what": f"{len(grids)} images, {sum(texts)} text tokens", "model": "model", "max_new_tokens": STEPS, "eos": "disabled",
-            "stats": {
-                "min_greedy_margin": lead(tensors), "first_logit_std": tensors["first_logits"].std().item(),
-                "distinct_generated": tensors["generated_ids"].unique().numel(), "draws": draw,
-            },
-            "tensors": {k: {"shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch.")} for k, v in tensors.items()},
-        }  # fmt: skip
-        (out / "cases" / f"{case}.json").write_text(json.dumps(facts, indent=1))
-        print(f"{name}/{case}: {facts['stats']}", flush=True)
+        write_cases(name, case, f"{len(grids)} images, {sum(texts)} text tokens", out,
+                    lambda: run(model, make_inputs(grids, texts, generator)))
 
 
 def main():

@@ -1,6 +1,6 @@
-"""Writes token ids as transformers gives them: text_cases.py OUTPUT.json MODEL_FOLDER [VOCAB_FOLDER]
+"""Writes token ids as transformers gives them: text_cases.py OUTPUT.json MODEL_FOLDER [ASSETS_FOLDER]
 
-For each folder (VOCAB_FOLDER is what fetch_vocab.py makes): texts with their ids, decoded ids, and conversations with
+For each tokenizer (ASSETS_FOLDER is what fetch_vocab.py makes): texts with their ids, decoded ids, and conversations with
 their prompt and ids. The file is read by text_parity_test.cpp.
 """
 
@@ -27,6 +27,22 @@ TEMPLATE = (
     "{%- else -%}{{ part.text }}{%- endif -%}"
     "{%- endfor -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}")
+
+# The same for llava-hf's template, and for the original code's conversation vicuna_v1.
+LLAVA_HF = (
+    "{%- for message in messages -%}"
+    "{%- if message.role != 'system' -%}{{ message.role | upper + ': ' }}{%- endif -%}"
+    "{%- for part in message.content if part.type == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}"
+    "{%- for part in message.content if part.type == 'text' -%}{{ part.text + ' ' }}{%- endfor -%}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}")
+VICUNA = (
+    "{%- if messages[0].role != 'system' -%}{{ \"A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. \" }}{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{%- if message.role != 'system' -%}{{ message.role | upper + ': ' }}{%- endif -%}"
+    "{%- for part in message.content -%}{{ '<image>\\n' if part.type == 'image' else part.text }}{%- endfor -%}"
+    "{{ '</s>' if message.role == 'assistant' else ' ' }}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}")
 
 TEXTS = [
     "", " ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", " \n ", "\t\n  x", "x \n\n y", "a   b", "   a", "a   ", "\u00a0x", "\u3000",
@@ -79,42 +95,64 @@ def conversations(source: random.Random) -> list[list[tuple[str, list]]]:
     return out
 
 
-def cases(folder: pathlib.Path) -> dict:
+def as_messages(talk: list) -> list[dict]:
+    return [{"role": role, "content": [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]}
+            for role, parts in talk]
+
+
+def qwen_chats(tokenizer, talk: list):
+    messages = as_messages(talk)
+    for generation in (False, True):
+        for vision_id in (False, True):
+            options = dict(chat_template=TEMPLATE, add_generation_prompt=generation, add_vision_id=vision_id)
+            prompt = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+            if tokenizer.chat_template and not vision_id:
+                own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+                assert own == prompt, (own, prompt)
+            yield {"format": "qwen with ids" if vision_id else "qwen", "generation": generation, "prompt": prompt,
+                   "ids": tokenizer.apply_chat_template(messages, **options)}
+
+
+def llava_chats(tokenizer, talk: list):
+    messages = as_messages(talk)
+    for generation in (False, True):
+        for name, template in (("llava_hf", LLAVA_HF), ("vicuna", VICUNA)):
+            prompt = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template, add_generation_prompt=generation)
+            ids = tokenizer.encode(prompt, add_special_tokens=False)
+            if name == "vicuna":  # the original code has no token for images and uses this number
+                ids = [-200 if i == tokenizer.convert_tokens_to_ids("<image>") else i for i in ids]
+            yield {"format": name, "generation": generation, "prompt": prompt, "ids": ids}
+
+
+def cases(folder: pathlib.Path, chats, twins: list[pathlib.Path] = []) -> dict:
+    """What must come out of the tokenizer in `folder` and, as far as no ids of added tokens occur, of its `twins`."""
     source = random.Random(7)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = TEXTS + random_texts(source)
     ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     runs = [source.choices(range(len(tokenizer)), k=source.randint(1, 30)) for _ in range(200)]
-    chats = []
-    for talk in conversations(source):
-        messages = [{"role": role, "content": [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]}
-                    for role, parts in talk]
-        for generation in (False, True):
-            for vision_id in (False, True):
-                options = dict(chat_template=TEMPLATE, add_generation_prompt=generation, add_vision_id=vision_id)
-                prompt = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-                if tokenizer.chat_template and not vision_id:
-                    own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-                    assert own == prompt, (own, prompt)
-                chats.append({"messages": [[role, parts] for role, parts in talk], "generation": generation, "vision_id": vision_id,
-                              "prompt": prompt, "ids": tokenizer.apply_chat_template(messages, **options)})
     return {
-        "folder": str(folder.resolve()), "size": len(tokenizer),
+        "folder": str(folder.resolve()), "twins": [str(twin.resolve()) for twin in twins], "size": len(tokenizer),
         "texts": [{"text": text, "ids": i} for text, i in zip(texts, ids)],
         "decoded": [{"ids": run, "text": tokenizer.decode(run), "shown": tokenizer.decode(run, skip_special_tokens=True)}
                     for run in runs + ids[:60]],
-        "chats": chats,
+        "chats": [{"messages": [[role, parts] for role, parts in talk], **chat}
+                  for talk in conversations(source) for chat in chats(tokenizer, talk)],
     }
 
 
-def main(output: str, *folders: str) -> None:
-    sets = [cases(pathlib.Path(folder)) for folder in folders]
+def main(output: str, model: str, assets: str | None = None) -> None:
+    sets = [cases(pathlib.Path(model), qwen_chats)]
+    if assets:
+        folder = pathlib.Path(assets)
+        sets += [cases(folder / "qwen2_vocab", qwen_chats), cases(folder / "llama_metaspace", llava_chats),
+                 cases(folder / "llama_prepend", llava_chats, [folder / "llama_sentencepiece"])]
     pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
     # json's own escapes cannot carry lone surrogates, which no text here has.
     pathlib.Path(output).write_text(json.dumps(sets), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
+    if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
     main(*sys.argv[1:])

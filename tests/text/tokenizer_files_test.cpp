@@ -37,7 +37,7 @@ TEST_CASE("a tokenizer.json that asks for something else is refused by name") {
       {[](json& r) { r["model"]["type"] = "Unigram"; }, "Unigram"},
       {[](json& r) { r["model"] = nullptr; }, "expected BPE"},
       {[](json& r) { r.erase("model"); }, "model"},
-      {[](json& r) { r["model"]["byte_fallback"] = true; }, "byte_fallback"},
+      {[](json& r) { r["model"]["byte_fallback"] = true; }, "normalizer"},
       {[](json& r) { r["model"]["dropout"] = 0.1; }, "dropout"},
       {[](json& r) { r["model"]["ignore_merges"] = true; }, "ignore_merges"},
       {[](json& r) { r["model"]["vocab"] = json::array({1}); }, "no object"},
@@ -114,7 +114,7 @@ TEST_CASE("malformed files give errors that name them") {
     CHECK(!error_of(folder).empty());
   }
   std::filesystem::remove(folder.path() / "tokenizer.json");
-  check_error(folder, folder.path().string(), "neither tokenizer.json nor vocab.json");
+  check_error(folder, folder.path().string(), "neither tokenizer.json nor tokenizer.model nor vocab.json");
   std::filesystem::create_directory(folder.path() / "tokenizer.json");
   check_error(folder, "tokenizer.json", "not a regular file");
   CHECK_THROWS_AS(Tokenizer::load(folder.path() / "missing"), Error);
