@@ -32,8 +32,8 @@ KeptCounts read_budget(const std::string& file) {
     ++line;
     const auto row = nlohmann::json::parse(text, nullptr, false);
     const auto& kept = member(row, "kept_tokens");
-    check(row.is_object() && row.contains("id") && kept.is_number_integer(), "--budget-from ", file, ":", line,
-          ": expected a row of glimpse infer, with id and kept_tokens");
+    check(row.is_object() && row.contains("id") && kept.is_number_integer(), "--budget-from ", file, ":",
+          line, ": expected a row of glimpse infer, with id and kept_tokens");
     counts[row["id"].dump()] = kept.get<int64_t>();
   }
   return counts;

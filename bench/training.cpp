@@ -55,9 +55,19 @@ void time_training(const Question& question, int64_t answer, Rows& rows) {
     step(Backpropagation::all_rows, whole);
     say(concat("training step through all rows: ", whole.step.values.back(), " ms, loss ", whole.loss));
   }
-  rows.add({"training_step_ms", own.step.best(), "ms", own.step.median(), {}, {{"all_rows", whole.step.best()}},
+  rows.add({"training_step_ms",
+            own.step.best(),
+            "ms",
+            own.step.median(),
+            {},
+            {{"all_rows", whole.step.best()}},
             concat("one example, ", answer, " answer tokens")});
-  rows.add({"training_memory_mib", own.memory_mib, "MiB", {}, {}, {{"all_rows", whole.memory_mib}},
+  rows.add({"training_memory_mib",
+            own.memory_mib,
+            "MiB",
+            {},
+            {},
+            {{"all_rows", whole.memory_mib}},
             "peak without mapped files, that is without weights"});
 }
 

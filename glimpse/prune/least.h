@@ -4,8 +4,8 @@
 
 namespace glimpse {
 
-/// The opposite of GlimpsePrune, for comparison: of as many tokens as the budget says, those that the predictor thinks
-/// least important. Needs a budget.
+/// The opposite of GlimpsePrune, for comparison: of as many tokens as the budget says, those that the
+/// predictor thinks least important. Needs a budget.
 class LeastPruner : public GlimpsePruner {
  public:
   explicit LeastPruner(std::shared_ptr<const GlimpseModules> modules)

@@ -34,7 +34,7 @@ struct ExampleLoss {
 enum class Backpropagation {
   glimpse_rows,  ///< the glimpse token and the answer; the prompt runs once without gradients, because
                  ///< nothing in it depends on the glimpse token
-  all_rows  ///< everything, as the reference does it; for comparison
+  all_rows       ///< everything, as the reference does it; for comparison
 };
 
 /// Runs the sequences [prompt | glimpse | answer] of all examples as one ragged batch through every layer
