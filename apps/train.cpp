@@ -39,6 +39,7 @@ TrainOptions options_of(const TrainFlags& flags) {
             "; only --threads, --loader-threads and --device may differ");
   }
   flags.settings.apply(options.fields());
+  options.device = local_device(options.device);
   return options;
 }
 

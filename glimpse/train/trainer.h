@@ -14,7 +14,7 @@ namespace glimpse {
 
 /// Trains glimpse token and predictor on a frozen model (method.md section 5). The run's directory holds
 ///   train.json         every setting, for --resume
-///   metrics.jsonl      one line per log step; tensorboard/ has the same
+///   metrics.jsonl      one line per log step; events.out.tfevents.* have the same for TensorBoard
 ///   checkpoints/       parameters and optimiser, written whole or not at all
 ///   overlays/          what is kept of a few fixed rows, every so many steps
 ///   final/             config.json, new_modules_gp.pt, new_modules_gp.safetensors

@@ -102,6 +102,11 @@ class Group : public World {
 
 }  // namespace
 
+std::string local_device(const std::string& device) {
+  if (device != "cuda" || !std::getenv("LOCAL_RANK")) return device;
+  return concat("cuda:", number_of("LOCAL_RANK"));
+}
+
 std::unique_ptr<World> World::from_environment(const at::Device& device) {
   const char* given = std::getenv("WORLD_SIZE");
   if (!given || std::string_view(given) == "1") return std::make_unique<World>();

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "glimpse/base/check.h"
@@ -14,11 +15,14 @@ struct LostProcess : Error {
   using Error::Error;
 };
 
+/// The device of this process: "cuda" under a launcher is the one that LOCAL_RANK numbers.
+std::string local_device(const std::string& device);
+
 /// The processes that train together, joined by libtorch's process group (Gloo on CPU, NCCL on CUDA).
 class World {
  public:
   /// As the launcher's RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say (torchrun sets them); one process
-  /// when WORLD_SIZE is unset or 1. LOCAL_RANK chooses the CUDA device. Error when the others cannot be
+  /// when WORLD_SIZE is unset or 1. Error when the others cannot be
   /// reached.
   static std::unique_ptr<World> from_environment(const at::Device& device);
   virtual ~World() = default;

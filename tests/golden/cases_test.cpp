@@ -1,11 +1,10 @@
 // Every inference case of the golden data against this implementation (float32), stage by stage.
 #include "glimpse/base/check.h"
 #include "glimpse/engine/engine.h"
-#include "glimpse/image/clip_image.h"
 #include "glimpse/image/decode.h"
 #include "glimpse/nn/ops.h"
 #include "glimpse/prune/reference.h"
-#include "golden_case.h"
+#include "golden/inputs.h"
 
 #undef CHECK
 #include <doctest/doctest.h>
@@ -48,41 +47,10 @@ class Recorder : public Pruner {
   std::shared_ptr<const Pruner> inner_;
 };
 
-struct Inputs {
-  std::vector<Patches> patches;
-  std::map<std::string, at::Tensor> arrays;
-
-  explicit Inputs(const GoldenCase& golden) {
-    const auto path = golden.folder / (golden.info["inputs"].get<std::string>() + ".safetensors");
-    arrays = load_safetensors(path).tensors;
-    const at::Tensor& pixels = arrays.at("pixel_values");
-    if (!arrays.contains("image_grid_thw")) {  // LLaVA: one picture
-      patches.push_back(cut_patches(pixels, 14));
-      return;
-    }
-    const at::Tensor grids = arrays.at("image_grid_thw").to(at::kLong);
-    int64_t first = 0;
-    for (int64_t i = 0; i < grids.size(0); ++i) {
-      const Grid grid{static_cast<int>(grids[i][0].item<int64_t>()),
-                      static_cast<int>(grids[i][1].item<int64_t>()),
-                      static_cast<int>(grids[i][2].item<int64_t>())};
-      const int64_t count = int64_t{grid.t} * grid.h * grid.w;
-      patches.push_back({pixels.narrow(0, first, count), grid});
-      first += count;
-    }
-  }
-};
-
 std::unique_ptr<Engine> load(const GoldenCase& golden, at::ScalarType dtype) {
   const auto modules_dir = golden.folder / golden.info["new_modules"].get<std::string>();
   nlohmann::json config = read_json(modules_dir / "config.json");
-  LoadOptions options;
-  options.dtype = dtype;
-  options.config_overrides = config;
-  if (golden.info.contains("vision_tower"))
-    options.config_overrides["mm_vision_tower"] =
-        golden.folder / golden.info["vision_tower"].get<std::string>();
-  auto model = load_vlm(golden.folder / golden.info["model"].get<std::string>(), options);
+  auto model = test::load_model(golden, dtype);
   auto modules = GlimpseModules::load(modules_dir, base_shape(*model), model->decoder().options());
   // The case's overrides replace fields of the config.
   auto changed = std::make_shared<GlimpseModules>(*modules);
@@ -125,7 +93,7 @@ void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limi
   const bool exact = dtype == at::kFloat;
   const auto engine = load(golden, dtype);
   const Vlm& model = engine->model();
-  const Inputs inputs(golden);
+  const test::Inputs inputs(golden, golden.info["inputs"]);
   Sequence sequence;
   sequence.prompt = model.prompt(golden.integers("input_ids"), inputs.patches);
   // Without pruning the golden data of LLaVA has no positions.

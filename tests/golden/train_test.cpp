@@ -4,7 +4,7 @@
 #include "glimpse/train/forward.h"
 #include "glimpse/train/modules.h"
 #include "glimpse/train/optimiser.h"
-#include "golden_case.h"
+#include "golden/inputs.h"
 
 #undef CHECK
 #include <doctest/doctest.h>
@@ -20,17 +20,12 @@ constexpr double kLoss = 1e-4, kGradient = 2e-3, kLogits = 1e-3;  // the golden 
 // Sample `index` of a case: prompt and answer are told apart by the labels.
 Example example(const GoldenCase& golden, const Vlm& model, size_t index) {
   const std::string prefix = index == 0 ? "" : "sample" + std::to_string(index) + ".";
-  const auto file =
-      golden.folder / (golden.info["samples"][index]["inputs"].get<std::string>() + ".safetensors");
-  const auto inputs = load_safetensors(file).tensors;
-  const at::Tensor grid = golden[prefix + "image_grid_thw"].to(at::kLong);
-  const Grid only{static_cast<int>(grid[0][0].item<int64_t>()), static_cast<int>(grid[0][1].item<int64_t>()),
-                  static_cast<int>(grid[0][2].item<int64_t>())};
+  test::Inputs inputs(golden, golden.info["samples"][index]["inputs"]);
   const std::vector<int64_t> ids = golden.integers(prefix + "input_ids");
   const std::vector<int64_t> labels = golden.integers(prefix + "labels");
   std::vector<int64_t> prompt, answer;
   for (size_t i = 0; i < ids.size(); ++i) (labels[i] < 0 ? prompt : answer).push_back(ids[i]);
-  return {model.prompt(prompt, {{inputs.at("pixel_values"), only}}), answer,
+  return {model.prompt(prompt, std::move(inputs.patches)), answer,
           golden[prefix + "ref_mask"].to(at::kFloat)};
 }
 
@@ -40,7 +35,7 @@ struct Setup {
   std::vector<Example> examples;
 
   explicit Setup(const GoldenCase& golden)
-      : model(load(golden)),
+      : model(test::load_model(golden, at::kFloat)),
         modules(TrainableModules::load(golden.folder / golden.info["new_modules"].get<std::string>(),
                                        base_shape(*model), at::kCPU)) {
     for (size_t i = 0; i < golden.info["samples"].size(); ++i) examples.push_back(example(golden, *model, i));
@@ -50,15 +45,6 @@ struct Setup {
                                   Backpropagation through = Backpropagation::glimpse_rows) const {
     return training_losses(*model, modules.modules(model->decoder().options(), 0.0), of, LossOptions(),
                            through);
-  }
-
- private:
-  static std::unique_ptr<Vlm> load(const GoldenCase& golden) {
-    LoadOptions options;
-    options.dtype = at::kFloat;
-    options.config_overrides =
-        read_json(golden.folder / golden.info["new_modules"].get<std::string>() / "config.json");
-    return load_vlm(golden.folder / golden.info["model"].get<std::string>(), options);
   }
 };
 
@@ -141,9 +127,7 @@ template <class Run>
 void each_training_case(Run run) {
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator(test::golden_dir())) {
-    if (!std::filesystem::exists(entry.path() / "cases") ||
-        !entry.path().filename().string().starts_with("qwen"))
-      continue;
+    if (!std::filesystem::exists(entry.path() / "cases")) continue;
     for (const GoldenCase& golden : test::golden_cases(entry.path() / "cases"))
       if (golden.has("labels")) {
         INFO(golden.name << ": " << golden.info["what"].get<std::string>());
