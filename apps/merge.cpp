@@ -51,7 +51,8 @@ void check_out(const MergeFlags& flags, const fs::path& model) {
   std::error_code ignored;
   if (!fs::exists(out, ignored)) return;
   check(flags.overwrite, "--out ", flags.out, " exists; name another one, or replace it with --overwrite");
-  check(fs::is_directory(out) && (fs::is_empty(out) || fs::exists(out / "config.json")), "--out ", flags.out,
+  check(fs::is_directory(out) && (fs::is_empty(out, ignored) || fs::exists(out / "config.json", ignored)),
+        "--out ", flags.out,
         " is no model directory (it has no config.json), so --overwrite does not replace it");
   const fs::path whole = fs::canonical(out) / "";
   std::vector<fs::path> inputs(flags.adapters.begin(), flags.adapters.end());

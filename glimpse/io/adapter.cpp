@@ -140,9 +140,11 @@ std::vector<int64_t> LoraDelta::weight_shape() const {
 }
 
 at::Tensor LoraDelta::apply(const at::Tensor& weight) const {
-  at::Tensor change = at::matmul(b.to(weight.device(), at::kFloat), a.to(weight.device(), at::kFloat));
-  if (transposed) change = change.t();
-  return (weight.to(at::kFloat) + change * scale).to(weight.scalar_type()).contiguous();
+  const at::Tensor up = b.to(weight.device(), at::kFloat), down = a.to(weight.device(), at::kFloat);
+  // In place, as the weight may be the largest thing in memory.
+  at::Tensor sum = weight.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+  transposed ? sum.addmm_(down.t(), up.t(), 1, scale) : sum.addmm_(up, down, 1, scale);
+  return sum.to(weight.scalar_type()).contiguous();
 }
 
 Adapter load_adapter(const fs::path& dir) {

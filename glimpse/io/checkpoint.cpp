@@ -162,10 +162,10 @@ void Weights::merge_adapter(const fs::path& dir) {
   const Adapter adapter = load_adapter(dir);
   for (const auto& [module, delta] : adapter.deltas)
     note(module + ".weight", delta.weight_shape(),
-         [delta = delta](const at::Tensor& weight) { return delta.apply(weight); });
+         [change = delta](const at::Tensor& weight) { return change.apply(weight); });
   for (const auto& [name, tensor] : adapter.replacements)
     note(name, tensor.sizes(),
-         [tensor = tensor](const at::Tensor& old) { return tensor.to(old.scalar_type()); });
+         [whole = tensor](const at::Tensor& old) { return whole.to(old.scalar_type()); });
   for (auto& [name, change] : changes) entries_.at(name).changes.push_back(std::move(change));
 }
 

@@ -94,7 +94,7 @@ void force_bf16_gemm_path(std::optional<GemmPath> path) {
 }
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {
-  const at::Tensor y = dense(x, weight, bias);
+  at::Tensor y = dense(x, weight, bias);
   if (!lora) return y;
   at::Tensor rows = x.to(lora->a.scalar_type());
   if (lora->dropout > 0 && at::GradMode::is_enabled()) rows = at::dropout(rows, lora->dropout, true);

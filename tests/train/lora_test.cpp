@@ -51,7 +51,8 @@ at::Tensor logits(const Decoder& decoder) {
 }
 
 /// A fresh adapter whose B matrices are not zero.
-LoraAdapter random_adapter(Decoder& decoder, LoraOptions options = {.r = 3, .alpha = 6, .dropout = 0}) {
+LoraAdapter random_adapter(Decoder& decoder,
+                           const LoraOptions& options = {.r = 3, .alpha = 6, .dropout = 0}) {
   LoraAdapter adapter = LoraAdapter::fresh(decoder, options, 1);
   at::manual_seed(8);
   const at::NoGradGuard no_grad;
