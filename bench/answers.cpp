@@ -76,7 +76,7 @@ class Answers {
 }  // namespace
 
 VisionShape vision_shape(const Question& question) {
-  return VisionShape::from_json(model_config(question).at("vision_config"));
+  return VisionShape::from_json(model_config(question));
 }
 
 Grid patch_grid(const Question& question, int64_t merge) {
@@ -88,12 +88,15 @@ Grid patch_grid(const Question& question, int64_t merge) {
 Prompt make_prompt(const Question& question, const Vlm& model) {
   const nlohmann::json config = model_config(question);
   const VisionShape vision = vision_shape(question);
+  // What marks an image's place: its token, and those around it if the family has them.
+  std::vector<int64_t> image;
+  for (const char* key :
+       {"vision_start_token_id", "image_token_id", "image_token_index", "vision_end_token_id"})
+    if (config.contains(key)) image.push_back(config.at(key));
   at::manual_seed(0);
-  const at::Tensor text = at::randint(0, 500, {question.text - 2}, at::kLong);
+  const at::Tensor text =
+      at::randint(0, 500, {question.text + 1 - static_cast<int64_t>(image.size())}, at::kLong);
   std::vector<int64_t> ids(text.const_data_ptr<int64_t>(), text.const_data_ptr<int64_t>() + text.numel());
-  const auto special = [&](const char* key) { return config.at(key).get<int64_t>(); };
-  const std::vector<int64_t> image = {special("vision_start_token_id"), special("image_token_id"),
-                                      special("vision_end_token_id")};
   ids.insert(ids.begin() + std::min<int64_t>(10, text.numel()), image.begin(), image.end());
   const Grid grid = patch_grid(question, vision.merge);
   return model.prompt(ids, {{at::randn({int64_t{grid.h} * grid.w, vision.patch_values}), grid}});

@@ -11,24 +11,57 @@
 /// rotations, activations and softmax are left out: together they are below 1 % at the published sizes.
 namespace glimpse::bench {
 
-/// Shape of the vision encoder, from a checkpoint's `vision_config`.
-struct VisionShape {
-  int64_t depth = 0, hidden = 0, heads = 0, intermediate = 0, out = 0, patch_values = 0, merge = 0,
-          window_tokens = 0;
-  int64_t full_blocks = 0;
+/// The part of a config.json that describes the language model.
+inline const nlohmann::json& text_config(const nlohmann::json& config) {
+  return config.contains("text_config") ? config.at("text_config") : config;
+}
 
-  static VisionShape from_json(const nlohmann::json& c) {
+/// Shape of the vision encoder as it runs, from a checkpoint's config.json.
+struct VisionShape {
+  int64_t depth = 0, hidden = 0, heads = 0, intermediate = 0, patch_values = 0, merge = 1;
+  int64_t window_tokens = 0;  ///< 0: every block attends to the whole frame
+  int64_t full_blocks = 0;
+  int64_t mlp_matrices = 3;  ///< of hidden x intermediate
+  int64_t extra_tokens = 0;  ///< beside the patches (class token)
+  double projector = 0;      ///< numbers in the matrices that make one visual token of its patches
+
+  static VisionShape from_json(const nlohmann::json& config) {
+    return config.at("model_type") == "llava" ? clip(config) : qwen(config.at("vision_config"));
+  }
+
+ private:
+  static VisionShape qwen(const nlohmann::json& c) {
     const auto number = [&](const char* key) { return c.at(key).get<int64_t>(); };
     const int64_t patch = number("patch_size"), merge = number("spatial_merge_size");
+    const double unit = static_cast<double>(merge * merge * number("hidden_size"));
     return {number("depth"),
             number("hidden_size"),
             number("num_heads"),
             number("intermediate_size"),
-            number("out_hidden_size"),
             number("in_chans") * number("temporal_patch_size") * patch * patch,
             merge,
             number("window_size") / merge / patch,
-            static_cast<int64_t>(c.at("fullatt_block_indexes").size())};
+            static_cast<int64_t>(c.at("fullatt_block_indexes").size()),
+            3,
+            0,
+            unit * (unit + number("out_hidden_size"))};
+  }
+  static VisionShape clip(const nlohmann::json& config) {
+    const nlohmann::json& c = config.at("vision_config");
+    const auto number = [&](const char* key) { return c.at(key).get<int64_t>(); };
+    const int64_t patch = number("patch_size"), out = text_config(config).at("hidden_size");
+    const int64_t depth = number("num_hidden_layers") + 1 + config.at("vision_feature_layer").get<int64_t>();
+    return {depth,
+            number("hidden_size"),
+            number("num_attention_heads"),
+            number("intermediate_size"),
+            3 * patch * patch,
+            1,
+            0,
+            depth,
+            2,
+            1,
+            1.0 * out * (number("hidden_size") + out)};
   }
 };
 
@@ -44,20 +77,23 @@ inline double segment_flops(const std::vector<int64_t>& lengths, double width) {
   return 4.0 * width * pairs;
 }
 
-/// One encoder block without its attention: qkv, proj, gate, up and down.
-inline double vision_linears_flops(const VisionShape& v, double patches) {
-  return linear_flops(patches, v.hidden, 4 * v.hidden) + 3 * linear_flops(patches, v.hidden, v.intermediate);
+/// One encoder block without its attention: qkv, proj and the MLP.
+inline double vision_linears_flops(const VisionShape& v, double rows) {
+  return linear_flops(rows, v.hidden, 4 * v.hidden) +
+         static_cast<double>(v.mlp_matrices) * linear_flops(rows, v.hidden, v.intermediate);
 }
 
-/// Patch embedding, blocks (attention inside windows or, in full blocks, inside frames) and merger.
+/// Patch embedding, blocks (attention inside windows or, in full blocks, inside frames) and projector.
 inline double vision_flops(const VisionShape& v, const Grid& grid) {
-  const double unit = static_cast<double>(v.merge * v.merge), patches = 1.0 * grid.t * grid.h * grid.w;
-  const VitWindows windows = vit_windows({grid}, v.merge, v.window_tokens);
-  const double window = segment_flops(windows.window_lengths, v.hidden) * unit * unit;
-  const double frame = segment_flops(windows.frame_lengths, v.hidden) * unit * unit;
-  return linear_flops(patches, v.patch_values, v.hidden) + v.depth * vision_linears_flops(v, patches) +
-         (v.depth - v.full_blocks) * window + v.full_blocks * frame +
-         linear_flops(patches / unit, unit * v.hidden, unit * v.hidden + v.out);
+  const int64_t unit = v.merge * v.merge, patches = int64_t{grid.t} * grid.h * grid.w;
+  const double rows = static_cast<double>(patches + v.extra_tokens);
+  double attention = static_cast<double>(v.full_blocks) *
+                     segment_flops(std::vector<int64_t>(grid.t, patches / grid.t + v.extra_tokens), v.hidden);
+  if (v.window_tokens > 0)
+    attention += static_cast<double>((v.depth - v.full_blocks) * unit * unit) *
+                 segment_flops(vit_windows({grid}, v.merge, v.window_tokens).window_lengths, v.hidden);
+  return linear_flops(patches, v.patch_values, v.hidden) + v.depth * vision_linears_flops(v, rows) +
+         attention + 2.0 * static_cast<double>(patches / unit) * v.projector;
 }
 
 /// Numbers in the linear weights of one decoder layer.

@@ -47,13 +47,14 @@ void run(const Options& options) {
               .note = "the machine was busy: these numbers mean little"});
   Limits limits;
   if (wanted("limits")) {
-    const int64_t hidden = config.at("hidden_size"), wide = config.at("intermediate_size");
+    const nlohmann::json& text = text_config(config);
+    const int64_t hidden = text.at("hidden_size"), wide = text.at("intermediate_size");
     const bool small = hidden < 1024;
     const int64_t cube = small ? 1024 : 4096;
     limits = measure_limits(small ? 1024 : 2048,
                             {{question.visual + question.text, hidden, wide}, {cube, cube, cube}}, rows);
   }
-  if (wanted("vit"))
+  if (wanted("vit") && vision.window_tokens > 0)
     time_vit_block(vision, patch_grid(question, vision.merge), question.rounds, limits, rows);
   if (wanted("answers")) time_answers(question, limits, rows);
   if (wanted("training")) time_training(question, options.answer, rows);

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""A Qwen2.5-VL checkpoint of a published size with random bfloat16 weights, for timing.
+"""A Qwen2.5-VL or LLaVA-1.5 checkpoint of a published size with random bfloat16 weights, for timing.
 
-Usage: make_checkpoint.py --shapes 3b|7b|tiny --out DIR
+Usage: make_checkpoint.py --shapes 3b|7b|llava-7b|tiny|llava-tiny --out DIR
 
 Writes DIR/model/ (config.json, safetensors shards) and DIR/new_modules/ (config.json, new_modules_gp.pt). About 7.5 GB
-for 3b and 16.6 GB for 7b, streamed: a block of normal(0, 0.02) numbers is repeated, so little memory is needed.
+for 3b, 16.6 GB for 7b and 14.2 GB for llava-7b, streamed: a block of normal(0, 0.02) numbers is repeated, so little memory is needed.
 """
 import argparse
 import json
 from pathlib import Path
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARD = 4 << 30  # bytes
@@ -34,15 +34,38 @@ def published(hidden, layers, heads, kv_heads, intermediate, vocab, tied, reduce
             "temporal_patch_size": 2, "tokens_per_second": 2, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
         },
     }  # fmt: skip
-    modules = {
+    return base, {**base, **new_modules(layers, reduce_layer, [31, 23, 15, 7], logits=True)}
+
+
+def published_llava(hidden, layers, heads, intermediate, vision_hidden, vision_layers, vision_heads, reduce_layer, visual_layers):
+    """The same for LLaVA-1.5 in Hugging Face's layout."""
+    base = {
+        "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "torch_dtype": "bfloat16",
+        "bos_token_id": 1, "eos_token_id": 2, "image_token_index": 32000, "image_seq_length": 576,
+        "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "projector_hidden_act": "gelu",
+        "tie_word_embeddings": False,
+        "text_config": {
+            "model_type": "llama", "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "num_key_value_heads": heads, "vocab_size": 32064, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model", "hidden_size": vision_hidden, "intermediate_size": 4 * vision_hidden,
+            "num_hidden_layers": vision_layers, "num_attention_heads": vision_heads, "image_size": 336, "patch_size": 14,
+        },
+    }  # fmt: skip
+    return base, {**base, **new_modules(layers, reduce_layer, visual_layers, logits=False)}
+
+
+def new_modules(layers, reduce_layer, visual_layers, logits):
+    return {
         "attn_fuse_type": "AttnFuserV1", "attn_fuse_size": 256, "visual_cond_size": 512, "attn_fuse_num_heads": 4,
         "attn_fuse_hidden_act": "silu", "attn_fuse_global": True, "ori_attn_supervision": False, "deep_supervision": False,
-        "selected_layers": [reduce_layer], "reduce_layer": reduce_layer, "selected_visual_layers": [31, 23, 15, 7],
-        "use_attention_logits": True, "le_layers": list(range(layers)), "le_length": 1, "le_norm_type": "rmsnorm",
+        "selected_layers": [reduce_layer], "reduce_layer": reduce_layer, "selected_visual_layers": visual_layers,
+        "use_attention_logits": logits, "le_layers": list(range(layers)), "le_length": 1, "le_norm_type": "rmsnorm",
         "le_dropout_prob": 0.1, "reduce_threshold": 0.5, "min_remain_num": 1, "max_remain_ratio": None,
         "anchor_positions": [], "use_ref_masks": False, "use_zero_masks": False,
     }  # fmt: skip
-    return base, {**base, **modules}
 
 
 def shapes(name):
@@ -50,23 +73,30 @@ def shapes(name):
         return published(2048, 36, 16, 2, 11008, 151936, True, 23)
     if name == "7b":
         return published(3584, 28, 28, 4, 18944, 152064, False, 18)
+    if name == "llava-7b":
+        return published_llava(4096, 32, 32, 11008, 1024, 24, 16, 21, [23, 17, 11, 5])
+    if name == "llava-tiny":
+        return published_llava(256, 6, 4, 688, 128, 6, 4, 3, [5, 4, 3, 1])
     return tuple(json.loads((ROOT / "models/tiny" / part / "config.json").read_text()) for part in ("model", "new_modules"))
 
 
 def base_tensors(config):
     """Name -> shape, as transformers names them."""
-    config = Qwen2_5_VLConfig(**json.loads(json.dumps(config)))
+    kinds = {"llava": (LlavaConfig, LlavaForConditionalGeneration)}
+    kind, network = kinds.get(config["model_type"], (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration))
+    config = kind(**json.loads(json.dumps(config)))
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = network(config)
     left_out = {"lm_head.weight"} if config.tie_word_embeddings else set()
     return {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in left_out}
 
 
 def new_module_tensors(config):
     """Part -> (name -> shape); "" names a part that is one tensor."""
-    hidden, size, cond = config["hidden_size"], config["attn_fuse_size"], config["visual_cond_size"]
+    text = config.get("text_config", config)
+    hidden, size, cond = text["hidden_size"], config["attn_fuse_size"], config["visual_cond_size"]
     visual = config["vision_config"]["hidden_size"]
-    attention = len(config["selected_layers"]) * config["num_attention_heads"]
+    attention = len(config["selected_layers"]) * text["num_attention_heads"]
     layers = len(config["selected_visual_layers"])
     fuser = {}
 
@@ -158,7 +188,7 @@ def write_new_modules(config, folder, numbers):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", choices=["3b", "7b", "tiny"], required=True)
+    parser.add_argument("--shapes", choices=["3b", "7b", "llava-7b", "tiny", "llava-tiny"], required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     base, modules = shapes(options.shapes)

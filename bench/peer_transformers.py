@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times Hugging Face transformers on a Qwen2.5-VL checkpoint, the way glimpse_bench times glimpse.
+"""Times Hugging Face transformers on a Qwen2.5-VL or LLaVA-1.5 checkpoint, the way glimpse_bench times glimpse.
 
 Usage: peer_transformers.py --model DIR [--threads 2] [--visual 1024] [--text 30] [--decode 64] [--rounds 2]
            [--dtype bfloat16|float32] [--json OUT]
@@ -14,7 +14,7 @@ import statistics
 import time
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, LlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
 
 
 def parse():
@@ -53,17 +53,58 @@ class Clock:
         return result
 
 
-def one_round(model, clock, input_ids, pixels, grid, decode):
-    positions, deltas = model.get_rope_index(input_ids, image_grid_thw=grid)
-    images = clock.time("vision", lambda: model.visual(pixels, grid_thw=grid))
+class Qwen:
+    network = Qwen2_5_VLForConditionalGeneration
+
+    def __init__(self, model, visual, generator):
+        self.model, self.text, vision = model, model.model, model.config.vision_config
+        self.head = model.lm_head
+        self.grid = grid_of(visual, vision.spatial_merge_size).to(model.device)
+        self.pixels = torch.randn(int(self.grid.prod()), 3 * vision.temporal_patch_size * vision.patch_size**2, generator=generator)
+        self.before, self.after = [model.config.vision_start_token_id], [model.config.vision_end_token_id]
+        self.image_token = model.config.image_token_id
+
+    def encode(self):
+        return self.model.visual(self.pixels, grid_thw=self.grid)
+
+    def place(self, input_ids):
+        """Positions of the prompt, and of the i-th token after it."""
+        positions, deltas = self.model.get_rope_index(input_ids, image_grid_thw=self.grid)
+        return positions, lambda i: (input_ids.shape[1] + i + deltas).expand(3, 1, 1)
+
+
+class Llava:
+    network = LlavaForConditionalGeneration
+
+    def __init__(self, model, visual, generator):
+        self.model, self.text, vision = model, model.language_model.model, model.config.vision_config
+        self.head = model.language_model.lm_head
+        assert visual == (vision.image_size // vision.patch_size) ** 2, "every image has the same number of visual tokens"
+        self.pixels = torch.randn(1, 3, vision.image_size, vision.image_size, generator=generator)
+        self.before = self.after = []
+        self.image_token = model.config.image_token_index
+
+    def encode(self):
+        c = self.model.config
+        return self.model.get_image_features(self.pixels, c.vision_feature_layer, c.vision_feature_select_strategy)
+
+    def place(self, input_ids):
+        count = input_ids.shape[1]
+        return (torch.arange(count, device=input_ids.device).unsqueeze(0),
+                lambda i: torch.full((1, 1), count + i, device=input_ids.device))
+
+
+def one_round(family, clock, input_ids, decode):
+    positions, position_after = family.place(input_ids)
+    images = clock.time("vision", family.encode)
 
     def step(embeds, positions, cache):
-        out = model.model(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True)
-        return model.lm_head(out.last_hidden_state[:, -1:]).argmax(-1), out.past_key_values
+        out = family.text(inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True)
+        return family.head(out.last_hidden_state[:, -1:]).argmax(-1), out.past_key_values
 
     def prefill():
-        embeds = model.model.embed_tokens(input_ids)
-        mask = (input_ids == model.config.image_token_id).unsqueeze(-1)
+        embeds = family.text.embed_tokens(input_ids)
+        mask = (input_ids == family.image_token).unsqueeze(-1)
         return step(embeds.masked_scatter(mask, images.to(embeds.dtype)), positions, None)
 
     token, cache = clock.time("prefill", prefill)
@@ -71,8 +112,7 @@ def one_round(model, clock, input_ids, pixels, grid, decode):
     def generate():
         current, past = token, cache
         for i in range(decode):
-            at = (input_ids.shape[1] + i + deltas).expand(3, 1, 1)
-            current, past = step(model.model.embed_tokens(current), at, past)
+            current, past = step(family.text.embed_tokens(current), position_after(i), past)
         return current
 
     clock.time("decode", generate)
@@ -83,24 +123,23 @@ def main():
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
     dtype = getattr(torch, options.dtype)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    kind = Llava if AutoConfig.from_pretrained(options.model).model_type == "llava" else Qwen
+    model = kind.network.from_pretrained(
         options.model, torch_dtype=dtype, attn_implementation="sdpa", low_cpu_mem_usage=True
     ).eval().to(options.device)  # fmt: skip
     load = 1e3 * (time.perf_counter() - start)
-    vision = model.config.vision_config
-    grid = grid_of(options.visual, vision.spatial_merge_size)
     generator = torch.Generator().manual_seed(0)
-    patch = 3 * vision.temporal_patch_size * vision.patch_size**2
-    pixels = torch.randn(int(grid.prod()), patch, generator=generator).to(dtype)
-    text = torch.randint(0, 500, (options.text - 2,), generator=generator).tolist()
-    special = [model.config.vision_start_token_id, model.config.vision_end_token_id]
-    ids = text[:10] + special[:1] + [model.config.image_token_id] * options.visual + special[1:] + text[10:]
-    inputs = [t.to(options.device) for t in (torch.tensor([ids]), pixels, grid)]
+    family = kind(model, options.visual, generator)
+    family.pixels = family.pixels.to(options.device, dtype)
+    around = len(family.before) + len(family.after)
+    text = torch.randint(0, 500, (options.text - around,), generator=generator).tolist()
+    ids = text[:10] + family.before + [family.image_token] * options.visual + family.after + text[10:]
+    input_ids = torch.tensor([ids]).to(options.device)
 
     clock = Clock(options.device)
     with torch.inference_mode():
         for _ in range(options.rounds):
-            one_round(model, clock, *inputs, options.decode)
+            one_round(family, clock, input_ids, options.decode)
 
     rows = []
     print(f"{'':22}{'best':>12}{'median':>12}")
