@@ -98,6 +98,9 @@ nlohmann::json answer_json(const Answer& answer) {
 int run(AskFlags& flags, Interrupt& interrupt) {
   check(std::count(flags.images.begin(), flags.images.end(), "-") <= 1,
         "--image -: standard input holds one image");
+  // An answer may take long: what cannot be written is better said before it.
+  for (const std::string& path : {flags.overlay_out, flags.mask_out, flags.scores_out})
+    if (!path.empty()) AtomicFile{path};
   std::vector<Image> images;
   for (const std::string& path : flags.images) images.push_back(load_image(path));
   const auto engine = Engine::load(flags.common.engine);

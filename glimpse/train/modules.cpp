@@ -119,7 +119,7 @@ void TrainableModules::save(const std::filesystem::path& dir, at::ScalarType dty
   std::map<std::string, at::Tensor> tensors;
   for (const auto& [name, tensor] : parameters_)
     tensors[name] = tensor.detach().to(at::TensorOptions(at::kCPU).dtype(dtype));
-  save_torch_zip(dir / "new_modules_gp.pt", tensors);
+  save_torch_zip(dir / "new_modules_gp.pt", tensors, {"attn_fuser", "le_proj", "le_norm"});
   save_safetensors(dir / "new_modules_gp.safetensors", tensors, {{"format", "pt"}});
   AtomicFile config(dir / "config.json");
   config.stream() << json_.dump(2) << "\n";
