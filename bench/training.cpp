@@ -4,6 +4,7 @@
 
 #include "glimpse/base/timer.h"
 #include "glimpse/engine/engine.h"
+#include "glimpse/train/forward.h"
 #include "glimpse/train/modules.h"
 #include "glimpse/train/optimiser.h"
 
