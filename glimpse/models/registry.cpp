@@ -63,9 +63,8 @@ Weights open_weights(const std::filesystem::path& dir) {
 }
 
 Weights::Rename canonical_names(const std::filesystem::path& dir) {
-  return with_family(dir, {}, [](const Family& family, const json&) {
-    return Weights::Rename(family.canonical_name);
-  });
+  return with_family(
+      dir, {}, [](const Family& family, const json&) { return Weights::Rename(family.canonical_name); });
 }
 
 }  // namespace glimpse
