@@ -19,6 +19,12 @@ std::string dashed(std::string name) {
   return name;
 }
 
+std::string method_names() {
+  std::string names;
+  for (const PrunerInfo& info : known_pruners()) names += (names.empty() ? "" : ", ") + info.name;
+  return names;
+}
+
 std::mutex g_mutex;
 std::stop_source g_stop;
 bool g_armed = false;
@@ -79,12 +85,16 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
 
 void CommonFlags::add(CLI::App& app) {
   add_model_flags(app, engine);
-  app.add_option(
-         "--prune", prune,
-         "none, or methods joined by '+': glimpse(threshold=0.5,max_keep=0.111), random(keep=0.1,seed=0), "
-         "reference; auto: glimpse if there are pruning modules")
+  app.add_option("--prune", prune,
+                 "none, or methods joined by '+', with settings: divprune(keep=0.5)+glimpse(threshold=0.5); "
+                 "known are " +
+                     method_names() + "; auto: glimpse if there are pruning modules")
       ->type_name("METHODS")
       ->capture_default_str()
+      ->group("Pruning");
+  app.add_option("--keep", keep, "keep this fraction of the visual tokens, whatever the method's own rule")
+      ->type_name("FRACTION")
+      ->check(CLI::Range(1e-9, 1.0))
       ->group("Pruning");
   rule.add(app, parsed_rule.fields(), "Pruning");
   app.add_option("-n,--max-new-tokens", max_new_tokens, "longest answer, in tokens")
@@ -127,7 +137,10 @@ std::string CommonFlags::composition(const Engine& loaded) const {
 Request CommonFlags::request(const Engine& loaded) const {
   Request request;
   request.prune = composition(loaded);
-  make_pruners(request.prune, loaded.pruner_context());  // a wrong composition fails here, before any work
+  // A wrong composition fails here, before any work.
+  const PrunerChain pruners = make_pruners(request.prune, loaded.pruner_context());
+  check(!keep || !pruners.empty(), "--keep needs a pruning method; --prune names one");
+  request.budget.keep = keep;
   request.sampling = loaded.default_sampling();
   sampling.apply(request.sampling.fields());
   request.bounds = bounds;

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,7 @@ struct CommonFlags {
   KeepRule parsed_rule;
   std::string prune = "auto", system;
   bool has_system = false;
+  std::optional<double> keep;
   int64_t max_new_tokens = 512;
   ImageBounds bounds;
 

@@ -87,6 +87,7 @@ nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Reques
       {"pruning", pruning},
       {"budget_from", flags.budget_from},
       {"image_root", flags.image_root},
+      {"keep", request.budget.keep ? nlohmann::json(*request.budget.keep) : nlohmann::json(nullptr)},
       {"sampling", request.sampling.fields().to_json()},
       {"max_new_tokens", request.max_new_tokens},
       {"min_pixels", flags.common.bounds.min_pixels.value_or(0)},

@@ -22,14 +22,12 @@ std::optional<int64_t> Budget::of(int64_t total) const {
 }
 
 std::optional<std::vector<int64_t>> Budget::of(std::span<const ImageSpan> images) const {
-  if (!counts.empty()) {
-    check(counts.size() == images.size(), "budget: ", counts.size(), " counts for ", images.size(),
-          " images");
-    return counts;
-  }
+  check(counts.empty() || counts.size() == images.size(), "budget: ", counts.size(), " counts for ",
+        images.size(), " images");
   int64_t total = 0, seen = 0, given = 0;
   for (const ImageSpan& image : images) total += image.count();
   const auto all = of(total);
+  if (!counts.empty()) return counts;
   if (!all) return std::nullopt;
   std::vector<int64_t> shares;
   for (const ImageSpan& image : images) {

@@ -10,7 +10,8 @@ Fields ReferencePruner::Options::fields() {
   return fields;
 }
 
-Selection ReferencePruner::select(const View& view, const Cut&, const Budget&) const {
+Selection ReferencePruner::select(const View& view, const Cut&, const Budget& budget) const {
+  check(!budget.of(view.total()), "reference: takes no budget; its boxes say what stays");
   check(view.boxes.size() == view.images.size(), "reference: needs a list of boxes for each of the ",
         view.images.size(), " images, got ", view.boxes.size(), " (--reference-boxes, or bboxs in the row)");
   constexpr float infinity = std::numeric_limits<float>::infinity();

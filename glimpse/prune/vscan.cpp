@@ -49,7 +49,7 @@ int64_t vscan_windows(int64_t rows, int64_t cols, int64_t side) {
 
 std::vector<int64_t> vscan_local(const at::Tensor& scores, const at::Tensor& places, int64_t rows,
                                  int64_t cols, int64_t side, int64_t share, int64_t count) {
-  const at::Tensor score = scores.to(at::kCPU, at::kFloat).contiguous();
+  const at::Tensor score = scores.to(at::kCPU, at::kFloat).nan_to_num(0).contiguous();
   const at::Tensor place = places.to(at::kCPU, at::kLong).contiguous();
   const int64_t down = std::max<int64_t>(rows / side, 1), across = std::max<int64_t>(cols / side, 1);
   std::vector<int64_t> order(score.numel()), used(down * across), keep;
@@ -69,8 +69,9 @@ std::vector<int64_t> vscan_local(const at::Tensor& scores, const at::Tensor& pla
 std::vector<int64_t> vscan_global(const at::Tensor& scores, const std::vector<int64_t>& local,
                                   int64_t count) {
   const at::Tensor taken = at::tensor(local, at::kLong);
-  const at::Tensor free =
-      scores.to(at::kCPU, at::kFloat).index_fill(0, taken, -std::numeric_limits<float>::infinity());
+  const at::Tensor free = scores.to(at::kCPU, at::kFloat)
+                              .nan_to_num(0)
+                              .index_fill(0, taken, -std::numeric_limits<float>::infinity());
   return top_indices(free, std::min(count, scores.size(0) - taken.size(0)));
 }
 

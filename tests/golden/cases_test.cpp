@@ -103,9 +103,10 @@ void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limi
       pruner_of(golden, *engine, sequence.boxes, sequence.prompt.images.size());
   if (recorder) sequence.pruners.push_back(recorder);
 
-  const VisionOutput vision =
-      model.encode(inputs.patches, read_json(golden.folder / golden.info["new_modules"].get<std::string>() /
-                                             "config.json")["selected_visual_layers"]);
+  const std::vector<int64_t> states =
+      read_json(golden.folder / golden.info["new_modules"].get<std::string>() /
+                "config.json")["selected_visual_layers"];
+  const VisionOutput vision = model.encode(inputs.patches, states);
   compare("image_embeds", vision.embeds, inputs.arrays.at("image_embeds"), limit.image_embeds,
           limit.relative);
   for (size_t i = 0; i < vision.states.size(); ++i)

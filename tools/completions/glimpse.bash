@@ -3,7 +3,7 @@
 _glimpse() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
   local model='--model --new-modules --adapter --dtype --device --threads --help'
-  local run="$model --prune --threshold --max-keep --min-keep --anchors
+  local run="$model --prune --keep --threshold --max-keep --min-keep --anchors
     --max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --system
     --min-pixels --max-pixels"
 
@@ -13,11 +13,11 @@ _glimpse() {
       mapfile -t COMPREPLY < <(compgen -d -- "$cur"); compopt -o filenames; return ;;
     --image | -i | --mask-out | --overlay-out | --scores-out | --out | -o)
       mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames; return ;;
-    --prune) mapfile -t COMPREPLY < <(compgen -W 'auto none glimpse random reference' -- "$cur"); return ;;
+    --prune) mapfile -t COMPREPLY < <(compgen -W 'auto none glimpse random reference divprune dart cdpruner visionzip vscan pyramiddrop' -- "$cur"); return ;;
     --anchors) mapfile -t COMPREPLY < <(compgen -W 'tl tr bl br' -- "$cur"); return ;;
     --dtype) mapfile -t COMPREPLY < <(compgen -W 'auto bf16 fp32' -- "$cur"); return ;;
     --device) mapfile -t COMPREPLY < <(compgen -W 'cpu cuda' -- "$cur"); return ;;
-    --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | -n | --temperature | --top-p | \
+    --keep | --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | -n | --temperature | --top-p | \
       --top-k | --repetition-penalty | --seed | --system | --min-pixels | --max-pixels | --threads | -t | --limit | \
       --batch | --max-shard-size) return ;;
   esac
