@@ -16,6 +16,12 @@ class Llava : public Vlm {
   /// `visual.vision_model.*` and `visual.projector.{0,2}.*`.
   static Weights open_weights(const std::filesystem::path& dir, const nlohmann::json& config);
 
+  const Decoder& decoder() const override { return decoder_; }
+  const Tokenizer& tokenizer() const override;
+  int64_t vision_depth() const override { return visual_.last_state() + 1; }
+  int64_t vision_width() const override { return visual_.hidden_size(); }
+  int64_t max_positions() const override { return max_positions_; }
+
   Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
                 const ImageBounds& bounds) const override;
   std::vector<int64_t> chat_ids(const std::vector<Message>& messages,
@@ -23,11 +29,6 @@ class Llava : public Vlm {
   Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
   VisionOutput encode(const std::vector<Patches>& patches, const std::vector<int64_t>& taps) const override;
   Rope rope(const at::Tensor& position_ids) const override;
-  const Decoder& decoder() const override { return decoder_; }
-  const Tokenizer& tokenizer() const override;
-  int64_t vision_depth() const override { return visual_.last_state() + 1; }
-  int64_t vision_width() const override { return visual_.hidden_size(); }
-  int64_t max_positions() const override { return max_positions_; }
 
  private:
   std::filesystem::path dir_;
