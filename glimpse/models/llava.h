@@ -18,13 +18,6 @@ class Llava : public Vlm {
   /// `visual.vision_model.*` and `visual.projector.{0,2}.*`.
   static Weights open_weights(const std::filesystem::path& dir, const nlohmann::json& config);
 
-  Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
-                const ImageBounds& bounds) const override;
-  std::vector<int64_t> chat_ids(const std::vector<Message>& messages,
-                                bool add_generation_prompt) const override;
-  Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
-  VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const override;
-  Rope rope(const at::Tensor& position_ids) const override;
   const Decoder& decoder() const override { return decoder_; }
   const Tokenizer& tokenizer() const override;
   int64_t vision_depth() const override { return visual_.last_state() + 1; }
@@ -32,6 +25,14 @@ class Llava : public Vlm {
   int64_t shallow_block() const override { return 5 * visual_.depth() / 24; }  // 5 in CLIP-L's 24 (VScan)
   bool has_class_token() const override { return true; }
   int64_t max_positions() const override { return max_positions_; }
+
+  Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+                const ImageBounds& bounds) const override;
+  std::vector<int64_t> chat_ids(const std::vector<Message>& messages,
+                                bool add_generation_prompt) const override;
+  Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
+  VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const override;
+  Rope rope(const at::Tensor& position_ids) const override;
 
  private:
   std::filesystem::path dir_;

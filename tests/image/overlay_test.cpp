@@ -43,6 +43,21 @@ TEST_CASE("kept cells are green with a line around them, dropped cells dark") {
   CHECK(pixel(drawn, 59, 0) == tint);   // nor along the picture's edge
 }
 
+TEST_CASE("a grid that covers more or less than the picture") {
+  const auto marked = [](const Image& drawn, int x) { return drawn.rgb[3 * x] != drawn.rgb[3 * x + 1]; };
+  // Padded: the picture is the middle half of two columns. Cropped: two columns on its middle half.
+  const Image padded = draw_kept(grey_picture(40, 4), 1, 2, {0}, {-0.5, 0, 1.5, 1});
+  CHECK(marked(padded, 0));
+  CHECK(marked(padded, 19));
+  CHECK_FALSE(marked(padded, 20));
+  const Image cropped = draw_kept(grey_picture(40, 4), 1, 2, {0}, {0.25, 0, 0.75, 1});
+  CHECK_FALSE(marked(cropped, 9));
+  CHECK(marked(cropped, 10));
+  CHECK(marked(cropped, 19));
+  CHECK_FALSE(marked(cropped, 20));
+  CHECK_FALSE(marked(cropped, 39));
+}
+
 TEST_CASE("grids that do not divide the picture still cover it") {
   const Image drawn = draw_kept(grey_picture(7, 5), 3, 4, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11});
   CHECK(std::count(drawn.rgb.begin(), drawn.rgb.end(), 131) == 35);

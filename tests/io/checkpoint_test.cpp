@@ -308,3 +308,14 @@ TEST_CASE("several adapters merge one after the other, and nothing is computed b
   CHECK(weights.name_in_file("q.weight") == "old.q.weight");
   CHECK(weights.bytes("q.weight") == 24);
 }
+
+TEST_CASE("a checkpoint in two places") {
+  Weights weights = Weights::from({{"a", at::ones({2})}}, "first");
+  weights.include(Weights::from({{"b", at::zeros({3})}}, "second"));
+  CHECK(weights.names() == std::vector<std::string>{"a", "b"});
+  CHECK(weights.take("b", {3}, at::kFloat).numel() == 3);
+  CHECK_THROWS_WITH_AS(weights.expect_all_taken(),
+                       "first and second has 1 tensors that the model does not know:\n  a [2]", Error);
+  CHECK_THROWS_WITH_AS(weights.include(Weights::from({{"a", at::ones({2})}}, "third")),
+                       "third: 'a' is also in first", Error);
+}
