@@ -172,9 +172,9 @@ TEST_CASE("a batch of all methods equals its requests one by one") {
 
 TEST_CASE("a composition equals its stages by hand") {
   const Request request = row_request(4);
-  for (const std::string& first : {"divprune(keep=0.5)", "visionzip(dominant=0.3,contextual=0.2)",
-                                   "vscan(keep=0.5,layers=none,layer_keep=none)", "dart(keep=0.4)"})
-    for (const std::string& second :
+  for (const std::string first : {"divprune(keep=0.5)", "visionzip(dominant=0.3,contextual=0.2)",
+                                  "vscan(keep=0.5,layers=none,layer_keep=none)", "dart(keep=0.4)"})
+    for (const std::string second :
          {"glimpse(threshold=0.5)", "cdpruner(keep=0.2)", "pyramiddrop", "dart(keep=0.1)"}) {
       CAPTURE(first + "+" + second);
       const auto witness = std::make_shared<Witness>(chain(first)[0]);

@@ -251,7 +251,8 @@ std::string composition(const GoldenCase& golden) {
   if (s.contains("image_token_ratio"))
     return concat("vscan(keep=", s["image_token_ratio"], ",layers=", joined(list("layer_list")),
                   ",layer_keep=", joined(list("image_token_ratio_list")),
-                  ",rotate_twice=", golden.info["attention_path"] == "flash_attention_2" ? "true" : "false", ")");
+                  ",rotate_twice=", golden.info["attention_path"] == "flash_attention_2" ? "true" : "false",
+                  ")");
   double living = golden.info["stats"]["kept"];
   std::vector<double> fractions;
   for (const double count : list("image_token_list")) {
