@@ -142,11 +142,13 @@ std::vector<Piece> LlavaHfChat::pieces(const std::vector<Message>& messages,
 std::vector<int64_t> encode_chat(const Tokenizer& tokenizer, const std::vector<Message>& messages,
                                  bool add_generation_prompt, const ChatFormat& format) {
   std::vector<int64_t> ids;
+  bool continues = false;
   for (const Piece& piece : format.pieces(messages, add_generation_prompt)) {
     if (piece.special) {
       ids.push_back(format.special_id(tokenizer, piece.text));
+      continues = !format.restarts(piece.text);
     } else {
-      const auto words = tokenizer.encode(piece.text, /*parse_special=*/false, /*continues=*/!ids.empty());
+      const auto words = tokenizer.encode(piece.text, /*parse_special=*/false, continues);
       ids.insert(ids.end(), words.begin(), words.end());
     }
   }

@@ -37,6 +37,9 @@ class ChatFormat {
   /// The token id of a special piece. Throws Error when the tokenizer lacks it.
   virtual int64_t special_id(const Tokenizer& tokenizer, const std::string& token) const;
 
+  /// Whether the text after this special piece is encoded on its own, as at the start of a prompt.
+  virtual bool restarts(const std::string&) const { return false; }
+
   /// The prompt as Hugging Face's apply_chat_template(tokenize=False) gives it. Encoding this string would
   /// take special tokens in the users' texts for real ones: use encode_chat().
   std::string render(const std::vector<Message>& messages, bool add_generation_prompt) const;
@@ -63,6 +66,8 @@ class VicunaChat : public ChatFormat {
   explicit VicunaChat(int64_t image_id) : image_id_(image_id) {}
   std::vector<Piece> pieces(const std::vector<Message>& messages, bool add_generation_prompt) const override;
   int64_t special_id(const Tokenizer& tokenizer, const std::string& token) const override;
+  /// The original code cuts prompts at their images and encodes the parts one by one.
+  bool restarts(const std::string& token) const override { return token == "<image>"; }
 
  private:
   int64_t image_id_;

@@ -119,8 +119,8 @@ def llava_chats(tokenizer, talk: list):
         for name, template in (("llava_hf", LLAVA_HF), ("vicuna", VICUNA)):
             prompt = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template, add_generation_prompt=generation)
             ids = tokenizer.encode(prompt, add_special_tokens=False)
-            if name == "vicuna":  # the original code has no token for images and uses this number
-                ids = [-200 if i == tokenizer.convert_tokens_to_ids("<image>") else i for i in ids]
+            if name == "vicuna":  # the original code encodes the parts between images one by one and joins them with this number
+                ids = [i for part in prompt.split("<image>") for i in [-200, *tokenizer.encode(part, add_special_tokens=False)]][1:]
             yield {"format": name, "generation": generation, "prompt": prompt, "ids": ids}
 
 

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "glimpse/base/check.h"
 #include "glimpse/text/chat.h"
 #include "text/model_folder.h"
@@ -169,6 +171,21 @@ TEST_CASE("LLaVA's conversations") {
         "USER: <image>\nab ASSISTANT: b USER: <image>\nab ASSISTANT:");
   CHECK_THROWS_AS(LlavaHfChat().render({}, true), Error);
   CHECK_THROWS_AS(VicunaChat(-200).render({{"User", {}}}, true), Error);
+}
+
+TEST_CASE("a space in front of what follows an image, though not of what follows an answer") {
+  const ModelFolder folder({});
+  folder.write("tokenizer.model", sentencepiece_model());
+  folder.write("tokenizer_config.json", R"({"legacy": false})");
+  const auto tokenizer = Tokenizer::load(folder.path());
+  const Message answer{"assistant", {{Part::Kind::text, "b"}}};
+  const Ids ids = encode_chat(*tokenizer, {question, answer, question}, true, VicunaChat(-200));
+  CHECK(ids.front() == 262);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] == -200) CHECK(Ids(ids.begin() + i + 1, ids.begin() + i + 4) == Ids{262, 13, 260});
+    if (ids[i] == 2) CHECK(ids[i + 1] == 3 + 'U');
+  }
+  CHECK(std::count(ids.begin(), ids.end(), 2) == 1);
 }
 
 TEST_CASE("messages cannot add images or end their turn") {
