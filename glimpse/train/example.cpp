@@ -30,7 +30,7 @@ at::Tensor reference_mask(const TrainRow& row, const Image& image, const ImageSp
   for (const auto& box : row.boxes)
     boxes.push_back(normalise_box({box[0], box[1], box[2], box[3]}, width, height));
   const std::vector<uint8_t> mask =
-      boxes_to_mask(boxes, static_cast<int>(span.rows), static_cast<int>(span.cols));
+      boxes_to_mask(boxes, static_cast<int>(span.rows), static_cast<int>(span.cols), span.area);
   return at::tensor(mask, at::kByte).to(at::kFloat);
 }
 

@@ -2,7 +2,6 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
-#include <array>
 #include <cmath>
 
 #include "glimpse/base/atomic_file.h"
@@ -14,29 +13,32 @@ namespace glimpse {
 
 namespace {
 
-// Defaults are those of every published config (method.md section 1); layers must be named.
-constexpr std::array kPruningFields = {"selected_layers",
-                                       "reduce_layer",
-                                       "use_attention_logits",
-                                       "attn_fuse_type",
-                                       "attn_fuse_size",
-                                       "visual_cond_size",
-                                       "attn_fuse_num_heads",
-                                       "attn_fuse_hidden_act",
-                                       "attn_fuse_global",
-                                       "selected_visual_layers",
-                                       "ori_attn_supervision",
-                                       "deep_supervision",
-                                       "le_length",
-                                       "le_layers",
-                                       "le_dropout_prob",
-                                       "le_norm_type",
-                                       "reduce_threshold",
-                                       "min_remain_num",
-                                       "max_remain_ratio",
-                                       "anchor_positions",
-                                       "use_ref_masks",
-                                       "use_zero_masks"};
+// Every setting, with what the published configs have in common (method.md section 1).
+const nlohmann::json& pruning_defaults() {
+  static const nlohmann::json defaults = {{"selected_layers", nullptr},
+                                          {"reduce_layer", nullptr},
+                                          {"use_attention_logits", true},
+                                          {"attn_fuse_type", "AttnFuserV1"},
+                                          {"attn_fuse_size", 256},
+                                          {"visual_cond_size", 512},
+                                          {"attn_fuse_num_heads", 4},
+                                          {"attn_fuse_hidden_act", "silu"},
+                                          {"attn_fuse_global", true},
+                                          {"selected_visual_layers", nullptr},
+                                          {"ori_attn_supervision", false},
+                                          {"deep_supervision", false},
+                                          {"le_length", 1},
+                                          {"le_layers", nullptr},
+                                          {"le_dropout_prob", 0.1},
+                                          {"le_norm_type", "rmsnorm"},
+                                          {"reduce_threshold", 0.5},
+                                          {"min_remain_num", 1},
+                                          {"max_remain_ratio", nullptr},
+                                          {"anchor_positions", nlohmann::json::array()},
+                                          {"use_ref_masks", false},
+                                          {"use_zero_masks", false}};
+  return defaults;
+}
 
 at::Tensor initial_value(const std::string& name, at::IntArrayRef shape, at::Generator generator) {
   at::Tensor value = at::zeros(shape, at::kFloat);
@@ -51,15 +53,25 @@ at::Tensor initial_value(const std::string& name, at::IntArrayRef shape, at::Gen
 
 nlohmann::json pruning_config(nlohmann::json base, const nlohmann::json& pruning) {
   check(pruning.is_object(), "modules: expected a mapping of pruning settings");
-  const std::vector<std::string> known(kPruningFields.begin(), kPruningFields.end());
+  nlohmann::json settings = pruning_defaults();
+  std::vector<std::string> known;
+  for (const auto& [name, value] : settings.items()) known.push_back(name);
   for (const auto& [name, value] : pruning.items()) {
-    if (std::find(known.begin(), known.end(), name) == known.end()) {
+    if (!settings.contains(name)) {
       const std::string near = nearest(name, known);
-      fail("modules: unknown setting '", name, "'",
-           near.empty() ? "" : concat("; did you mean '", near, "'?"));
+      fail("modules: unknown setting '", name, "'", near.empty() ? "" : concat("; did you mean '", near, "'?"));
     }
-    base[name] = value;
+    settings[name] = value;
   }
+  const nlohmann::json& text = base.contains("text_config") ? base["text_config"] : base;
+  if (settings["le_layers"].is_null()) {
+    settings["le_layers"] = nlohmann::json::array();
+    for (int64_t l = 0; l < text.value("num_hidden_layers", int64_t{0}); ++l) settings["le_layers"].push_back(l);
+  }
+  // The reference's classes are called so.
+  if (const auto type = base.value("model_type", std::string()); !type.ends_with("_gp"))
+    base["model_type"] = (type == "llava" ? "llava_llama" : type) + "_gp";
+  base.update(settings);
   return base;
 }
 

@@ -256,7 +256,8 @@ void Trainer::draw_overlays() {
       const ImageSpan& span = sequence.prompt.images[0];
       char name[48];
       std::snprintf(name, sizeof name, "step-%06lld-row-%zu.png", static_cast<long long>(step_), i);
-      save_png(draw_kept(row.image, static_cast<int>(span.rows), static_cast<int>(span.cols), sequence.kept),
+      save_png(draw_kept(row.image, static_cast<int>(span.rows), static_cast<int>(span.cols), sequence.kept,
+                         span.area),
                run_ / "overlays" / name);
       AtomicFile question(run_ / "overlays" / concat("row-", i, ".txt"));
       question.stream() << rows_[shown[i]].question << "\n";

