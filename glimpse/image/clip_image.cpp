@@ -112,8 +112,8 @@ Patches clip_patches(const Image& image, const ClipImageOptions& options, int64_
   const int width = options.pad ? longer : image.width, height = options.pad ? longer : image.height;
   const Size size = resized_size(width, height, options.shortest_edge);
   const auto covered = [&](int whole, int own, int scaled) {
-    const double start = (scaled - options.crop_size) / 2, unit = static_cast<double>(whole) / scaled;
-    const double offset = (whole - own) / 2;
+    const int start = (scaled - options.crop_size) / 2, offset = (whole - own) / 2;
+    const double unit = static_cast<double>(whole) / scaled;
     return std::pair{(start * unit - offset) / own, ((start + options.crop_size) * unit - offset) / own};
   };
   const auto [x1, x2] = covered(width, image.width, size.width);

@@ -175,15 +175,14 @@ Prompt Llava::prompt(const std::vector<Message>& messages, const std::vector<Ima
         image_options_.crop_size, " x ", image_options_.crop_size,
         " pixels; leave out min-pixels and max-pixels");
   std::vector<Patches> patches;
+  patches.reserve(images.size());
   for (const Image& image : images) patches.push_back(clip_patches(image, image_options_, visual_.patch()));
   return prompt(chat_ids(messages, true), std::move(patches));
 }
 
 std::vector<int64_t> Llava::chat_ids(const std::vector<Message>& messages, bool add_generation_prompt) const {
-  const auto begin = tokenizer().token_id("<s>");
-  check(begin.has_value(), dir_.string(), ": the tokenizer has no token \"<s>\"");
   std::vector<int64_t> ids = encode_chat(tokenizer(), messages, add_generation_prompt, *format_);
-  ids.insert(ids.begin(), *begin);
+  ids.insert(ids.begin(), format_->special_id(tokenizer(), "<s>"));
   return ids;
 }
 
@@ -200,6 +199,7 @@ Prompt Llava::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patch
 
 VisionOutput Llava::encode(const std::vector<Patches>& patches, const VisionTaps& taps) const {
   std::vector<at::Tensor> pixels;
+  pixels.reserve(patches.size());
   for (const Patches& each : patches) pixels.push_back(each.pixel_values);
   VisionTaps wanted = taps;
   wanted.states.push_back(visual_.last_state());

@@ -72,8 +72,10 @@ void encode(const Vocabulary& vocabulary, const Merger& merger, std::string_view
       symbols.push_back(static_cast<int32_t>(*id));
       continue;
     }
+    // MetaspaceTokenizer has made sure that every byte is a token.
     for (const char byte : character)
-      symbols.push_back(static_cast<int32_t>(*vocabulary.find(byte_token(static_cast<unsigned char>(byte)))));
+      symbols.push_back(
+          static_cast<int32_t>(vocabulary.find(byte_token(static_cast<unsigned char>(byte))).value_or(0)));
   }
   merger.join(symbols, ids);
 }
