@@ -59,14 +59,16 @@ nlohmann::json pruning_config(nlohmann::json base, const nlohmann::json& pruning
   for (const auto& [name, value] : pruning.items()) {
     if (!settings.contains(name)) {
       const std::string near = nearest(name, known);
-      fail("modules: unknown setting '", name, "'", near.empty() ? "" : concat("; did you mean '", near, "'?"));
+      fail("modules: unknown setting '", name, "'",
+           near.empty() ? "" : concat("; did you mean '", near, "'?"));
     }
     settings[name] = value;
   }
   const nlohmann::json& text = base.contains("text_config") ? base["text_config"] : base;
   if (settings["le_layers"].is_null()) {
     settings["le_layers"] = nlohmann::json::array();
-    for (int64_t l = 0; l < text.value("num_hidden_layers", int64_t{0}); ++l) settings["le_layers"].push_back(l);
+    for (int64_t l = 0; l < text.value("num_hidden_layers", int64_t{0}); ++l)
+      settings["le_layers"].push_back(l);
   }
   // The reference's classes are called so.
   if (const auto type = base.value("model_type", std::string()); !type.ends_with("_gp"))
