@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -71,13 +72,14 @@ class Train(CliTest):
         self.fails(self.train("run"), "holds a training run", "--resume", "--overwrite")
 
     def test_killed_and_resumed_is_the_same_to_the_bit(self):
-        self.ok(*self.train("whole", "--save-every", "1", steps=6))
+        self.ok(*self.train("whole", "--save-every", "1", "--epochs", "4", steps=20))
         whole = self.final("whole")
         rng = random.Random(0)
-        process = self.start(self.train("killed", "--save-every", "1", steps=6))
+        command = self.train("killed", "--save-every", "1", "--epochs", "4", steps=20)
+        process = self.start(command)
         kills = 0
         for _ in range(40):
-            deadline = time.time() + rng.uniform(0.3, 2.5)
+            deadline = time.time() + rng.uniform(0.1, 1.0)
             while process.poll() is None and time.time() < deadline:
                 time.sleep(0.01)
             if process.poll() is not None and process.returncode == 0:
@@ -87,10 +89,11 @@ class Train(CliTest):
             process.stdout.close(), process.stderr.close()
             kills += 1
             resume = (self.dir / "killed" / "train.json").exists()
+            if not resume:
+                shutil.rmtree(self.dir / "killed", ignore_errors=True)
             # Late kills must become rarer than the run is long.
             rng = random.Random(kills) if kills < 6 else type("Never", (), {"uniform": lambda *_: 120})()
-            process = self.start(["train", "--resume", self.dir / "killed"] if resume
-                                 else self.train("killed", "--save-every", "1", "--overwrite", steps=6))
+            process = self.start(["train", "--resume", self.dir / "killed"] if resume else command)
         self.assertEqual(process.wait(120), 0, process.stderr.read())
         process.stdout.close(), process.stderr.close()
         self.assertGreater(kills, 0)
@@ -127,7 +130,7 @@ class Train(CliTest):
         return {name: array.array("f", data).tolist() for name, (_, _, data) in tensors.items()}
 
     def test_lost_process(self):
-        first, second = self.pair(self.train("lost", "--save-every", "1000", steps=1000))
+        first, second = self.pair(self.train("lost", "--save-every", "1000", "--epochs", "1000", steps=5000))
         metrics = self.dir / "lost" / "metrics.jsonl"
         deadline = time.time() + 120
         while time.time() < deadline and not (metrics.exists() and metrics.read_text().count("\n") >= 2):
