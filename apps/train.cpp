@@ -120,7 +120,8 @@ std::function<int()> add_train(CLI::App& app, Interrupt& interrupt) {
       "  glimpse train --config configs/train/qwen2_5_vl_7b.yaml --model DIR --data rows.jsonl --image-root "
       "DIR --out run\n"
       "  glimpse ask --model DIR --new-modules run/final --image a.jpg \"What is this?\"\n"
-      "Several processes: torchrun --nproc-per-node 2 --no-python glimpse train ...");
+      "On several processes start it with torchrun, which sets RANK, WORLD_SIZE, MASTER_ADDR and "
+      "MASTER_PORT.");
   return [flags, &interrupt] { return run(*flags, interrupt); };
 }
 

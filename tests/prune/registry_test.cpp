@@ -89,7 +89,8 @@ TEST_CASE("errors of compositions") {
     CAPTURE(composition);
     CHECK_MESSAGE(got.starts_with(expected), got);
   };
-  starts("rendom", kPlain, "pruning: unknown method 'rendom' (known: none, glimpse, least, random, reference");
+  starts("rendom", kPlain,
+         "pruning: unknown method 'rendom' (known: none, glimpse, least, random, reference");
   starts("", kPlain, "pruning: unknown method ''");
   starts("random+", kPlain, "pruning: unknown method ''");
   starts("+", kPlain, "pruning: unknown method ''");

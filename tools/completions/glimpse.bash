@@ -9,11 +9,11 @@ _glimpse() {
 
   COMPREPLY=()
   case $prev in
-    --model | -m | --new-modules | --adapter | --image-root)
+    --model | -m | --new-modules | --adapter | --image-root | --resume)
       mapfile -t COMPREPLY < <(compgen -d -- "$cur"); compopt -o filenames; return ;;
-    --image | -i | --mask-out | --overlay-out | --scores-out | --out | -o)
+    --image | -i | --config | -c | --data | --budget-from | --mask-out | --overlay-out | --scores-out | --out | -o)
       mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames; return ;;
-    --prune) mapfile -t COMPREPLY < <(compgen -W 'auto none glimpse random reference divprune dart cdpruner visionzip vscan pyramiddrop' -- "$cur"); return ;;
+    --prune) mapfile -t COMPREPLY < <(compgen -W 'auto none glimpse least random reference divprune dart cdpruner visionzip vscan pyramiddrop' -- "$cur"); return ;;
     --anchors) mapfile -t COMPREPLY < <(compgen -W 'tl tr bl br' -- "$cur"); return ;;
     --dtype) mapfile -t COMPREPLY < <(compgen -W 'auto bf16 fp32' -- "$cur"); return ;;
     --device) mapfile -t COMPREPLY < <(compgen -W 'cpu cuda' -- "$cur"); return ;;
@@ -24,12 +24,13 @@ _glimpse() {
 
   local words
   if ((COMP_CWORD == 1)); then
-    words='ask chat infer inspect merge --help --version'
+    words='ask chat infer inspect merge train --help --version'
   else
     case $command in
       ask) words="$run --image --reference-boxes --mask-out --overlay-out --scores-out --json --quiet" ;;
       chat) words="$run --image" ;;
-      infer) words="$run --out --image-root --limit --batch --keep-going --overwrite" ;;
+      infer) words="$run --out --image-root --limit --batch --keep-going --overwrite --budget-from" ;;
+      train) words="--config --data --out --resume --overwrite --model --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
       inspect) words="$model --json" ;;
       merge) words='--model --adapter --out --max-shard-size --overwrite --help' ;;
     esac
