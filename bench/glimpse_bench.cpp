@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "bench/answers.h"
+#include "bench/selection.h"
 #include "bench/training.h"
 #include "bench/vit_block.h"
 #include "glimpse/base/check.h"
@@ -56,6 +57,9 @@ void run(const Options& options) {
   }
   if (wanted("vit") && vision.window_tokens > 0)
     time_vit_block(vision, patch_grid(question, vision.merge), question.rounds, limits, rows);
+  if (wanted("selection"))
+    time_selection(question.visual, config.at("hidden_size"), question.keep, vision,
+                   patch_grid(question, vision.merge), question.rounds, rows);
   if (wanted("answers")) time_answers(question, limits, rows);
   if (wanted("training")) time_training(question, options.answer, rows);
 
@@ -88,7 +92,7 @@ int main(int argc, char** argv) {
   app.add_option("--rounds", question.rounds, "rounds; the best and the median are shown")
       ->check(CLI::Range(1, 1000));
   app.add_option("--only", options.only, "parts to run; without limits there are no shares")
-      ->check(CLI::IsMember({"limits", "vit", "answers", "training"}));
+      ->check(CLI::IsMember({"limits", "vit", "selection", "answers", "training"}));
   app.add_option("--answer", options.answer, "tokens of the answer that training learns")
       ->check(CLI::Range(1, 65536));
   app.add_option("--peer", options.peers,

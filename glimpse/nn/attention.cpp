@@ -1,6 +1,7 @@
 #include "glimpse/nn/attention.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 
 #include <cmath>
 #include <map>
@@ -79,24 +80,58 @@ at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k) {
   return at::einsum("nhd,nthd->nht", {scaled, k}).softmax(2);
 }
 
+namespace {
+
+// Column sums of softmax(q k^T) over all heads: q, k [H, T, d] float32, q scaled -> [T]. Every thread works
+// on heads of its own and holds one cache-sized block of weights.
+at::Tensor column_sums(const at::Tensor& q, const at::Tensor& k) {
+  const int64_t heads = q.size(0), length = q.size(1), block = std::max<int64_t>(8, (1 << 20) / length);
+  at::Tensor sums = at::zeros({heads, length}, q.options());
+  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
+    const at::NoGradGuard no_grad;  // of this thread
+    at::Tensor weights = at::empty({std::min(block, length), length}, q.options());
+    for (int64_t h = begin; h < end; ++h)
+      for (int64_t row = 0; row < length; row += block) {
+        const int64_t rows = std::min(block, length - row);
+        at::Tensor part = weights.narrow(0, 0, rows);
+        at::mm_out(part, q[h].narrow(0, row, rows), k[h].t());
+        float* const sum = sums.data_ptr<float>() + h * length;
+        for (int64_t r = 0; r < rows; ++r) {
+          float* const own = part.data_ptr<float>() + r * length;
+          kernels::softmax(own, length);
+          for (int64_t i = 0; i < length; ++i) sum[i] += own[i];
+        }
+      }
+  });
+  return sums.sum(0);
+}
+
+// The same anywhere, in blocks of bounded size.
+at::Tensor blocked_column_sums(const at::Tensor& q, const at::Tensor& k) {
+  constexpr int64_t block_elements = int64_t{1} << 26;
+  const int64_t length = q.size(1), block = std::max<int64_t>(1, block_elements / (q.size(0) * length));
+  at::Tensor sums = at::zeros({length}, q.options());
+  for (int64_t row = 0; row < length; row += block)
+    sums += at::bmm(q.narrow(1, row, std::min(block, length - row)), k.transpose(1, 2))
+                .softmax(2)
+                .sum(at::IntArrayRef{0, 1});
+  return sums;
+}
+
+}  // namespace
+
 at::Tensor received_attention(const at::Tensor& q, const at::Tensor& k, const std::vector<int64_t>& lengths) {
-  constexpr int64_t block_elements = int64_t{1} << 23;  // of weights held at a time
-  const int64_t heads = q.size(1);
   const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(2)));
   std::vector<at::Tensor> out;
   int64_t first = 0;
   for (const int64_t length : lengths) {
     const auto by_head = [&](const at::Tensor& t) {
-      return t.narrow(0, first, length).transpose(0, 1).to(at::kFloat).contiguous();  // [H, length, d]
+      return t.narrow(0, first, length).transpose(0, 1).to(at::kFloat).contiguous();
     };
-    const at::Tensor queries = by_head(q) * scale, keys = by_head(k).transpose(1, 2);
-    at::Tensor sum = at::zeros({length}, queries.options());
-    const int64_t block = std::max<int64_t>(1, block_elements / (heads * length));
-    for (int64_t row = 0; row < length; row += block) {
-      const at::Tensor rows = queries.narrow(1, row, std::min(block, length - row));
-      sum += at::bmm(rows, keys).softmax(2).sum(at::IntArrayRef{0, 1});
-    }
-    out.push_back(sum / static_cast<double>(heads * length));
+    const at::Tensor queries = by_head(q) * scale, keys = by_head(k);
+    const at::Tensor sums =
+        has_kernel(keys) ? column_sums(queries, keys) : blocked_column_sums(queries, keys);
+    out.push_back(sums / static_cast<double>(q.size(1) * length));
     first += length;
   }
   return at::cat(out);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "glimpse/nn/kernels.h"
 #include "glimpse/prune/shares.h"
 #include "glimpse/prune/similarity.h"
 
@@ -31,7 +32,7 @@ std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor
   const at::Tensor similarity = cosines(unit_rows(features)).cpu(), r = relevance.to(at::kCPU, at::kFloat);
   // gain[j]: what token j would add to the determinant; row t of `factor` is the kernel's Cholesky factor.
   at::Tensor gain = similarity.diagonal() * r * r;
-  at::Tensor factor = at::empty({count, n});
+  at::Tensor factor = at::empty({count, n}), known = at::empty({n});
   const float least = 1e-6F * gain.max().item<float>();
   constexpr float chosen = -std::numeric_limits<float>::infinity();
   while (static_cast<int64_t>(order.size()) < count) {
@@ -40,7 +41,14 @@ std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor
     const float d = gain[best].item<float>();
     if (!(d > least)) break;
     at::Tensor row = similarity[best] * r * r[best];
-    if (t > 0) row -= at::mv(factor.narrow(0, 0, t).t(), factor.narrow(0, 0, t).select(1, best));
+    if (t > 0) {
+      // The known rows' share, on this thread: a product so small is not worth waking others hundreds of
+      // times.
+      const at::Tensor weights = factor.narrow(0, 0, t).select(1, best).contiguous();
+      kernels::mix(weights.const_data_ptr<float>(), t, 1, t, factor.const_data_ptr<float>(), n,
+                   known.data_ptr<float>());
+      row -= known;
+    }
     row /= std::sqrt(d);
     factor[t].copy_(row);
     gain -= row * row;

@@ -160,3 +160,21 @@ TEST_CASE("kept rows do not hold the old memory") {
   CHECK(cache.keys().storage().nbytes() + cache.values().storage().nbytes() == cache.bytes());
   CHECK(cache.bytes() < 2 * 100 * 8 * sizeof(float));
 }
+
+TEST_CASE("attention received inside segments") {
+  at::manual_seed(4);
+  const at::Tensor q = at::randn({300, 3, 8}), k = at::randn({300, 3, 8});
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{300}, {1, 99, 200}}) {
+    const at::Tensor got = received_attention(q, k, lengths);
+    int64_t first = 0;
+    for (const int64_t length : lengths) {
+      const auto part = [&](const at::Tensor& t) { return t.narrow(0, first, length).transpose(0, 1); };
+      const at::Tensor weights = (at::matmul(part(q), part(k).transpose(1, 2)) / std::sqrt(8.0)).softmax(2);
+      CHECK((got.narrow(0, first, length) - weights.mean(0).mean(0)).abs().max().item<float>() < 1e-6);
+      first += length;
+    }
+  }
+  const at::Tensor low = received_attention(q.to(at::kBFloat16), k.to(at::kBFloat16), {300});
+  CHECK((low.scalar_type() == at::kFloat));
+  CHECK(low.sum().item<float>() == doctest::Approx(1));
+}

@@ -1,0 +1,13 @@
+#pragma once
+
+#include "bench/flops.h"
+#include "bench/rows.h"
+
+namespace glimpse::bench {
+
+/// The selection functions of the compared methods on random tokens [visual, hidden], and the streamed column
+/// sums of an encoder block over `grid`.
+void time_selection(int64_t visual, int64_t hidden, double keep, const VisionShape& shape, const Grid& grid,
+                    int rounds, Rows& rows);
+
+}  // namespace glimpse::bench
