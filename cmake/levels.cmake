@@ -7,7 +7,9 @@ if(GLIMPSE_WERROR)
   target_compile_options(glimpse_options INTERFACE -Werror)
 endif()
 if(GLIMPSE_SANITIZE)
-  target_compile_options(glimpse_options INTERFACE -fsanitize=${GLIMPSE_SANITIZE} -fno-omit-frame-pointer)
+  # GCC takes instrumented standard headers for uses of uninitialised values.
+  target_compile_options(glimpse_options INTERFACE -fsanitize=${GLIMPSE_SANITIZE} -fno-omit-frame-pointer
+                         $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
   target_link_options(glimpse_options INTERFACE -fsanitize=${GLIMPSE_SANITIZE})
 endif()
 
