@@ -1,36 +1,20 @@
 // Every kernel on every instruction set of this machine, against scalar or ATen arithmetic in double.
 #include "glimpse/nn/kernels.h"
 
-#include <hwy/highway.h>
-
 #include <bit>
 #include <cmath>
-#include <set>
 
+#include "nn/every_target.h"
 #include "nn/near.h"
-
-#undef CHECK
-#include <doctest/doctest.h>
 
 using namespace glimpse;
 using test::near;
 
 namespace {
 
-// Calls `body` once per instruction set that was compiled and that this CPU has.
 template <class Body>
 void on_every_target(Body body) {
-  std::set<std::string> names;
-  for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    hwy::GetChosenTarget().Update(target);
-    const std::string name = kernels::target_name();
-    CAPTURE(name);
-    CHECK(names.insert(name).second);
-    at::manual_seed(7);
-    body();
-  }
-  CHECK(names.size() > 1);
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  test::on_every_target(kernels::target_name, body);
 }
 
 // Values at an odd address with guards around them.

@@ -1,0 +1,232 @@
+#include "glimpse/nn/low_bit.h"
+
+#include <ATen/Parallel.h>
+
+#include <array>
+#include <cmath>
+
+#include "glimpse/base/check.h"
+#include "glimpse/nn/low_bit_kernels.h"
+#include "glimpse/nn/ops.h"
+#include "glimpse/nn/parallel.h"
+
+namespace glimpse {
+
+namespace {
+
+constexpr int64_t kColumns = low_bit::block_columns;
+
+int64_t rounded_up(int64_t value, int64_t step) {
+  return (value + step - 1) / step * step;
+}
+
+// Errors of rounding v [n] to [-8, 7] / inverse.
+__attribute__((target_clones("default", "avx2", "avx512f"))) float rounding_error(const float* v, int64_t n,
+                                                                                  float inverse) {
+  const float scale = 1.0f / inverse;
+  float sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const float q = std::min(7.0f, std::max(-8.0f, __builtin_rintf(v[i] * inverse)));
+    const float error = q * scale - v[i];
+    sum += error * error;
+  }
+  return sum;
+}
+
+// The bf16 scale that rounds a group v [n] to 4 bits with the least error among a few. The largest magnitude
+// becomes about -8, the end of the range that has one step more.
+c10::BFloat16 group_scale(const float* v, int64_t n) {
+  float extreme = 0;
+  for (int64_t i = 0; i < n; ++i)
+    if (std::abs(v[i]) > std::abs(extreme)) extreme = v[i];
+  if (extreme == 0) return 0.0f;
+  c10::BFloat16 best = 0.0f;
+  float least = INFINITY;
+  for (const float steps : {-8.0f, -7.6f, -7.2f, -8.4f, -8.8f}) {
+    const c10::BFloat16 scale = extreme / steps;
+    if (static_cast<float>(scale) == 0) continue;
+    const float error = rounding_error(v, n, 1.0f / static_cast<float>(scale));
+    if (error < least) {
+      least = error;
+      best = scale;
+    }
+  }
+  return best;
+}
+
+int to_step(float value, float scale, int low, int high) {
+  return scale == 0 ? 0 : std::clamp(static_cast<int>(std::nearbyint(value / scale)), low, high);
+}
+
+void quantise8(const float* rows, int64_t in, int64_t real, int64_t block, LowBitWeight& to) {
+  const int64_t quads = to.data.size(1);
+  int8_t* data = to.data.data_ptr<int8_t>() + block * quads * 4 * kColumns;
+  for (int64_t c = 0; c < kColumns; ++c) {
+    const float* row = rows + c * in;
+    float top = 0;
+    for (int64_t i = 0; c < real && i < in; ++i) top = std::max(top, std::abs(row[i]));
+    const float scale = top / 127;
+    int32_t sum = 0;
+    for (int64_t i = 0; i < quads * 4; ++i) {
+      const int step = c < real && i < in ? to_step(row[i], scale, -127, 127) : 0;
+      data[(i / 4 * kColumns + c) * 4 + i % 4] = static_cast<int8_t>(step);
+      sum += step;
+    }
+    to.scale.data_ptr<float>()[block * kColumns + c] = scale;
+    to.correction.data_ptr<int32_t>()[block * kColumns + c] = -128 * sum;
+  }
+}
+
+void quantise4(const float* rows, int64_t in, int64_t real, int64_t block, LowBitWeight& to) {
+  const int64_t pairs = to.data.size(1), groups = to.scale.size(1);
+  uint8_t* data = to.data.data_ptr<uint8_t>() + block * pairs * 4 * kColumns;
+  c10::BFloat16* scales = to.scale.data_ptr<c10::BFloat16>() + block * groups * kColumns;
+  for (int64_t c = 0; c < kColumns; ++c) {
+    const float* row = rows + c * in;
+    float correction = 0;
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t first = g * to.group, count = c < real ? std::clamp<int64_t>(in - first, 0, to.group) : 0;
+      const c10::BFloat16 scale = group_scale(row + first, count);
+      scales[g * kColumns + c] = scale;
+      int sum = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        const int step = to_step(row[first + i], scale, -8, 7);
+        const int64_t at = first + i, quad = at / 4;
+        uint8_t& byte = data[(quad / 2 * kColumns + c) * 4 + at % 4];
+        byte = static_cast<uint8_t>(byte | (step & 15) << (quad % 2 * 4));
+        sum += step;
+      }
+      correction -= 128 * static_cast<float>(scale) * static_cast<float>(sum);
+    }
+    to.correction.data_ptr<float>()[block * kColumns + c] = correction;
+  }
+}
+
+low_bit::Weight8 weight8(const LowBitWeight& w, const float* bias) {
+  return {w.data.const_data_ptr<int8_t>(),
+          w.scale.const_data_ptr<float>(),
+          w.correction.const_data_ptr<int32_t>(),
+          bias,
+          w.data.size(1),
+          w.out};
+}
+
+low_bit::Weight4 weight4(const LowBitWeight& w, const float* bias) {
+  return {w.data.const_data_ptr<uint8_t>(),
+          static_cast<const uint16_t*>(w.scale.const_data_ptr()),
+          w.correction.const_data_ptr<float>(),
+          bias,
+          2 * w.data.size(1),
+          w.group / 4,
+          w.out};
+}
+
+// Columns c of a panel whose blocks start at 0.
+template <class T>
+void panel_of_4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t first, int64_t last, T* y) {
+  thread_local std::vector<int8_t> data;
+  thread_local std::vector<float> scale, bias;
+  thread_local std::vector<int32_t> correction;
+  data.resize((last - first) * w.quads * 4 * kColumns);
+  scale.resize((last - first) * kColumns);
+  correction.resize(scale.size());
+  low_bit::widen4(w, first, last, data.data(), scale.data(), correction.data());
+  // The panel's pointers are set back so that its blocks keep their numbers.
+  const int64_t back = first * kColumns;
+  low_bit::panel8(
+      x,
+      {data.data() - back * w.quads * 4, scale.data() - back, correction.data() - back, w.bias, w.quads, w.n},
+      first, last, y);
+}
+
+}  // namespace
+
+LowBitWeight quantise_weight(const at::Tensor& weight, int64_t group) {
+  check(group == 0 || group == 32 || group == 64, "4-bit weights: expected groups of 32 or 64, got ", group);
+  const int64_t out = weight.size(0), in = weight.size(1), blocks = rounded_up(out, kColumns) / kColumns;
+  LowBitWeight to{out, in, group, {}, {}, {}};
+  if (group == 0) {
+    to.data = at::empty({blocks, rounded_up(in, 4) / 4, kColumns, 4}, at::kChar);
+    to.scale = at::empty({blocks * kColumns}, at::kFloat);
+    to.correction = at::empty({blocks * kColumns}, at::kInt);
+  } else {
+    const int64_t groups = rounded_up(in, group) / group;
+    to.data = at::zeros({blocks, groups * group / 8, kColumns, 4}, at::kByte);
+    to.scale = at::empty({blocks, groups, kColumns}, at::kBFloat16);
+    to.correction = at::empty({blocks * kColumns}, at::kFloat);
+  }
+  parallel_tasks(blocks, [&](int64_t block) {
+    const int64_t first = block * kColumns, real = std::min(kColumns, out - first);
+    const at::Tensor rows = weight.narrow(0, first, real).to(at::kFloat).contiguous();
+    check(rows.isfinite().all().item<bool>(), "a weight that is not finite cannot be quantised");
+    (group ? quantise4 : quantise8)(rows.const_data_ptr<float>(), in, real, block, to);
+  });
+  return to;
+}
+
+at::Tensor LowBitWeight::dequantised() const {
+  const auto by_row = [&](const at::Tensor& steps) {  // [blocks, quads, 16, 4] -> [16 * blocks, 4 * quads]
+    return steps.permute({0, 2, 1, 3}).reshape({16 * steps.size(0), -1}).to(at::kFloat);
+  };
+  if (!group) return (by_row(data) * scale.unsqueeze(1)).narrow(0, 0, out).narrow(1, 0, in).contiguous();
+  const at::Tensor bytes = data.to(at::kInt);
+  const auto half = [](const at::Tensor& nibble) { return at::where(nibble > 7, nibble - 16, nibble); };
+  const at::Tensor quads = at::stack({half(bytes.bitwise_and(15)), half(bytes.bitwise_right_shift(4))}, 2);
+  const at::Tensor steps = by_row(quads.flatten(1, 2));
+  const at::Tensor scales = scale.permute({0, 2, 1}).reshape({steps.size(0), -1}).to(at::kFloat);
+  return (steps * scales.repeat_interleave(group, 1)).narrow(0, 0, out).narrow(1, 0, in).contiguous();
+}
+
+at::Tensor low_bit_linear(const at::Tensor& x, const LowBitWeight& weight, const at::Tensor& bias) {
+  const int64_t m = x.size(0), quads = weight.data.size(1) * (weight.group ? 2 : 1), padded = quads * 4,
+                blocks = weight.data.size(0);
+  const at::Tensor rows = x.contiguous(),
+                   wide_bias = bias.defined() ? bias.to(at::kFloat).contiguous() : bias;
+  const float* const offsets = wide_bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr;
+  // Rows of equal distance modulo a page would fight for the same lines of the cache.
+  const int64_t stride = rounded_up(padded, 64) + 64;
+  at::Tensor bytes = at::empty({m, stride}, at::kByte), scale = at::empty({m}, at::kFloat);
+  at::Tensor out = at::empty({m, weight.out}, x.options());
+  with_element(x.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    uint8_t* const u = bytes.data_ptr<uint8_t>();
+    float* const scales = scale.data_ptr<float>();
+    at::parallel_for(0, m, std::max<int64_t>(1, 65536 / padded), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        scales[r] =
+            low_bit::quantise(element_data<T>(rows) + r * weight.in, weight.in, u + r * stride, padded);
+    });
+    T* const y = element_data<T>(out);
+    const low_bit::Rows all{u, scales, m, stride};
+    if (m <= low_bit::max_rows) {
+      // About 256 KiB of weights per task.
+      const int64_t step = std::max<int64_t>(8, 8192 / quads / 8 * 8);
+      parallel_tasks((blocks + step - 1) / step, [&](int64_t task) {
+        const int64_t first = task * step, last = std::min(first + step, blocks);
+        if (weight.group)
+          low_bit::few4(all, weight4(weight, offsets), first, last, y);
+        else
+          low_bit::few8(all, weight8(weight, offsets), first, last, y);
+      });
+      return;
+    }
+    // Panels of weights that stay in the second-level cache, cut along the rows too so that narrow products
+    // use every core.
+    const int64_t width = std::max<int64_t>(3, 8192 / quads / 3 * 3), across = (blocks + width - 1) / width,
+                  height = across >= 16 ? m : std::max<int64_t>(64, rounded_up(m / 4, 8)),
+                  down = (m + height - 1) / height;
+    parallel_tasks(across * down, [&](int64_t task) {
+      const int64_t first = task / down * width, last = std::min(first + width, blocks),
+                    row = task % down * height;
+      const low_bit::Rows own{u + row * stride, scales + row, std::min(height, m - row), stride};
+      T* const to = y + row * weight.out;
+      if (weight.group)
+        panel_of_4(own, weight4(weight, offsets), first, last, to);
+      else
+        low_bit::panel8(own, weight8(weight, offsets), first, last, to);
+    });
+  });
+  return out;
+}
+
+}  // namespace glimpse

@@ -1,0 +1,406 @@
+#define HWY_WANT_AVX3_DL 1  // the level that has 8-bit dot products
+#include "glimpse/nn/low_bit_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "glimpse/nn/low_bit_kernels.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "glimpse/nn/bf16-inl.h"
+
+#include <algorithm>
+#include <cmath>
+
+HWY_BEFORE_NAMESPACE();
+namespace glimpse::HWY_NAMESPACE {
+
+constexpr int64_t kColumns = low_bit::block_columns;
+constexpr int64_t kQuadBytes = 4 * kColumns;
+
+// 32-bit lanes, each a column of a block; a block takes kParts vectors.
+using L = hn::CappedTag<int32_t, kColumns>;
+using VL = hn::Vec<L>;
+using LF = hn::RebindToFloat<L>;
+using VF = hn::Vec<LF>;
+#if HWY_TARGET == HWY_SCALAR
+constexpr int kParts = 16;
+#else
+constexpr int kParts = 64 / HWY_MAX_BYTES;
+#endif
+constexpr int64_t kLanes = kColumns / kParts;
+
+// A tile of rows x blocks keeps its sums in registers.
+#if HWY_TARGET <= HWY_AVX3
+constexpr int kTileRows = 8, kTileBlocks = 3;  // 24 of 32
+#else
+constexpr int kTileRows = 4, kTileBlocks = 1;  // 8 of 16 with AVX2
+#endif
+
+// Adds to each lane the products of its four unsigned bytes u with its four signed bytes s.
+HWY_INLINE VL quad_dot(VL acc, VL u, VL s) {
+#if HWY_TARGET == HWY_AVX3_DL
+  // Highway's target string lacks avx512vnni, so GCC would refuse the intrinsic.
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc.raw) : "v"(u.raw), "v"(s.raw));
+  return acc;
+#elif HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
+  // Even and odd bytes apart: pairs of 16-bit products cannot overflow 32 bits.
+  const hn::Repartition<int16_t, L> h;
+  const hn::Repartition<uint16_t, L> uh;
+  const auto ub = hn::BitCast(uh, u);
+  const auto sb = hn::BitCast(h, s);
+  const auto even = hn::BitCast(h, hn::And(ub, hn::Set(uh, 0xFF)));
+  const auto odd = hn::BitCast(h, hn::ShiftRight<8>(ub));
+  VL rest = hn::Zero(L());
+  acc = hn::ReorderWidenMulAccumulate(L(), even, hn::ShiftRight<8>(hn::ShiftLeft<8>(sb)), acc, rest);
+  return hn::Add(hn::ReorderWidenMulAccumulate(L(), odd, hn::ShiftRight<8>(sb), acc, rest), rest);
+#else
+  const hn::RebindToUnsigned<L> ul;
+  const auto bytes = hn::BitCast(ul, u);
+  const auto low = hn::Set(ul, 0xFF);
+  const auto product = [&](auto unsigned_byte, VL signed_byte) {
+    return hn::Mul(hn::BitCast(L(), unsigned_byte), signed_byte);
+  };
+  acc = hn::Add(acc, product(hn::And(bytes, low), hn::ShiftRight<24>(hn::ShiftLeft<24>(s))));
+  acc =
+      hn::Add(acc, product(hn::And(hn::ShiftRight<8>(bytes), low), hn::ShiftRight<24>(hn::ShiftLeft<16>(s))));
+  acc =
+      hn::Add(acc, product(hn::And(hn::ShiftRight<16>(bytes), low), hn::ShiftRight<24>(hn::ShiftLeft<8>(s))));
+  return hn::Add(acc, product(hn::ShiftRight<24>(bytes), hn::ShiftRight<24>(s)));
+#endif
+}
+
+HWY_INLINE VL load_quads(const void* from) {
+  return hn::LoadU(L(), static_cast<const int32_t*>(from));
+}
+
+HWY_INLINE VL broadcast_quad(const uint8_t* from) {
+  int32_t bytes;
+  __builtin_memcpy(&bytes, from, 4);
+  return hn::Set(L(), bytes);
+}
+
+template <class T>
+float quantise_row(const T* x, int64_t k, uint8_t* u, int64_t padded) {
+  const F f;
+  const int64_t lanes = hn::Lanes(f);
+  V tops = hn::Zero(f), zeros = hn::Zero(f);  // 0 x everything: NaN if anything is not finite
+  float top = 0, zero = 0;
+  int64_t i = 0;
+  for (; i + lanes <= k; i += lanes) {
+    const V v = load(f, x + i);
+    tops = hn::Max(tops, hn::Abs(v));
+    zeros = hn::MulAdd(v, hn::Zero(f), zeros);
+  }
+  for (; i < k; ++i) {
+    top = std::max(top, std::abs(widen_one(x[i])));
+    zero += 0 * widen_one(x[i]);
+  }
+  top = std::max(top, hn::GetLane(hn::MaxOfLanes(f, tops)));
+  const bool finite = zero + hn::GetLane(hn::SumOfLanes(f, zeros)) == 0;
+  const float inverse = finite && top > 0 ? 127.0f / top : 0.0f;
+  const V scale = hn::Set(f, inverse);
+  const hn::RebindToSigned<F> s;
+  const hn::Rebind<uint8_t, F> b;
+  const auto middle = hn::Set(s, 128);
+  for (i = 0; i + lanes <= k; i += lanes)
+    hn::StoreU(hn::DemoteTo(b, hn::Add(hn::NearestInt(hn::Mul(load(f, x + i), scale)), middle)), b, u + i);
+  for (; i < k; ++i) {
+    const float value = finite ? std::nearbyint(widen_one(x[i]) * inverse) : 0.0f;
+    u[i] = static_cast<uint8_t>(128 + static_cast<int>(value));
+  }
+  std::fill(u + k, u + padded, uint8_t{128});
+  return finite ? top / 127.0f : NAN;
+}
+
+// Sixteen columns of one row of the result; the last block may have fewer.
+template <class T>
+HWY_INLINE void store_block(const VF (&sums)[kParts], float scale, const float* bias, int64_t column,
+                            int64_t n, T* y) {
+  const LF f;
+  const VF factor = hn::Set(f, scale);
+  if (column + kColumns <= n) {
+    for (int p = 0; p < kParts; ++p) {
+      const VF base = bias ? hn::LoadU(f, bias + column + p * kLanes) : hn::Zero(f);
+      store(F(), hn::MulAdd(sums[p], factor, base), y + column + p * kLanes);
+    }
+    return;
+  }
+  HWY_ALIGN float all[kColumns];
+  for (int p = 0; p < kParts; ++p) hn::StoreU(sums[p], f, all + p * kLanes);
+  for (int64_t c = column; c < n; ++c)
+    narrow_one(std::fma(all[c - column], scale, bias ? bias[c] : 0.0f), y + c);
+}
+
+// Rows [row, row + M) and blocks [block, block + B): integer sums over all of k.
+template <int M, int B, class T>
+HWY_INLINE void tile8(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t row, int64_t block, T* y) {
+  const L l;
+  const LF f;
+  VL acc[M][B][kParts];
+  for (int i = 0; i < M; ++i)
+    for (int b = 0; b < B; ++b)
+      for (int p = 0; p < kParts; ++p) acc[i][b][p] = hn::Zero(l);
+  const uint8_t* u = x.u + row * x.stride;
+  const int8_t* own = w.w + block * w.quads * kQuadBytes;
+  for (int64_t q = 0; q < w.quads; ++q) {
+    VL weight[B][kParts];
+    for (int b = 0; b < B; ++b) {
+      const int8_t* from = own + (b * w.quads + q) * kQuadBytes;
+      if (M <= 2) __builtin_prefetch(from + 2048);
+      for (int p = 0; p < kParts; ++p) weight[b][p] = load_quads(from + p * 4 * kLanes);
+    }
+    for (int i = 0; i < M; ++i) {
+      const VL value = broadcast_quad(u + i * x.stride + 4 * q);
+      for (int b = 0; b < B; ++b)
+        for (int p = 0; p < kParts; ++p) acc[i][b][p] = quad_dot(acc[i][b][p], value, weight[b][p]);
+    }
+  }
+  for (int b = 0; b < B; ++b) {
+    const int64_t column = (block + b) * kColumns;
+    for (int i = 0; i < M; ++i) {
+      VF sums[kParts];
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t at = column + p * kLanes;
+        const VL sum = hn::Add(acc[i][b][p], hn::LoadU(l, w.correction + at));
+        sums[p] = hn::Mul(hn::ConvertTo(f, sum), hn::LoadU(f, w.scale + at));
+      }
+      store_block(sums, x.scale[row + i], w.bias, column, w.n, y + (row + i) * w.n);
+    }
+  }
+}
+
+template <int M, int Blocks, class T>
+HWY_INLINE void rows8(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t row, int64_t first,
+                      int64_t last, T* y) {
+  for (; first + Blocks <= last; first += Blocks) tile8<M, Blocks>(x, w, row, first, y);
+  for (; first < last; ++first) tile8<M, 1>(x, w, row, first, y);
+}
+
+template <class T>
+void panel8_any(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t first, int64_t last, T* y) {
+  int64_t row = 0;
+  for (; row + kTileRows <= x.m; row += kTileRows) rows8<kTileRows, kTileBlocks>(x, w, row, first, last, y);
+  for (; row < x.m; ++row) rows8<1, kTileBlocks>(x, w, row, first, last, y);
+}
+
+// Calls f with the number of rows as a constant.
+template <class Function>
+HWY_INLINE void with_rows(int64_t m, const Function& f) {
+  switch (m) {
+    case 1:
+      return f(std::integral_constant<int, 1>());
+    case 2:
+      return f(std::integral_constant<int, 2>());
+    case 3:
+      return f(std::integral_constant<int, 3>());
+    case 4:
+      return f(std::integral_constant<int, 4>());
+    case 5:
+      return f(std::integral_constant<int, 5>());
+    case 6:
+      return f(std::integral_constant<int, 6>());
+    case 7:
+      return f(std::integral_constant<int, 7>());
+    case 8:
+      return f(std::integral_constant<int, 8>());
+  }
+}
+
+template <class T>
+void few8_any(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t first, int64_t last, T* y) {
+  with_rows(x.m, [&](auto m) {
+    constexpr int blocks = kParts > 2 ? 1 : m == 1 ? 8 / kParts : m <= 4 ? 4 / kParts : 2 / kParts;
+    rows8<m, blocks>(x, w, 0, first, last, y);
+  });
+}
+
+// The even and the odd quad of 64 packed bytes, as 16 times their values.
+struct Nibbles {
+  VL even, odd;
+};
+HWY_INLINE Nibbles unpack(VL packed) {
+  const VL high = hn::Set(L(), static_cast<int32_t>(0xF0F0F0F0));
+  return {hn::And(hn::ShiftLeft<4>(packed), high), hn::And(packed, high)};
+}
+
+HWY_INLINE VF load_scales(const bf16* from) {
+  const hn::RebindToUnsigned<L> u;
+  return hn::BitCast(LF(), hn::ShiftLeft<16>(hn::PromoteTo(u, hn::LoadU(hn::Rebind<uint16_t, L>(), from))));
+}
+
+template <int M, int B, class T>
+HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t block, T* y) {
+  const L l;
+  const LF f;
+  const int64_t groups = w.quads / w.group_quads;
+  VF total[M][B][kParts];
+  for (int i = 0; i < M; ++i)
+    for (int b = 0; b < B; ++b)
+      for (int p = 0; p < kParts; ++p)
+        total[i][b][p] = hn::LoadU(f, w.correction + (block + b) * kColumns + p * kLanes);
+  for (int64_t g = 0; g < groups; ++g) {
+    VL acc[M][B][kParts];
+    for (int i = 0; i < M; ++i)
+      for (int b = 0; b < B; ++b)
+        for (int p = 0; p < kParts; ++p) acc[i][b][p] = hn::Zero(l);
+    for (int64_t q = g * w.group_quads; q < (g + 1) * w.group_quads; q += 2)
+      for (int b = 0; b < B; ++b) {
+        const uint8_t* from = w.w + ((block + b) * w.quads + q) / 2 * kQuadBytes;
+        if (M <= 2) __builtin_prefetch(from + 1024);
+        for (int p = 0; p < kParts; ++p) {
+          const Nibbles weight = unpack(load_quads(from + p * 4 * kLanes));
+          for (int i = 0; i < M; ++i) {
+            const uint8_t* u = x.u + i * x.stride + 4 * q;
+            acc[i][b][p] = quad_dot(acc[i][b][p], broadcast_quad(u), weight.even);
+            acc[i][b][p] = quad_dot(acc[i][b][p], broadcast_quad(u + 4), weight.odd);
+          }
+        }
+      }
+    for (int b = 0; b < B; ++b)
+      for (int p = 0; p < kParts; ++p) {
+        const VF scale = hn::Mul(load_scales(w.scale + ((block + b) * groups + g) * kColumns + p * kLanes),
+                                 hn::Set(f, 1.0f / 16));
+        for (int i = 0; i < M; ++i)
+          total[i][b][p] = hn::MulAdd(hn::ConvertTo(f, acc[i][b][p]), scale, total[i][b][p]);
+      }
+  }
+  for (int b = 0; b < B; ++b)
+    for (int i = 0; i < M; ++i)
+      store_block(total[i][b], x.scale[i], w.bias, (block + b) * kColumns, w.n, y + i * w.n);
+}
+
+template <class T>
+void few4_any(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t first, int64_t last, T* y) {
+  with_rows(x.m, [&](auto m) {
+    constexpr int blocks = kParts > 2 ? 1 : m == 1 ? 4 / kParts : m <= 4 ? 2 / kParts : 1;
+    int64_t block = first;
+    for (; block + blocks <= last; block += blocks) tile4<m, blocks>(x, w, block, y);
+    for (; block < last; ++block) tile4<m, 1>(x, w, block, y);
+  });
+}
+
+void widen4_blocks(const low_bit::Weight4& from, int64_t first, int64_t last, int8_t* to, float* scale,
+                   int32_t* correction) {
+  const L l;
+  const LF f;
+  const int64_t groups = from.quads / from.group_quads;
+  for (int64_t block = first; block < last; ++block)
+    for (int p = 0; p < kParts; ++p) {
+      const bf16* scales = from.scale + block * groups * kColumns + p * kLanes;
+      VF top = hn::Zero(f);
+      for (int64_t g = 0; g < groups; ++g) top = hn::Max(top, hn::Abs(load_scales(scales + g * kColumns)));
+      // A weight is at most 8 scales.
+      top = hn::Mul(top, hn::Set(f, 8.0f / 127));
+      const VF inverse = hn::IfThenElseZero(hn::Gt(top, hn::Zero(f)), hn::Div(hn::Set(f, 1.0f / 16), top));
+      VL sums = hn::Zero(l);
+      const auto scaled = [&](VL bytes, VF ratio) {
+        VL out = hn::Zero(l);
+        const auto one = [&](VL value, auto shift) {
+          const VL rounded = hn::NearestInt(hn::Mul(hn::ConvertTo(f, value), ratio));
+          sums = hn::Add(sums, rounded);
+          out = hn::Or(out, hn::ShiftLeft<shift>(hn::And(rounded, hn::Set(l, 0xFF))));
+        };
+        one(hn::ShiftRight<24>(hn::ShiftLeft<24>(bytes)), std::integral_constant<int, 0>());
+        one(hn::ShiftRight<24>(hn::ShiftLeft<16>(bytes)), std::integral_constant<int, 8>());
+        one(hn::ShiftRight<24>(hn::ShiftLeft<8>(bytes)), std::integral_constant<int, 16>());
+        one(hn::ShiftRight<24>(bytes), std::integral_constant<int, 24>());
+        return out;
+      };
+      for (int64_t g = 0; g < groups; ++g) {
+        const VF ratio = hn::Mul(load_scales(scales + g * kColumns), inverse);
+        for (int64_t q = g * from.group_quads; q < (g + 1) * from.group_quads; q += 2) {
+          const Nibbles weight =
+              unpack(load_quads(from.w + (block * from.quads + q) / 2 * kQuadBytes + p * 4 * kLanes));
+          int8_t* out = to + ((block - first) * from.quads + q) * kQuadBytes + p * 4 * kLanes;
+          hn::StoreU(scaled(weight.even, ratio), l, reinterpret_cast<int32_t*>(out));
+          hn::StoreU(scaled(weight.odd, ratio), l, reinterpret_cast<int32_t*>(out + kQuadBytes));
+        }
+      }
+      const int64_t column = (block - first) * kColumns + p * kLanes;
+      hn::StoreU(top, f, scale + column);
+      hn::StoreU(hn::Mul(sums, hn::Set(l, -128)), l, correction + column);
+    }
+}
+
+const char* low_bit_target() {
+  return hwy::TargetName(HWY_TARGET);
+}
+float quantise_bf16(const bf16* x, int64_t k, uint8_t* u, int64_t padded) {
+  return quantise_row(x, k, u, padded);
+}
+float quantise_f32(const float* x, int64_t k, uint8_t* u, int64_t padded) {
+  return quantise_row(x, k, u, padded);
+}
+void panel8_bf16(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t a, int64_t b, bf16* y) {
+  panel8_any(x, w, a, b, y);
+}
+void panel8_f32(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t a, int64_t b, float* y) {
+  panel8_any(x, w, a, b, y);
+}
+void few8_bf16(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t a, int64_t b, bf16* y) {
+  few8_any(x, w, a, b, y);
+}
+void few8_f32(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t a, int64_t b, float* y) {
+  few8_any(x, w, a, b, y);
+}
+void few4_bf16(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t a, int64_t b, bf16* y) {
+  few4_any(x, w, a, b, y);
+}
+void few4_f32(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t a, int64_t b, float* y) {
+  few4_any(x, w, a, b, y);
+}
+
+}  // namespace glimpse::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace glimpse {
+
+HWY_EXPORT(low_bit_target);
+HWY_EXPORT(quantise_bf16);
+HWY_EXPORT(quantise_f32);
+HWY_EXPORT(panel8_bf16);
+HWY_EXPORT(panel8_f32);
+HWY_EXPORT(few8_bf16);
+HWY_EXPORT(few8_f32);
+HWY_EXPORT(few4_bf16);
+HWY_EXPORT(few4_f32);
+HWY_EXPORT(widen4_blocks);
+
+namespace low_bit {
+
+float quantise(const bf16* x, int64_t k, uint8_t* u, int64_t padded) {
+  return HWY_DYNAMIC_DISPATCH(quantise_bf16)(x, k, u, padded);
+}
+float quantise(const float* x, int64_t k, uint8_t* u, int64_t padded) {
+  return HWY_DYNAMIC_DISPATCH(quantise_f32)(x, k, u, padded);
+}
+void panel8(const Rows& x, const Weight8& w, int64_t first, int64_t last, bf16* y) {
+  HWY_DYNAMIC_DISPATCH(panel8_bf16)(x, w, first, last, y);
+}
+void panel8(const Rows& x, const Weight8& w, int64_t first, int64_t last, float* y) {
+  HWY_DYNAMIC_DISPATCH(panel8_f32)(x, w, first, last, y);
+}
+void few8(const Rows& x, const Weight8& w, int64_t first, int64_t last, bf16* y) {
+  HWY_DYNAMIC_DISPATCH(few8_bf16)(x, w, first, last, y);
+}
+void few8(const Rows& x, const Weight8& w, int64_t first, int64_t last, float* y) {
+  HWY_DYNAMIC_DISPATCH(few8_f32)(x, w, first, last, y);
+}
+void few4(const Rows& x, const Weight4& w, int64_t first, int64_t last, bf16* y) {
+  HWY_DYNAMIC_DISPATCH(few4_bf16)(x, w, first, last, y);
+}
+void few4(const Rows& x, const Weight4& w, int64_t first, int64_t last, float* y) {
+  HWY_DYNAMIC_DISPATCH(few4_f32)(x, w, first, last, y);
+}
+void widen4(const Weight4& from, int64_t first, int64_t last, int8_t* to, float* scale, int32_t* correction) {
+  HWY_DYNAMIC_DISPATCH(widen4_blocks)(from, first, last, to, scale, correction);
+}
+
+const char* target_name() {
+  return HWY_DYNAMIC_DISPATCH(low_bit_target)();
+}
+
+}  // namespace low_bit
+}  // namespace glimpse
+#endif
