@@ -72,6 +72,13 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
       ->check(CLI::IsMember({"auto", "bf16", "fp32"}).description(""))
       ->capture_default_str()
       ->group(group);
+  app.add_option("--weights", options.weights,
+                 "bits of the linear layers' weights: auto (as stored), bf16 (not quantised), int8 or int4 "
+                 "(rounded at load; `glimpse quantize` does it once)")
+      ->type_name("BITS")
+      ->check(CLI::IsMember({"auto", "bf16", "int8", "int4"}).description(""))
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--device", options.device, "cpu, cuda or cuda:i")
       ->type_name("DEVICE")
       ->capture_default_str()

@@ -35,6 +35,8 @@ int main(int argc, char** argv) {
           [&](CLI::App& sub) { return app::add_inspect(sub); });
   command("merge", "Write a checkpoint with PEFT adapters merged into it",
           [&](CLI::App& sub) { return app::add_merge(sub, interrupt); });
+  command("quantize", "Write a checkpoint with weights of 8 or 4 bits",
+          [&](CLI::App& sub) { return app::add_quantize(sub, interrupt); });
 
   try {
     program.parse(argc, argv);

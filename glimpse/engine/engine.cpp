@@ -52,6 +52,8 @@ Fields EngineOptions::fields() {
       .add("new_modules", new_modules, "directory of the pruning modules (config.json, new_modules_gp.pt)")
       .add("adapter", adapters, "PEFT adapter directory to merge (repeatable)")
       .add("dtype", dtype, "arithmetic: auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32")
+      .add("weights", weights,
+           "bits of the linear layers' weights: auto (as stored), bf16 (as --dtype), int8 or int4")
       .add("device", device, "cpu, cuda or cuda:i")
       .add("threads", threads, "CPU threads (0: one per core)", {0, 4096});
   return fields;
@@ -78,6 +80,13 @@ at::Device parse_device(const std::string& name) {
   return device;
 }
 
+WeightOptions::Format parse_weight_format(const std::string& name) {
+  using enum WeightOptions::Format;
+  for (const auto& [known, format] : {std::pair{"auto", stored}, {"bf16", plain}, {"int8", int8}, {"int4", int4}})
+    if (name == known) return format;
+  fail("weights: expected auto, bf16, int8 or int4, got '", name, "'");
+}
+
 LoadOptions load_options(const EngineOptions& options, const std::filesystem::path& dir) {
   LoadOptions load;
   check(options.dtype == "auto" || options.dtype == "bf16" || options.dtype == "fp32",
@@ -86,12 +95,13 @@ LoadOptions load_options(const EngineOptions& options, const std::filesystem::pa
                : options.dtype == "fp32" ? at::kFloat
                                          : at::kBFloat16;
   load.device = parse_device(options.device);
+  load.weights.format = parse_weight_format(options.weights);
   for (const std::string& adapter : options.adapters) load.adapters.push_back(resolve_model_dir(adapter));
   return load;
 }
 
 std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
-  if (options.threads > 0) at::set_num_threads(options.threads);
+  set_threads(options.threads);
   std::filesystem::path dir, new_modules = options.new_modules;
   if (options.model.empty()) {
     dir = builtin_model_dir() / "model";

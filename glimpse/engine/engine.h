@@ -18,6 +18,7 @@ struct EngineOptions {
   std::string new_modules;            ///< directory of the pruning modules, or ""
   std::vector<std::string> adapters;  ///< PEFT directories, merged at load
   std::string dtype = "auto";         ///< auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32
+  std::string weights = "auto";  ///< of the linear layers: auto (as stored), bf16 (not quantised), int8, int4
   std::string device = "cpu";         ///< cpu, cuda or cuda:i
   int threads = 0;                    ///< 0: one per physical core
 
@@ -89,8 +90,14 @@ class Engine {
 /// The shape of a model, as its pruning modules need it.
 BaseShape base_shape(const Vlm& model);
 
+/// Uses this many CPU threads; 0: one per physical core that this process may run on.
+void set_threads(int count);
+
 /// The device named by "cpu", "cuda" or "cuda:i"; an error if it cannot be used.
 at::Device parse_device(const std::string& name);
+
+/// What "auto", "bf16", "int8" and "int4" mean; an error for anything else.
+WeightOptions::Format parse_weight_format(const std::string& name);
 
 /// How to load the checkpoint in `dir` as the options say: dtype, device, adapters.
 LoadOptions load_options(const EngineOptions& options, const std::filesystem::path& dir);

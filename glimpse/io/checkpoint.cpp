@@ -1,5 +1,8 @@
 #include "glimpse/io/checkpoint.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -64,6 +67,7 @@ void Weights::add_file(const fs::path& file) {
   for (auto& [file_name, tensor] : load_tensors(file)) {
     const std::string name = canonical(file_name);
     const auto [old, added] = entries_.emplace(name, Entry{tensor, file.string(), file_name});
+    old->second.mapped = file.extension() == ".safetensors";
     check(added, file.string(), ": tensor '", file_name, "' is a second '", name, "' (the first is in ",
           old->second.file, ")");
   }
@@ -130,6 +134,16 @@ at::Tensor Weights::take(const std::string& name, at::IntArrayRef shape, at::Ten
         found.file, " has dtype ", tensor.scalar_type(), "; expected ", dtype);
   found.used = true;
   return tensor.to(options.has_device() ? options.device() : tensor.device(), dtype).contiguous();
+}
+
+void Weights::release(const std::string& name) const {
+  const Entry& found = entry(name);
+  if (!found.mapped || !found.tensor.is_contiguous()) return;
+  // Whole pages inside the tensor only: those at its ends belong to its neighbours too.
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(found.tensor.const_data_ptr());
+  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + found.tensor.nbytes()) / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 void Weights::expect_all_taken(const std::function<bool(std::string_view)>& ignore) const {

@@ -9,7 +9,7 @@
 namespace glimpse {
 
 ClipVit ClipVit::load(const nlohmann::json& c, int64_t last_state, const Weights& weights,
-                      at::TensorOptions options) {
+                      at::TensorOptions options, const WeightOptions& how) {
   ClipVit vit;
   const auto number = [&](const char* key, int64_t fallback) {
     const int64_t value = c.value(key, fallback);
@@ -40,8 +40,7 @@ ClipVit ClipVit::load(const nlohmann::json& c, int64_t last_state, const Weights
                 weights.take(root + name + ".bias", {d}, options)};
   };
   const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
-    return Linear{weights.take(root + name + ".weight", {out, in}, options),
-                  weights.take(root + name + ".bias", {out}, options)};
+    return take_linear(weights, root + name, out, in, true, options, how);
   };
   const int64_t side = vit.image_size_ / vit.patch_;
   vit.patch_embedding_.weight =

@@ -18,7 +18,7 @@ class ClipVit {
   /// Takes `visual.vision_model.*`. `last_state`: index of the hidden state wanted (0 = embeddings, then one
   /// per block), counted from the end if negative.
   static ClipVit load(const nlohmann::json& vision_config, int64_t last_state, const Weights& weights,
-                      at::TensorOptions options);
+                      at::TensorOptions options, const WeightOptions& how = {});
 
   /// Patches [n * tokens(), 3 * patch * patch] of n pictures -> the hidden states `taps.states`, each
   /// [n * tokens(), hidden_size()], without the class token. `attention` receives what is asked of blocks.

@@ -133,14 +133,13 @@ std::unique_ptr<Vlm> Llava::load(const fs::path& dir, const json& config, const 
   Weights weights = open_weights(dir, config);
   for (const auto& adapter : load.adapters) weights.merge_adapter(adapter);
   const at::TensorOptions options = at::TensorOptions(load.dtype).device(load.device);
-  model->visual_ = ClipVit::load(settings.vision, settings.state, weights, options);
+  model->visual_ = ClipVit::load(settings.vision, settings.state, weights, options, load.weights);
   const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
-    return Linear{weights.take(name + ".weight", {out, in}, options),
-                  weights.take(name + ".bias", {out}, options)};
+    return take_linear(weights, name, out, in, true, options, load.weights);
   };
   model->projector_0_ = linear("visual.projector.0", shape.hidden_size, model->visual_.hidden_size());
   model->projector_2_ = linear("visual.projector.2", shape.hidden_size, shape.hidden_size);
-  model->decoder_ = Decoder::load(shape, weights, "model.", "lm_head.weight", options);
+  model->decoder_ = Decoder::load(shape, weights, "model.", "lm_head", options, load.weights);
   weights.expect_all_taken([&](std::string_view name) {
     return is_unused(name) || (shape.tied_head && name == "lm_head.weight");
   });

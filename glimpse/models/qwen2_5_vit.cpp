@@ -34,7 +34,8 @@ VitWindows vit_windows(const std::vector<Grid>& grids, int64_t merge, int64_t wi
   return windows;
 }
 
-Qwen25Vit Qwen25Vit::load(const nlohmann::json& c, const Weights& weights, at::TensorOptions options) {
+Qwen25Vit Qwen25Vit::load(const nlohmann::json& c, const Weights& weights, at::TensorOptions options,
+                          const WeightOptions& how) {
   Qwen25Vit vit;
   const auto number = [&](const char* key, int64_t fallback) {
     const int64_t value = c.value(key, fallback);
@@ -53,8 +54,7 @@ Qwen25Vit Qwen25Vit::load(const nlohmann::json& c, const Weights& weights, at::T
         "vision_config: hidden_size ", d, ", num_heads ", vit.heads_, " and window_size do not fit together");
 
   const auto linear = [&](const std::string& name, int64_t rows, int64_t cols) {
-    return Linear{weights.take(name + ".weight", {rows, cols}, options),
-                  weights.take(name + ".bias", {rows}, options)};
+    return take_linear(weights, name, rows, cols, true, options, how);
   };
   vit.patch_embed_.weight =
       weights.take("visual.patch_embed.proj.weight", {d, 3, temporal, patch, patch}, options).flatten(1);

@@ -27,7 +27,7 @@ VitWindows vit_windows(const std::vector<Grid>& grids, int64_t merge, int64_t wi
 class Qwen25Vit {
  public:
   static Qwen25Vit load(const nlohmann::json& vision_config, const Weights& weights,
-                        at::TensorOptions options);
+                        at::TensorOptions options, const WeightOptions& how = {});
 
   /// Patches [P, 3 * 2 * 14 * 14] of all images, one after the other. States and attention that are recorded
   /// are averaged over each merge unit.

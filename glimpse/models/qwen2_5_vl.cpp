@@ -53,8 +53,8 @@ std::unique_ptr<Vlm> Qwen25Vl::load(const std::filesystem::path& dir, const json
   Weights weights = open_weights(dir, config);
   for (const auto& adapter : load.adapters) weights.merge_adapter(adapter);
   const at::TensorOptions options = at::TensorOptions(load.dtype).device(load.device);
-  model->visual_ = Qwen25Vit::load(vision, weights, options);
-  model->decoder_ = Decoder::load(shape, weights, "model.", "lm_head.weight", options);
+  model->visual_ = Qwen25Vit::load(vision, weights, options, load.weights);
+  model->decoder_ = Decoder::load(shape, weights, "model.", "lm_head", options, load.weights);
   weights.expect_all_taken([&](std::string_view name) {
     // A tied checkpoint may still store its head; old ones store the rotary frequencies.
     return (shape.tied_head && name == "lm_head.weight") || name.ends_with("rotary_emb.inv_freq");

@@ -57,6 +57,7 @@ struct LoadOptions {
   at::ScalarType dtype = at::kBFloat16;
   at::Device device = at::kCPU;
   std::vector<std::filesystem::path> adapters;  ///< PEFT directories, merged at load
+  WeightOptions weights;                        ///< of the linear layers of language model and encoder
   nlohmann::json config_overrides;              ///< a new-modules config: its fields win over the base's
 };
 

@@ -8,7 +8,7 @@
 namespace glimpse {
 
 Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std::string& prefix,
-                      const std::string& head, at::TensorOptions options) {
+                      const std::string& head, at::TensorOptions options, const WeightOptions& how) {
   Decoder model;
   model.config_ = c;
   model.prefix_ = prefix;
@@ -16,9 +16,7 @@ Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std:
   for (int64_t l = 0; l < c.layers; ++l) {
     const std::string p = prefix + "layers." + std::to_string(l) + ".";
     const auto linear = [&](const std::string& name, int64_t out, int64_t in, bool bias) {
-      Linear layer{weights.take(p + name + ".weight", {out, in}, options), {}};
-      if (bias) layer.bias = weights.take(p + name + ".bias", {out}, options);
-      return layer;
+      return take_linear(weights, p + name, out, in, bias, options, how);
     };
     const int64_t d = c.hidden_size, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim,
                   ff = c.intermediate_size;
@@ -31,8 +29,11 @@ Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std:
                              linear("mlp.up_proj", ff, d, false), linear("mlp.down_proj", d, ff, false)});
   }
   model.norm_ = weights.take(prefix + "norm.weight", {c.hidden_size}, options);
-  model.lm_head_.weight =
-      c.tied_head ? model.embed_tokens_ : weights.take(head, {c.vocab_size, c.hidden_size}, options);
+  WeightOptions for_head = how;
+  if (how.format == WeightOptions::Format::int4) for_head.format = WeightOptions::Format::int8;
+  const bool own = weights.contains(head + ".weight_scale") || !c.tied_head;
+  model.lm_head_ = own ? take_linear(weights, head, c.vocab_size, c.hidden_size, false, options, for_head)
+                       : as_asked({model.embed_tokens_, {}}, head, for_head);
   return model;
 }
 

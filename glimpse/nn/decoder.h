@@ -41,9 +41,11 @@ struct RaggedBatch {
 /// padding.
 class Decoder {
  public:
-  /// Takes `prefix`embed_tokens..., `prefix`layers.N..., `prefix`norm and lm_head from `weights`.
+  /// Takes `prefix`embed_tokens..., `prefix`layers.N..., `prefix`norm and `head` (a linear layer's name) from
+  /// `weights`. A head beside layers of 4 bits has 8.
   static Decoder load(const DecoderConfig& config, const Weights& weights, const std::string& prefix,
-                      const std::string& head, at::TensorOptions options);
+                      const std::string& head, at::TensorOptions options,
+                      const WeightOptions& how = {});
 
   const DecoderConfig& config() const { return config_; }
   /// Calls visit(module, layer) for every linear layer of the blocks by its module name in the checkpoint

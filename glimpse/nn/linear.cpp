@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <cpuid.h>
 
+#include "glimpse/base/check.h"
 #include "glimpse/nn/gemm.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/nn/ops.h"
@@ -78,7 +79,63 @@ at::Tensor dense(const at::Tensor& x, const at::Tensor& weight, const at::Tensor
   return at::linear(x, weight, bias);
 }
 
+at::Tensor packed(const at::Tensor& x, const LowBitWeight& weight, const at::Tensor& bias) {
+  check(!at::GradMode::is_enabled() || !x.requires_grad(),
+        "weights of ", weight.bits(), " bits cannot be trained through; load the model in bf16 or fp32");
+  auto sizes = x.sizes().vec();
+  sizes.back() = weight.out;
+  return low_bit_linear(x.reshape({-1, x.size(-1)}), weight, bias).view(sizes);
+}
+
+LowBitWeight take_low_bit(const Weights& weights, const std::string& name, int64_t out, int64_t in) {
+  const std::string scale = name + ".weight_scale", correction = name + ".weight_correction";
+  const bool eight = weights.raw(name + ".weight").scalar_type() == at::kChar;
+  const int64_t blocks = (out + 15) / 16;
+  const auto take = [&](const std::string& tensor, at::IntArrayRef shape, at::ScalarType type) {
+    return weights.take(tensor, shape, at::TensorOptions(type));
+  };
+  if (eight)
+    return {out, in, 0, take(name + ".weight", {blocks, (in + 3) / 4, 16, 4}, at::kChar),
+            take(scale, {blocks * 16}, at::kFloat), take(correction, {blocks * 16}, at::kInt)};
+  const at::Tensor scales = weights.raw(scale), data = weights.raw(name + ".weight");
+  const int64_t groups = scales.dim() == 3 ? scales.size(1) : 0;
+  const int64_t group = groups > 0 && data.dim() == 4 ? data.size(1) * 8 / groups : 0;
+  check(group == 32 || group == 64, "tensor '", scale, "' does not fit '", name,
+        ".weight': expected one scale per 32 or 64 inputs");
+  const int64_t expected = (in + group - 1) / group;
+  return {out, in, group, take(name + ".weight", {blocks, expected * group / 8, 16, 4}, at::kByte),
+          take(scale, {blocks, expected, 16}, at::kBFloat16), take(correction, {blocks * 16}, at::kFloat)};
+}
+
 }  // namespace
+
+Linear as_asked(Linear layer, const std::string& name, const WeightOptions& how) {
+  using enum WeightOptions::Format;
+  if (how.format == stored || how.format == WeightOptions::Format::plain) return layer;
+  check(layer.weight.device().is_cpu(), "weights of 8 and 4 bits run on the CPU only");
+  const auto low_bit = std::make_shared<LowBitWeight>(
+      quantise_weight(layer.weight, how.format == int8 ? 0 : how.group));
+  if (how.on_rounded) how.on_rounded(name, *low_bit);
+  return {{}, layer.bias, nullptr, low_bit};
+}
+
+Linear take_linear(const Weights& weights, const std::string& name, int64_t out, int64_t in, bool bias,
+                   at::TensorOptions options, const WeightOptions& how) {
+  using enum WeightOptions::Format;
+  const std::string weight = name + ".weight";
+  const at::Tensor offset = bias ? weights.take(name + ".bias", {out}, options) : at::Tensor();
+  const bool is_low_bit = weights.contains(weight) && !at::isFloatingType(weights.raw(weight).scalar_type());
+  if (!is_low_bit) {
+    Linear layer = as_asked({weights.take(weight, {out, in}, options), offset}, name, how);
+    if (layer.low_bit) weights.release(weight);
+    return layer;
+  }
+  check(!options.has_device() || options.device().is_cpu(), "weights of 8 and 4 bits run on the CPU only");
+  auto low_bit = std::make_shared<LowBitWeight>(take_low_bit(weights, name, out, in));
+  check(how.format == stored || how.format == (low_bit->group ? int4 : int8), "tensor '", weight, "' has ",
+        low_bit->bits(), " bits already; it can be used as it is (--weights auto), not in another format");
+  return {{}, offset, nullptr, low_bit};
+}
 
 GemmPath bf16_gemm_path() {
   // Measured: AMD Zen 4/5 runs bf16 dot products at twice the float32 rate, Intel without AMX at half of it.
@@ -94,7 +151,7 @@ void force_bf16_gemm_path(std::optional<GemmPath> path) {
 }
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {
-  at::Tensor y = dense(x, weight, bias);
+  at::Tensor y = low_bit ? packed(x, *low_bit, bias) : dense(x, weight, bias);
   if (!lora) return y;
   at::Tensor rows = x.to(lora->a.scalar_type());
   if (lora->dropout > 0 && at::GradMode::is_enabled()) rows = at::dropout(rows, lora->dropout, true);

@@ -2,8 +2,13 @@
 
 #include <ATen/ATen.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
+#include <string>
+
+#include "glimpse/io/checkpoint.h"
+#include "glimpse/nn/low_bit.h"
 
 namespace glimpse {
 
@@ -16,15 +21,33 @@ struct Lora {
 };
 
 /// y = x W^T + b, plus the branch if there is one. The weight is held once, as the checkpoint stores it, so a
-/// memory-mapped file stays mapped.
+/// memory-mapped file stays mapped; or in 8 or 4 bits.
 struct Linear {
-  at::Tensor weight;  ///< [out, in]
+  at::Tensor weight;  ///< [out, in]; undefined if `low_bit` holds it
   at::Tensor bias;    ///< [out], or undefined
   std::shared_ptr<const Lora> lora = nullptr;
+  std::shared_ptr<const LowBitWeight> low_bit = nullptr;
 
   /// x [..., in] -> [..., out], in x's type.
   at::Tensor operator()(const at::Tensor& x) const;
 };
+
+/// How linear layers hold the weights that they take from a checkpoint.
+struct WeightOptions {
+  enum class Format { stored, plain, int8, int4 };
+  Format format = Format::stored;  ///< stored: as they are
+  int64_t group = default_group;   ///< of 4-bit weights that are made here
+  /// Called with every weight that was rounded, and its tensor's name.
+  std::function<void(const std::string& name, const LowBitWeight& weight)> on_rounded;
+};
+
+/// The layer called `name` [out, in]: `name`.weight and, if there is one, `name`.bias. Tensors of 8 and 4 bits are
+/// recognised by their type and come with `name`.weight_scale and `name`.weight_correction. Error when a
+/// tensor has another shape or the checkpoint's bits are not those asked for.
+Linear take_linear(const Weights& weights, const std::string& name, int64_t out, int64_t in, bool bias,
+                   at::TensorOptions options, const WeightOptions& how);
+/// A plain layer as `how` asks for it; `name`d in errors.
+Linear as_asked(Linear layer, const std::string& name, const WeightOptions& how);
 
 /// How many-row bf16 products run on this CPU. Where bf16 dot products are slower than float32 FMA (CPUs
 /// without AMX whose AVX-512 BF16 runs at half rate, and those without it) weights are widened panel by panel

@@ -4,9 +4,6 @@
 
 namespace glimpse {
 
-/// How the weights of linear layers are held in memory.
-enum class WeightFormat { plain, int8, int4 };
-
 /// A linear layer's weight [out, in] in 8 bits with one scale per output, or in 4 bits with one per output
 /// and group of inputs, in the layout its kernels read (nn/low_bit_kernels.h), so that a mapped file needs no
 /// packing.

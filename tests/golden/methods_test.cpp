@@ -107,7 +107,7 @@ Decoder one_layer(const PureCase& golden, int64_t kv_heads, double eps) {
     const std::string key = golden.key(stored(name));
     return golden.file.has(key) ? golden.file[key] : at::zeros(shape);
   });
-  return Decoder::load(config, weights, "model.", "lm_head.weight", at::kFloat);
+  return Decoder::load(config, weights, "model.", "lm_head", at::kFloat);
 }
 
 void check_last_row(const PureCase& golden, const Decoder& decoder, const Rope* rope) {

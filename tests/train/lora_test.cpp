@@ -30,12 +30,12 @@ Tensors random_weights() {
     return tensors[name] = norm ? at::ones(shape) + 0.1 * at::randn(shape)
                                 : at::randn(shape) / std::sqrt(static_cast<double>(shape.back()));
   });
-  Decoder::load(kShape, maker, "model.", "lm_head.weight", at::kFloat);
+  Decoder::load(kShape, maker, "model.", "lm_head", at::kFloat);
   return tensors;
 }
 
 Decoder decoder_of(const Tensors& tensors, at::ScalarType dtype = at::kFloat) {
-  return Decoder::load(kShape, Weights::from(tensors, "memory"), "model.", "lm_head.weight", dtype);
+  return Decoder::load(kShape, Weights::from(tensors, "memory"), "model.", "lm_head", dtype);
 }
 
 /// [T, V] of a fixed sequence.
@@ -215,7 +215,7 @@ TEST_CASE("a saved adapter is loaded to be trained further, and merges to the sa
   save_safetensors(scratch / "model.safetensors", weights);
   Weights merged = Weights::open(scratch / "model.safetensors");
   merged.merge_adapter(scratch / "adapter");
-  const Decoder plain = Decoder::load(kShape, merged, "model.", "lm_head.weight", at::kFloat);
+  const Decoder plain = Decoder::load(kShape, merged, "model.", "lm_head", at::kFloat);
   CHECK(furthest(logits(plain), expected) < 1e-5);
 }
 

@@ -1,0 +1,103 @@
+#include <iostream>
+
+#include "checkpoint_out.h"
+#include "flags.h"
+#include "glimpse/base/atomic_file.h"
+
+namespace glimpse::app {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct QuantizeFlags {
+  std::string model, out, weights = "int8";
+  int64_t group = default_group;
+  uint64_t max_shard_size = 5'000'000'000;
+  int threads = 0;
+  bool overwrite = false;
+};
+
+void note_in_config(const fs::path& dir, const QuantizeFlags& flags) {
+  const fs::path path = dir / "config.json";
+  nlohmann::json config = read_json(path);
+  nlohmann::json& note = config["quantization_config"];
+  note = {{"quant_method", "glimpse"}, {"bits", flags.weights == "int8" ? 8 : 4}};
+  if (flags.weights == "int4") note["group_size"] = flags.group;
+  AtomicFile file(path);
+  file.stream() << config.dump(2) << "\n";
+  file.commit();
+}
+
+int run(const QuantizeFlags& flags, Interrupt& interrupt) {
+  check(flags.group == 32 || flags.group == 64, "--group: expected 32 or 64, got ", flags.group);
+  const fs::path model = resolve_model_dir(flags.model);
+  check_model_out(flags.out, flags.overwrite, {model});
+  const std::stop_token stop = interrupt.arm();
+  set_threads(flags.threads);
+
+  // Loading rounds the weights and says which tensors they were.
+  std::map<std::string, LowBitWeight> rounded;
+  LoadOptions load;
+  load.dtype = checkpoint_dtype(read_json(model / "config.json"));
+  load.weights = {parse_weight_format(flags.weights), flags.group,
+                  [&](const std::string& name, const LowBitWeight& weight) {
+                    if (stop.stop_requested()) throw Cancelled();
+                    rounded.emplace(name + ".weight", weight);
+                  }};
+  try {
+    load_vlm(model, load);
+  } catch (const Cancelled&) {
+    std::cerr << "glimpse: stopped; nothing was written\n";
+    return 130;
+  }
+
+  const Weights weights = open_weights(model);
+  std::vector<TensorOut> tensors;
+  const auto add = [&](const std::string& name, const at::Tensor& tensor) {
+    tensors.push_back({name, tensor.nbytes(), [tensor] { return tensor; }});
+  };
+  for (const auto& [name, weight] : rounded) {
+    const std::string in_file = weights.contains(name) ? weights.name_in_file(name) : name;
+    add(in_file, weight.data);
+    add(in_file + "_scale", weight.scale);
+    add(in_file + "_correction", weight.correction);
+  }
+  for (const std::string& name : weights.names())
+    if (!rounded.contains(name)) add(weights.name_in_file(name), weights.raw(name));
+  const auto finish = [&](const fs::path& dir) { note_in_config(dir, flags); };
+  if (write_model(flags.out, flags.overwrite, model, tensors, flags.max_shard_size, stop, finish) > 0) return 0;
+  std::cerr << "\nglimpse: stopped; nothing was written\n";
+  return 130;
+}
+
+}  // namespace
+
+std::function<int()> add_quantize(CLI::App& app, Interrupt& interrupt) {
+  auto flags = std::make_shared<QuantizeFlags>();
+  app.add_option("model", flags->model, "model: directory, or hub id in the local Hugging Face cache")
+      ->required()
+      ->type_name("DIR");
+  app.add_option("out", flags->out, "directory of the quantised checkpoint")->required()->type_name("OUT");
+  app.add_option("--weights", flags->weights,
+                 "int8 (one scale per output) or int4 (one per output and group of inputs)")
+      ->type_name("BITS")
+      ->check(CLI::IsMember({"int8", "int4"}).description(""))
+      ->capture_default_str();
+  app.add_option("--group", flags->group, "inputs that share a scale in int4: 32 or 64")
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--max-shard-size", flags->max_shard_size,
+                 "write several files when one would be larger (bytes, or with a unit: 500MB, 5GB, 4GiB)")
+      ->type_name("SIZE")
+      ->transform(CLI::AsSizeValue(true).description(""))
+      ->default_str("5GB");
+  app.add_option("-t,--threads", flags->threads, "CPU threads (0: one per core)")
+      ->type_name("N")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  app.add_flag("--overwrite", flags->overwrite, "replace an earlier output");
+  return [flags, &interrupt] { return run(*flags, interrupt); };
+}
+
+}  // namespace glimpse::app
