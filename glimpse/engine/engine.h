@@ -19,8 +19,8 @@ struct EngineOptions {
   std::vector<std::string> adapters;  ///< PEFT directories, merged at load
   std::string dtype = "auto";         ///< auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32
   std::string weights = "auto";  ///< of the linear layers: auto (as stored), bf16 (not quantised), int8, int4
-  std::string device = "cpu";         ///< cpu, cuda or cuda:i
-  int threads = 0;                    ///< 0: one per physical core
+  std::string device = "cpu";    ///< cpu, cuda or cuda:i
+  int threads = 0;               ///< 0: one per physical core
 
   Fields fields();
 };

@@ -142,7 +142,8 @@ void Weights::release(const std::string& name) const {
   // Whole pages inside the tensor only: those at its ends belong to its neighbours too.
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   const auto begin = reinterpret_cast<uintptr_t>(found.tensor.const_data_ptr());
-  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + found.tensor.nbytes()) / page * page;
+  const uintptr_t first = (begin + page - 1) / page * page,
+                  last = (begin + found.tensor.nbytes()) / page * page;
   if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
