@@ -8,6 +8,7 @@
 
 #include "glimpse/base/json_file.h"
 #include "glimpse/base/timer.h"
+#include "glimpse/nn/target.h"
 
 namespace glimpse {
 
@@ -55,6 +56,7 @@ Fields EngineOptions::fields() {
       .add("weights", weights,
            "bits of the linear layers' weights: auto (as stored), bf16 (as --dtype), int8 or int4")
       .add("device", device, "cpu, cuda or cuda:i")
+      .add("kernels", kernels, "CPU kernels: auto, or at most avx512, avx2, sse4 or scalar")
       .add("threads", threads, "CPU threads (0: one per core)", {0, 4096});
   return fields;
 }
@@ -103,6 +105,7 @@ LoadOptions load_options(const EngineOptions& options, const std::filesystem::pa
 
 std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   set_threads(options.threads);
+  use_kernels(options.kernels);
   std::filesystem::path dir, new_modules = options.new_modules;
   if (options.model.empty()) {
     dir = builtin_model_dir() / "model";

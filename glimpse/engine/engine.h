@@ -20,6 +20,7 @@ struct EngineOptions {
   std::string dtype = "auto";         ///< auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32
   std::string weights = "auto";  ///< of the linear layers: auto (as stored), bf16 (not quantised), int8, int4
   std::string device = "cpu";    ///< cpu, cuda or cuda:i
+  std::string kernels = "auto";  ///< best instruction set for the CPU kernels (nn/target.h)
   int threads = 0;               ///< 0: one per physical core
 
   Fields fields();

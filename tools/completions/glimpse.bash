@@ -2,7 +2,7 @@
 
 _glimpse() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
-  local model='--model --new-modules --adapter --dtype --device --threads --help'
+  local model='--model --new-modules --adapter --dtype --weights --kernels --device --threads --help'
   local run="$model --prune --keep --threshold --max-keep --min-keep --anchors
     --max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --system
     --min-pixels --max-pixels"
@@ -16,6 +16,9 @@ _glimpse() {
     --prune) mapfile -t COMPREPLY < <(compgen -W 'auto none glimpse least random reference divprune dart cdpruner visionzip vscan pyramiddrop' -- "$cur"); return ;;
     --anchors) mapfile -t COMPREPLY < <(compgen -W 'tl tr bl br' -- "$cur"); return ;;
     --dtype) mapfile -t COMPREPLY < <(compgen -W 'auto bf16 fp32' -- "$cur"); return ;;
+    --weights) mapfile -t COMPREPLY < <(compgen -W 'auto bf16 int8 int4' -- "$cur"); return ;;
+    --kernels) mapfile -t COMPREPLY < <(compgen -W 'auto avx512 avx2 sse4 scalar' -- "$cur"); return ;;
+    --group) mapfile -t COMPREPLY < <(compgen -W '32 64' -- "$cur"); return ;;
     --device) mapfile -t COMPREPLY < <(compgen -W 'cpu cuda' -- "$cur"); return ;;
     --keep | --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | -n | --temperature | --top-p | \
       --top-k | --repetition-penalty | --seed | --system | --min-pixels | --max-pixels | --threads | -t | --limit | \
@@ -24,7 +27,7 @@ _glimpse() {
 
   local words
   if ((COMP_CWORD == 1)); then
-    words='ask chat infer inspect merge train --help --version'
+    words='ask chat infer inspect merge quantize train --help --version'
   else
     case $command in
       ask) words="$run --image --reference-boxes --mask-out --overlay-out --scores-out --json --quiet" ;;
@@ -32,12 +35,13 @@ _glimpse() {
       infer) words="$run --out --image-root --limit --batch --keep-going --overwrite --budget-from" ;;
       train) words="--config --data --out --resume --overwrite --model --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
       inspect) words="$model --json" ;;
+      quantize) words='--weights --group --max-shard-size --threads --overwrite --help' ;;
       merge) words='--model --adapter --out --max-shard-size --overwrite --help' ;;
     esac
   fi
   if [[ $cur == -* || $COMP_CWORD == 1 ]]; then
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
-  elif [[ $command == infer ]]; then
+  elif [[ $command == infer || $command == quantize ]]; then
     mapfile -t COMPREPLY < <(compgen -f -- "$cur")
     compopt -o filenames
   fi
