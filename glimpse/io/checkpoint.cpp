@@ -1,8 +1,5 @@
 #include "glimpse/io/checkpoint.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -10,6 +7,7 @@
 #include "glimpse/base/check.h"
 #include "glimpse/io/adapter.h"
 #include "glimpse/io/layout.h"
+#include "glimpse/io/mapping.h"
 #include "glimpse/io/tensor_file.h"
 
 namespace glimpse {
@@ -139,11 +137,7 @@ at::Tensor Weights::take(const std::string& name, at::IntArrayRef shape, at::Ten
 void Weights::release(const std::string& name) const {
   const Entry& found = entry(name);
   if (!found.mapped || !found.tensor.is_contiguous()) return;
-  // Whole pages inside the tensor only: those at its ends belong to its neighbours too.
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(found.tensor.const_data_ptr());
-  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + found.tensor.nbytes()) / page * page;
-  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  Mapping::release(found.tensor.const_data_ptr(), found.tensor.nbytes());
 }
 
 void Weights::expect_all_taken(const std::function<bool(std::string_view)>& ignore) const {

@@ -50,8 +50,8 @@ class Weights {
   /// shape is not `shape`, or when an integer tensor is asked for as floating point or the other way round.
   at::Tensor take(const std::string& name, at::IntArrayRef shape, at::TensorOptions options) const;
 
-  /// Gives back the memory of a mapped tensor that is no longer needed: it is read from the file again if it is used
-  /// after all. Does nothing for tensors that are not mapped.
+  /// Gives back the memory of a mapped tensor that is no longer needed: it is read from the file again if it
+  /// is used after all. Does nothing for tensors that are not mapped.
   void release(const std::string& name) const;
 
   /// Error listing the tensors that nobody took, except those for which `ignore` says true.
