@@ -247,8 +247,13 @@ at::Tensor Gguf::read(const std::string& name, at::ScalarType dtype) const {
   const at::Tensor values =
       read_gguf_blocks(*entry.type, reinterpret_cast<const uint8_t*>(data), checked_numel(entry.shape, name),
                        dtype, concat(file_, ": tensor '", name, "'"));
-  Mapping::release(data, entry.bytes);
+  release(name);
   return values.view(entry.shape);
+}
+
+void Gguf::release(const std::string& name) const {
+  const Entry& entry = entries_.at(name);
+  Mapping::release(mapping_->data() + entry.begin, entry.bytes);
 }
 
 }  // namespace glimpse

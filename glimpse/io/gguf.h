@@ -37,6 +37,9 @@ class Gguf {
   /// The tensor in `dtype` (float32, bfloat16 or float16): the file's memory if it is stored so, else
   /// converted (see read_gguf_blocks), and the pages of the file that were read for it are given back.
   at::Tensor read(const std::string& name, at::ScalarType dtype) const;
+  /// Gives back the pages of the file that hold this tensor; they are read again when they are used after
+  /// all.
+  void release(const std::string& name) const;
 
  private:
   Gguf() = default;
