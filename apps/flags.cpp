@@ -53,9 +53,14 @@ void SettingFlags::apply(Fields fields) const {
 
 void add_model_flags(CLI::App& app, EngineOptions& options) {
   const char* group = "Model";
-  app.add_option("-m,--model", options.model,
-                 "model directory, or hub id in the local Hugging Face cache (default: the built-in model)")
+  app.add_option(
+         "-m,--model", options.model,
+         "model directory, hub id in the local Hugging Face cache, or .gguf file (default: the built-in "
+         "model)")
       ->type_name("DIR")
+      ->group(group);
+  app.add_option("--mmproj", options.mmproj, "the vision encoder's .gguf file, for a --model that is one")
+      ->type_name("FILE")
       ->group(group);
   app.add_option("--new-modules", options.new_modules,
                  "directory of the pruning modules (config.json, "

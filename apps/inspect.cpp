@@ -24,14 +24,13 @@ nlohmann::json parts_of(const Weights& weights) {
                              : name.starts_with("attn_fuser.")                          ? "predictor"
                              : name.starts_with("le_") || name.starts_with("learnable") ? "glimpse token"
                                                                                         : "language model";
-    const at::Tensor& tensor = weights.raw(name);
     nlohmann::json& entry = parts[part];
     if (entry.is_null())
       entry = {{"tensors", 0}, {"parameters", 0}, {"bytes", 0}, {"dtypes", nlohmann::json::object()}};
     entry["tensors"] = entry["tensors"].get<int64_t>() + 1;
-    entry["parameters"] = entry["parameters"].get<int64_t>() + tensor.numel();
-    entry["bytes"] = entry["bytes"].get<int64_t>() + static_cast<int64_t>(tensor.nbytes());
-    entry["dtypes"][c10::toString(tensor.scalar_type())] = true;
+    entry["parameters"] = entry["parameters"].get<int64_t>() + c10::multiply_integers(weights.shape(name));
+    entry["bytes"] = entry["bytes"].get<int64_t>() + static_cast<int64_t>(weights.bytes(name));
+    entry["dtypes"][weights.stored_as(name)] = true;
   }
   nlohmann::json list = nlohmann::json::array();
   for (auto& [name, entry] : parts) {
@@ -57,12 +56,11 @@ void print_parts(const nlohmann::json& parts) {
 int run(const InspectFlags& flags) {
   // Loading checks every tensor's name and shape.
   const auto engine = Engine::load(flags.engine);
-  const bool builtin = flags.engine.model.empty();
-  const auto dir = builtin ? builtin_model_dir() / "model" : resolve_model_dir(flags.engine.model);
+  const auto source = model_source(flags.engine);
   const DecoderConfig& c = engine->model().decoder().config();
   nlohmann::json out = {
-      {"model", dir.string()},
-      {"model_type", read_json(dir / "config.json").value("model_type", "")},
+      {"model", source->path().string()},
+      {"model_type", source->config().value("model_type", "")},
       {"language_model",
        {{"layers", c.layers},
         {"hidden_size", c.hidden_size},
@@ -75,7 +73,7 @@ int run(const InspectFlags& flags) {
         {"context", engine->model().max_positions()}}},
       {"vision_encoder",
        {{"layers", engine->model().vision_depth()}, {"hidden_size", engine->model().vision_width()}}},
-      {"parts", parts_of(open_weights(dir))}};
+      {"parts", parts_of(open_weights(*source))}};
   const GlimpseModules* modules = engine->modules();
   if (modules) {
     const auto folder = flags.engine.new_modules.empty() ? builtin_model_dir() / "new_modules"

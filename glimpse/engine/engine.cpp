@@ -49,7 +49,9 @@ Fields EngineOptions::fields() {
   Fields fields;
   fields
       .add("model", model,
-           "model directory, or hub id in the local Hugging Face cache (default: the built-in model)")
+           "model directory, hub id in the local Hugging Face cache, or .gguf file (default: the built-in "
+           "model)")
+      .add("mmproj", mmproj, "the vision encoder's .gguf file, for a model that is one")
       .add("new_modules", new_modules, "directory of the pruning modules (config.json, new_modules_gp.pt)")
       .add("adapter", adapters, "PEFT adapter directory to merge (repeatable)")
       .add("dtype", dtype, "arithmetic: auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32")
@@ -90,11 +92,17 @@ WeightOptions::Format parse_weight_format(const std::string& name) {
   fail("weights: expected auto, bf16, int8 or int4, got '", name, "'");
 }
 
-LoadOptions load_options(const EngineOptions& options, const std::filesystem::path& dir) {
+std::unique_ptr<ModelSource> model_source(const EngineOptions& options) {
+  if (!options.model.empty()) return open_model(options.model, options.mmproj);
+  check(options.mmproj.empty(), "--mmproj belongs to a --model that is a .gguf file");
+  return open_model_dir(builtin_model_dir() / "model");
+}
+
+LoadOptions load_options(const EngineOptions& options, const json& config) {
   LoadOptions load;
   check(options.dtype == "auto" || options.dtype == "bf16" || options.dtype == "fp32",
         "dtype: expected auto, bf16 or fp32, got '", options.dtype, "'");
-  load.dtype = options.dtype == "auto"   ? checkpoint_dtype(read_json(dir / "config.json"))
+  load.dtype = options.dtype == "auto"   ? checkpoint_dtype(config)
                : options.dtype == "fp32" ? at::kFloat
                                          : at::kBFloat16;
   load.device = parse_device(options.device);
@@ -106,32 +114,30 @@ LoadOptions load_options(const EngineOptions& options, const std::filesystem::pa
 std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   set_threads(options.threads);
   use_kernels(options.kernels);
-  std::filesystem::path dir, new_modules = options.new_modules;
-  if (options.model.empty()) {
-    dir = builtin_model_dir() / "model";
-    if (new_modules.empty()) new_modules = builtin_model_dir() / "new_modules";
-  } else {
-    dir = resolve_model_dir(options.model);
-  }
-  if (!options.new_modules.empty()) new_modules = resolve_model_dir(options.new_modules);
+  const std::unique_ptr<ModelSource> source = model_source(options);
+  std::filesystem::path new_modules;
+  if (!options.new_modules.empty())
+    new_modules = resolve_model_dir(options.new_modules);
+  else if (options.model.empty())
+    new_modules = builtin_model_dir() / "new_modules";
 
-  LoadOptions load = load_options(options, dir);
+  const json config = source->config();
+  LoadOptions load = load_options(options, config);
   if (!new_modules.empty()) load.config_overrides = read_json(new_modules / "config.json");
 
-  std::unique_ptr<Vlm> model = load_vlm(dir, load);
+  std::unique_ptr<Vlm> model = load_vlm(*source, load);
   std::shared_ptr<const GlimpseModules> modules;
   if (!new_modules.empty())
     modules = GlimpseModules::load(new_modules, base_shape(*model), model->decoder().options());
   auto engine = std::make_unique<Engine>(std::move(model), modules);
 
-  const std::filesystem::path generation = dir / "generation_config.json";
   try {
-    const json config = read_json(dir / "config.json");
-    const json generate = std::filesystem::exists(generation) ? read_json(generation) : json::object();
+    json generate = source->settings("generation_config.json");
+    if (generate.is_null()) generate = json::object();
     engine->default_sampling_ = sampling_defaults(generate);
     engine->stop_ids_ = end_ids(generate.contains("eos_token_id") ? generate : config);
   } catch (const json::exception& error) {
-    fail(generation.string(), ": ", error.what());
+    fail(source->where("generation_config.json"), ": ", error.what());
   }
   return engine;
 }

@@ -14,7 +14,8 @@ namespace glimpse {
 
 /// What to load and where to run it.
 struct EngineOptions {
-  std::string model;                  ///< directory, or hub id in the local Hugging Face cache
+  std::string model;                  ///< directory, hub id in the local Hugging Face cache, or .gguf file
+  std::string mmproj;                 ///< the vision encoder's .gguf file beside a .gguf model
   std::string new_modules;            ///< directory of the pruning modules, or ""
   std::vector<std::string> adapters;  ///< PEFT directories, merged at load
   std::string dtype = "auto";         ///< auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32
@@ -100,8 +101,11 @@ at::Device parse_device(const std::string& name);
 /// What "auto", "bf16", "int8" and "int4" mean; an error for anything else.
 WeightOptions::Format parse_weight_format(const std::string& name);
 
-/// How to load the checkpoint in `dir` as the options say: dtype, device, adapters.
-LoadOptions load_options(const EngineOptions& options, const std::filesystem::path& dir);
+/// Where the model that the options name is loaded from; the built-in one if they name none.
+std::unique_ptr<ModelSource> model_source(const EngineOptions& options);
+
+/// How to load a checkpoint with this config as the options say: dtype, device, adapters.
+LoadOptions load_options(const EngineOptions& options, const nlohmann::json& config);
 
 /// Directory of the model that comes with the program: next to the build tree's sources or in the install's
 /// share folder. Error if neither exists.

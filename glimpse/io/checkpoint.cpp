@@ -1,8 +1,5 @@
 #include "glimpse/io/checkpoint.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -10,6 +7,7 @@
 #include "glimpse/base/check.h"
 #include "glimpse/io/adapter.h"
 #include "glimpse/io/layout.h"
+#include "glimpse/io/mapping.h"
 #include "glimpse/io/tensor_file.h"
 
 namespace glimpse {
@@ -46,6 +44,20 @@ Weights Weights::from(std::map<std::string, at::Tensor> tensors, const std::stri
   Weights weights;
   weights.source_ = source;
   for (auto& [name, tensor] : tensors) weights.entries_.emplace(name, Entry{std::move(tensor), source, name});
+  return weights;
+}
+
+Weights Weights::lazy(const std::map<std::string, Lazy>& tensors, const std::string& source, Rename rename) {
+  Weights weights;
+  weights.source_ = source;
+  weights.rename_ = std::move(rename);
+  for (const auto& [name, each] : tensors) {
+    Entry entry{at::empty(each.shape, at::TensorOptions(each.dtype).device(at::kMeta)), each.file,
+                each.name_in_file};
+    entry.lazy = each;
+    const bool added = weights.entries_.emplace(weights.canonical(name), std::move(entry)).second;
+    check(added, source, ": tensor '", name, "' is there twice");
+  }
   return weights;
 }
 
@@ -102,6 +114,11 @@ std::string Weights::canonical(std::string_view file_name) const {
   return rename_ ? rename_(file_name) : std::string(file_name);
 }
 
+std::string Weights::stored_as(const std::string& name) const {
+  const Entry& found = entry(name);
+  return found.lazy ? found.lazy->stored_as : c10::toString(found.tensor.scalar_type());
+}
+
 std::vector<std::string> Weights::names() const {
   std::vector<std::string> result;
   for (const auto& [name, unused] : entries_) result.push_back(name);
@@ -116,8 +133,8 @@ const Weights::Entry& Weights::entry(const std::string& name) const {
        near.empty() ? "" : concat("; did you mean '", near, "'?"));
 }
 
-at::Tensor Weights::Entry::value() const {
-  at::Tensor result = tensor;
+at::Tensor Weights::Entry::value(at::ScalarType wanted) const {
+  at::Tensor result = lazy ? lazy->read(changes.empty() ? wanted : tensor.scalar_type()) : tensor;
   for (const Change& change : changes) result = change(result);
   return result;
 }
@@ -125,26 +142,22 @@ at::Tensor Weights::Entry::value() const {
 at::Tensor Weights::take(const std::string& name, at::IntArrayRef shape, at::TensorOptions options) const {
   if (make_ && !contains(name)) entries_.emplace(name, Entry{make_(name, shape), "new parameters", name});
   const Entry& found = entry(name);
-  const at::Tensor tensor = found.value();
-  check(tensor.sizes() == shape, "tensor '", name, "' in ", found.file, " has shape ",
-        shape_text(tensor.sizes()), "; expected ", shape_text(shape));
-  const at::ScalarType dtype =
-      options.has_dtype() ? c10::typeMetaToScalarType(options.dtype()) : tensor.scalar_type();
-  check(at::isFloatingType(dtype) == at::isFloatingType(tensor.scalar_type()), "tensor '", name, "' in ",
-        found.file, " has dtype ", tensor.scalar_type(), "; expected ", dtype);
+  const at::ScalarType own = found.tensor.scalar_type();
+  check(found.tensor.sizes() == shape, "tensor '", name, "' in ", found.file, " has shape ",
+        shape_text(found.tensor.sizes()), "; expected ", shape_text(shape));
+  const at::ScalarType dtype = options.has_dtype() ? c10::typeMetaToScalarType(options.dtype()) : own;
+  check(at::isFloatingType(dtype) == at::isFloatingType(own), "tensor '", name, "' in ", found.file,
+        " has dtype ", own, "; expected ", dtype);
   found.used = true;
+  const at::Tensor tensor = found.value(dtype);
   return tensor.to(options.has_device() ? options.device() : tensor.device(), dtype).contiguous();
 }
 
 void Weights::release(const std::string& name) const {
   const Entry& found = entry(name);
+  if (found.lazy) return found.lazy->release();
   if (!found.mapped || !found.tensor.is_contiguous()) return;
-  // Whole pages inside the tensor only: those at its ends belong to its neighbours too.
-  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(found.tensor.const_data_ptr());
-  const uintptr_t first = (begin + page - 1) / page * page,
-                  last = (begin + found.tensor.nbytes()) / page * page;
-  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  Mapping::release(found.tensor.const_data_ptr(), found.tensor.nbytes());
 }
 
 void Weights::expect_all_taken(const std::function<bool(std::string_view)>& ignore) const {
@@ -186,7 +199,7 @@ void Weights::merge_adapter(const fs::path& dir) {
 
 size_t Weights::bytes() const {
   size_t total = 0;
-  for (const auto& [name, value] : entries_) total += value.tensor.nbytes();
+  for (const auto& [name, value] : entries_) total += value.bytes();
   return total;
 }
 

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,6 +26,19 @@ class Weights {
   /// pytorch_model.bin) or a single .safetensors, .index.json, .pt, .pth or .bin file.
   static Weights open(const std::filesystem::path& dir_or_file, Rename rename = {});
 
+  /// A tensor that is read, in the dtype that is wanted, whenever it is asked for.
+  struct Lazy {
+    std::vector<int64_t> shape;
+    at::ScalarType dtype = at::kFloat;  ///< that holds it exactly
+    std::string stored_as;              ///< the file's name of its type
+    size_t bytes = 0;                   ///< in the file
+    std::string file, name_in_file;
+    std::function<at::Tensor(at::ScalarType dtype)> read;
+    std::function<void()> release;  ///< gives back the memory of the file
+  };
+  /// Tensors by the names that a file of the published layout has for them.
+  static Weights lazy(const std::map<std::string, Lazy>& tensors, const std::string& source, Rename rename);
+
   /// Tensors that are already in memory, by canonical name; `source` stands for a file name in errors.
   static Weights from(std::map<std::string, at::Tensor> tensors, const std::string& source);
   /// A checkpoint that does not exist yet: `make` gives a tensor the first time its name is taken.
@@ -39,9 +53,14 @@ class Weights {
   bool contains(const std::string& name) const { return entries_.contains(name); }
   /// All canonical names, sorted.
   std::vector<std::string> names() const;
-  /// The tensor in its own dtype: the file's memory unless an adapter changes it. Error naming the nearest
-  /// name when there is none.
-  at::Tensor raw(const std::string& name) const { return entry(name).value(); }
+  /// The tensor in its own dtype: the file's memory unless an adapter or the file's type changes it. Error
+  /// naming the nearest name when there is none.
+  at::Tensor raw(const std::string& name) const { return entry(name).value(dtype(name)); }
+  /// Size and dtype of raw(name), which is not read for it.
+  at::IntArrayRef shape(const std::string& name) const { return entry(name).tensor.sizes(); }
+  at::ScalarType dtype(const std::string& name) const { return entry(name).tensor.scalar_type(); }
+  /// What the file calls the type in which it stores the tensor.
+  std::string stored_as(const std::string& name) const;
   /// How the file calls a tensor.
   const std::string& name_in_file(const std::string& name) const { return entry(name).name_in_file; }
 
@@ -64,19 +83,21 @@ class Weights {
   void merge_adapter(const std::filesystem::path& dir);
 
   /// Size of a tensor, and of all together, in bytes.
-  size_t bytes(const std::string& name) const { return entry(name).tensor.nbytes(); }
+  size_t bytes(const std::string& name) const { return entry(name).bytes(); }
   size_t bytes() const;
 
  private:
   using Change = std::function<at::Tensor(const at::Tensor&)>;
   struct Entry {
-    at::Tensor tensor;
+    at::Tensor tensor;  // of a lazy one only shape and dtype
     std::string file, name_in_file;
     std::vector<Change> changes = {};  // of the adapters, in order
     mutable bool used = false;
     bool mapped = false;
+    std::optional<Lazy> lazy = {};
 
-    at::Tensor value() const;
+    at::Tensor value(at::ScalarType wanted) const;
+    size_t bytes() const { return lazy ? lazy->bytes : tensor.nbytes(); }
   };
 
   Weights() = default;

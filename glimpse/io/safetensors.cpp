@@ -1,10 +1,5 @@
 #include "glimpse/io/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -16,6 +11,7 @@
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/io/layout.h"
+#include "glimpse/io/mapping.h"
 
 namespace glimpse {
 namespace {
@@ -31,35 +27,6 @@ constexpr Dtype kDtypes[] = {{"BF16", at::kBFloat16}, {"F16", at::kHalf}, {"F32"
                              {"F64", at::kDouble},    {"I64", at::kLong}, {"I32", at::kInt},
                              {"I16", at::kShort},     {"I8", at::kChar},  {"U8", at::kByte},
                              {"BOOL", at::kBool}};
-
-/// A whole file in memory, copy-on-write.
-class Mapping {
- public:
-  explicit Mapping(const std::filesystem::path& path) {
-    check_is_file(path);
-    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    check(file >= 0, "cannot read ", path.string(), ": ", std::strerror(errno));
-    struct stat info {};
-    ::fstat(file, &info);
-    size_ = static_cast<size_t>(info.st_size);
-    if (size_ > 0)
-      data_ = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file, 0);
-    const int error = errno;
-    ::close(file);
-    check(data_ != MAP_FAILED, "cannot map ", path.string(), ": ", std::strerror(error));
-  }
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-  ~Mapping() {
-    if (data_ != nullptr && data_ != MAP_FAILED) ::munmap(data_, size_);
-  }
-  char* data() const { return static_cast<char*>(data_); }
-  size_t size() const { return size_; }
-
- private:
-  void* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 /// One entry of the header; offsets are from the end of the header.
 struct Entry {

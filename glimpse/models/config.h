@@ -16,7 +16,8 @@ T need(const nlohmann::json& object, const char* key, const std::string& where) 
   try {
     return found->get<T>();
   } catch (const nlohmann::json::exception&) {
-    fail(where, ": ", key, " has an unexpected value ", found->dump());
+    fail(where, ": ", key, " has an unexpected value ",
+         found->dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).substr(0, 200));
   }
 }
 

@@ -114,23 +114,23 @@ std::string Llava::canonical_name(std::string_view name) {
   return std::string(name);
 }
 
-Weights Llava::open_weights(const fs::path& dir, const json& config) {
-  Weights weights = Weights::open(dir, canonical_name);
+Weights Llava::open_weights(const ModelSource& source, const json& config) {
+  Weights weights = source.weights(canonical_name);
   if (!is_converted(config) && !weights.contains("visual.vision_model.embeddings.class_embedding"))
-    weights.include(Weights::open(tower_dir(dir, config), canonical_name));
+    weights.include(Weights::open(tower_dir(source.path(), config), canonical_name));
   return weights;
 }
 
-std::unique_ptr<Vlm> Llava::load(const fs::path& dir, const json& config, const LoadOptions& load) {
-  const Settings settings(dir, config);
+std::unique_ptr<Vlm> Llava::load(const ModelSource& source, const json& config, const LoadOptions& load) {
+  const Settings settings(source.path(), config);
   auto model = std::make_unique<Llava>();
-  model->dir_ = dir;
+  model->dir_ = source.path();
   model->place_ = settings.place;
   model->rope_theta_ = settings.text.value("rope_theta", 1e4);
   model->max_positions_ = settings.text.value("max_position_embeddings", int64_t{2048});
   const DecoderConfig shape = decoder_config(settings.text, config, settings.where);
 
-  Weights weights = open_weights(dir, config);
+  Weights weights = open_weights(source, config);
   for (const auto& adapter : load.adapters) weights.merge_adapter(adapter);
   const at::TensorOptions options = at::TensorOptions(load.dtype).device(load.device);
   model->visual_ = ClipVit::load(settings.vision, settings.state, weights, options, load.weights);
@@ -154,8 +154,7 @@ std::unique_ptr<Vlm> Llava::load(const fs::path& dir, const json& config, const 
   }
   image.pad = image.pad || settings.pad;
 
-  if (fs::exists(dir / "tokenizer.json") || fs::exists(dir / "tokenizer.model"))
-    model->tokenizer_ = Tokenizer::load(dir);
+  model->tokenizer_ = source.tokenizer();
   if (is_converted(config))
     model->format_ = std::make_unique<LlavaHfChat>();
   else

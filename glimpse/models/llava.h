@@ -10,13 +10,13 @@ namespace glimpse {
 /// original (`model.mm_projector`, the encoder in a checkpoint of its own) and Hugging Face's conversion.
 class Llava : public Vlm {
  public:
-  static std::unique_ptr<Vlm> load(const std::filesystem::path& dir, const nlohmann::json& config,
+  static std::unique_ptr<Vlm> load(const ModelSource& source, const nlohmann::json& config,
                                    const LoadOptions& options);
   /// Canonical name of a tensor, whichever of the published layouts its file uses.
   static std::string canonical_name(std::string_view name);
   /// The checkpoint, and the encoder's if `dir` does not hold it, as `model.*`, `lm_head.*`,
   /// `visual.vision_model.*` and `visual.projector.{0,2}.*`.
-  static Weights open_weights(const std::filesystem::path& dir, const nlohmann::json& config);
+  static Weights open_weights(const ModelSource& source, const nlohmann::json& config);
 
   const Decoder& decoder() const override { return decoder_; }
   const Tokenizer& tokenizer() const override;

@@ -19,16 +19,15 @@ std::string Qwen25Vl::canonical_name(std::string_view name) {
   return std::string(name);
 }
 
-Weights Qwen25Vl::open_weights(const std::filesystem::path& dir, const json&) {
-  return Weights::open(dir, canonical_name);
+Weights Qwen25Vl::open_weights(const ModelSource& source, const json&) {
+  return source.weights(canonical_name);
 }
 
-std::unique_ptr<Vlm> Qwen25Vl::load(const std::filesystem::path& dir, const json& config,
-                                    const LoadOptions& load) {
-  const std::string where = (dir / "config.json").string();
+std::unique_ptr<Vlm> Qwen25Vl::load(const ModelSource& source, const json& config, const LoadOptions& load) {
+  const std::string where = source.where("config.json");
   const json& text = config.contains("text_config") ? config["text_config"] : config;
   auto model = std::make_unique<Qwen25Vl>();
-  model->dir_ = dir;
+  model->dir_ = source.path();
   DecoderConfig shape = decoder_config(text, config, where);
   shape.attention_bias = true;
   const json vision = need<json>(config, "vision_config", where);
@@ -50,7 +49,7 @@ std::unique_ptr<Vlm> Qwen25Vl::load(const std::filesystem::path& dir, const json
                    config.value("video_token_id", int64_t{151656}),
                    vision.value("spatial_merge_size", int64_t{2}), vision.value("tokens_per_second", 2.0)};
 
-  Weights weights = open_weights(dir, config);
+  Weights weights = open_weights(source, config);
   for (const auto& adapter : load.adapters) weights.merge_adapter(adapter);
   const at::TensorOptions options = at::TensorOptions(load.dtype).device(load.device);
   model->visual_ = Qwen25Vit::load(vision, weights, options, load.weights);
@@ -60,17 +59,17 @@ std::unique_ptr<Vlm> Qwen25Vl::load(const std::filesystem::path& dir, const json
     return (shape.tied_head && name == "lm_head.weight") || name.ends_with("rotary_emb.inv_freq");
   });
 
-  if (const auto file = dir / "preprocessor_config.json"; std::filesystem::exists(file)) {
-    const QwenImageOptions& image = model->image_options_ = QwenImageOptions::from_json(read_json(file));
+  if (const json preprocessor = source.settings("preprocessor_config.json"); !preprocessor.is_null()) {
+    const QwenImageOptions& image = model->image_options_ = QwenImageOptions::from_json(preprocessor);
     const auto same = [&](const char* key, int64_t here, int64_t encoder) {
-      check(here == encoder, file.string(), ": ", key, " is ", here, " but the encoder's is ", encoder);
+      check(here == encoder, source.where("preprocessor_config.json"), ": ", key, " is ", here,
+            " but the encoder's is ", encoder);
     };
     same("patch_size", image.patch_size, vision.value("patch_size", int64_t{14}));
     same("merge_size", image.merge_size, model->mrope_.merge);
     same("temporal_patch_size", image.temporal_patch_size, vision.value("temporal_patch_size", int64_t{2}));
   }
-  if (std::filesystem::exists(dir / "tokenizer.json") || std::filesystem::exists(dir / "vocab.json"))
-    model->tokenizer_ = Tokenizer::load(dir);
+  model->tokenizer_ = source.tokenizer();
   return model;
 }
 

@@ -10,10 +10,10 @@ namespace glimpse {
 /// Qwen2.5-VL: window-attention vision encoder, Qwen2 decoder with M-RoPE.
 class Qwen25Vl : public Vlm {
  public:
-  static std::unique_ptr<Vlm> load(const std::filesystem::path& dir, const nlohmann::json& config,
+  static std::unique_ptr<Vlm> load(const ModelSource& source, const nlohmann::json& config,
                                    const LoadOptions& options);
   /// The checkpoint under the names of the older of the two published layouts.
-  static Weights open_weights(const std::filesystem::path& dir, const nlohmann::json& config);
+  static Weights open_weights(const ModelSource& source, const nlohmann::json& config);
   static std::string canonical_name(std::string_view name);
 
   Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,

@@ -9,9 +9,9 @@ using nlohmann::json;
 
 struct Family {
   const char* model_type;
-  std::unique_ptr<Vlm> (*load)(const std::filesystem::path&, const json&, const LoadOptions&);
+  std::unique_ptr<Vlm> (*load)(const ModelSource&, const json&, const LoadOptions&);
   std::string (*canonical_name)(std::string_view name_in_file);
-  Weights (*open_weights)(const std::filesystem::path&, const json&);
+  Weights (*open_weights)(const ModelSource&, const json&);
 };
 
 constexpr Family kFamilies[] = {
@@ -22,12 +22,11 @@ constexpr Family kFamilies[] = {
     {"llava_llama_gp", Llava::load, Llava::canonical_name, Llava::open_weights},
 };
 
-// Calls f(family, config) with the config.json of `dir` after `overrides`.
+// Calls f(family, config) with the config of `source` after `overrides`.
 template <class Function>
-auto with_family(const std::filesystem::path& dir, const json& overrides, Function f) {
-  const std::string file = (dir / "config.json").string();
-  json config = read_json(dir / "config.json");
-  check(config.is_object(), file, ": expected a JSON object");
+auto with_family(const ModelSource& source, const json& overrides, Function f) {
+  const std::string file = source.where("config.json");
+  json config = source.config();
   if (overrides.is_object()) config.update(overrides);
   try {
     const auto type = config.value("model_type", std::string());
@@ -51,20 +50,30 @@ at::ScalarType checkpoint_dtype(const nlohmann::json& config) {
   return is_float32("torch_dtype") || is_float32("dtype") ? at::kFloat : at::kBFloat16;
 }
 
+std::unique_ptr<Vlm> load_vlm(const ModelSource& source, const LoadOptions& options) {
+  return with_family(source, options.config_overrides, [&](const Family& family, const json& config) {
+    return family.load(source, config, options);
+  });
+}
+
 std::unique_ptr<Vlm> load_vlm(const std::filesystem::path& dir, const LoadOptions& options) {
-  return with_family(dir, options.config_overrides, [&](const Family& family, const json& config) {
-    return family.load(dir, config, options);
+  return load_vlm(*open_model_dir(dir), options);
+}
+
+Weights open_weights(const ModelSource& source) {
+  return with_family(source, {}, [&](const Family& family, const json& config) {
+    return family.open_weights(source, config);
   });
 }
 
 Weights open_weights(const std::filesystem::path& dir) {
-  return with_family(
-      dir, {}, [&](const Family& family, const json& config) { return family.open_weights(dir, config); });
+  return open_weights(*open_model_dir(dir));
 }
 
 Weights::Rename canonical_names(const std::filesystem::path& dir) {
-  return with_family(
-      dir, {}, [](const Family& family, const json&) { return Weights::Rename(family.canonical_name); });
+  return with_family(*open_model_dir(dir), {}, [](const Family& family, const json&) {
+    return Weights::Rename(family.canonical_name);
+  });
 }
 
 }  // namespace glimpse

@@ -12,6 +12,7 @@
 #include "glimpse/image/image.h"
 #include "glimpse/io/checkpoint.h"
 #include "glimpse/models/prompt.h"
+#include "glimpse/models/source.h"
 #include "glimpse/models/vision.h"
 #include "glimpse/nn/decoder.h"
 #include "glimpse/text/chat.h"
@@ -61,11 +62,14 @@ struct LoadOptions {
   nlohmann::json config_overrides;              ///< a new-modules config: its fields win over the base's
 };
 
-/// Loads the model in `dir` by its config.json's model_type. Errors name the file and what was expected.
+/// Loads a model by its config's model_type. Errors name the file and what was expected.
+std::unique_ptr<Vlm> load_vlm(const ModelSource& source, const LoadOptions& options);
+/// The same for a directory in the Hugging Face layout.
 std::unique_ptr<Vlm> load_vlm(const std::filesystem::path& dir, const LoadOptions& options);
 
-/// The checkpoint in `dir`, the vision encoder's where it is a separate one included, under canonical names:
-/// `model.`, `lm_head.` and `visual.`.
+/// The checkpoint, the vision encoder's where it is a separate one included, under canonical names: `model.`,
+/// `lm_head.` and `visual.`.
+Weights open_weights(const ModelSource& source);
 Weights open_weights(const std::filesystem::path& dir);
 /// How the tensors of the model in `dir` are called here, whichever published layout its files use.
 Weights::Rename canonical_names(const std::filesystem::path& dir);

@@ -132,7 +132,7 @@ Linear take_linear(const Weights& weights, const std::string& name, int64_t out,
   using enum WeightOptions::Format;
   const std::string weight = name + ".weight";
   const at::Tensor offset = bias ? weights.take(name + ".bias", {out}, options) : at::Tensor();
-  const bool is_low_bit = weights.contains(weight) && !at::isFloatingType(weights.raw(weight).scalar_type());
+  const bool is_low_bit = weights.contains(weight) && !at::isFloatingType(weights.dtype(weight));
   if (!is_low_bit) {
     Linear layer = as_asked({weights.take(weight, {out, in}, options), offset}, name, how);
     if (layer.low_bit) weights.release(weight);

@@ -20,6 +20,8 @@ struct ByteLevelData {
 
 /// From a tokenizer.json; errors as of tokenizer_json.h.
 ByteLevelData parse_byte_level(const nlohmann::json& root);
+/// From a GGUF file's metadata (one object by key): Qwen2's tokenizer. Errors as of tokenizer_json.h.
+ByteLevelData parse_gguf_tokenizer(const nlohmann::json& metadata);
 /// From vocab.json and merges.txt. Throws Error naming the file.
 ByteLevelData read_vocabulary_and_merges(const std::filesystem::path& directory);
 

@@ -83,6 +83,36 @@ ByteLevelData parse_byte_level(const json& root) {
   return data;
 }
 
+ByteLevelData parse_gguf_tokenizer(const json& metadata) {
+  enum Kind { normal = 1, control = 3, user_defined = 4, unused = 5 };
+  const auto expect = [&](const char* key, const char* only) {
+    const json& value = metadata.at(key);
+    check(value == only, key, " is ", value.dump(), ", expected ", only);
+  };
+  expect("tokenizer.ggml.model", "gpt2");
+  expect("tokenizer.ggml.pre", "qwen2");
+  const json &tokens = metadata.at("tokenizer.ggml.tokens"),
+             &kinds = metadata.at("tokenizer.ggml.token_type");
+  check(tokens.is_array() && kinds.is_array() && tokens.size() == kinds.size(),
+        "tokenizer.ggml.tokens and tokenizer.ggml.token_type are not two lists of the same length");
+
+  ByteLevelData data;
+  data.pattern = qwen2_pattern;
+  for (size_t id = 0; id < tokens.size(); ++id) {
+    const auto& token = tokens[id].get_ref<const std::string&>();
+    const auto kind = kinds[id].get<int64_t>();
+    const auto number = static_cast<int64_t>(id);
+    if (kind == normal)
+      data.vocabulary.add(spelling(token), number);
+    else if (kind == control || kind == user_defined)
+      data.added.push_back({token, number, kind == control, false});
+    else
+      check(kind == unused, "token ", id, " has the type ", kind, ", which is not supported");
+  }
+  data.merges = read_merges(metadata.at("tokenizer.ggml.merges"), data.vocabulary, spelling);
+  return data;
+}
+
 ByteLevelData read_vocabulary_and_merges(const Path& directory) {
   ByteLevelData data;
   data.pattern = qwen2_pattern;

@@ -96,7 +96,7 @@ Trainer::Trainer(TrainOptions options, fs::path run, World& world)
   EngineOptions engine;
   engine.dtype = options_.dtype;
   engine.device = options_.device;
-  LoadOptions load = load_options(engine, dir);
+  LoadOptions load = load_options(engine, read_json(dir / "config.json"));
   if (!start.empty()) load.config_overrides = read_json(start / "config.json");
   model_ = load_vlm(dir, load);
   const BaseShape shape = base_shape(*model_);

@@ -2,7 +2,7 @@
 
 _glimpse() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
-  local model='--model --new-modules --adapter --dtype --weights --kernels --device --threads --help'
+  local model='--model --mmproj --new-modules --adapter --dtype --weights --kernels --device --threads --help'
   local run="$model --prune --keep --threshold --max-keep --min-keep --anchors
     --max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --system
     --min-pixels --max-pixels"
@@ -11,7 +11,7 @@ _glimpse() {
   case $prev in
     --model | -m | --new-modules | --adapter | --image-root | --resume)
       mapfile -t COMPREPLY < <(compgen -d -- "$cur"); compopt -o filenames; return ;;
-    --image | -i | --config | -c | --data | --budget-from | --mask-out | --overlay-out | --scores-out | --out | -o)
+    --image | -i | --config | -c | --data | --budget-from | --mask-out | --overlay-out | --scores-out | --out | -o | --mmproj)
       mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames; return ;;
     --prune) mapfile -t COMPREPLY < <(compgen -W 'auto none glimpse least random reference divprune dart cdpruner visionzip vscan pyramiddrop' -- "$cur"); return ;;
     --anchors) mapfile -t COMPREPLY < <(compgen -W 'tl tr bl br' -- "$cur"); return ;;
@@ -33,7 +33,7 @@ _glimpse() {
       ask) words="$run --image --reference-boxes --mask-out --overlay-out --scores-out --json --quiet" ;;
       chat) words="$run --image" ;;
       infer) words="$run --out --image-root --limit --batch --keep-going --overwrite --budget-from" ;;
-      train) words="--config --data --out --resume --overwrite --model --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
+      train) words="--config --data --out --resume --overwrite --model --mmproj --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
       inspect) words="$model --json" ;;
       quantize) words='--weights --group --max-shard-size --threads --overwrite --help' ;;
       merge) words='--model --adapter --out --max-shard-size --overwrite --help' ;;

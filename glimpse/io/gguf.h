@@ -1,0 +1,53 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "glimpse/io/gguf_blocks.h"
+#include "glimpse/io/mapping.h"
+
+namespace glimpse {
+
+/// A GGUF file (versions 2 and 3, little-endian): metadata and tensors, memory-mapped. Cheap to copy.
+class Gguf {
+ public:
+  struct Entry {
+    const GgufType* type;
+    std::vector<int64_t> shape;  ///< outermost size first, other than in the file
+    uint64_t begin, bytes;       ///< of the data, in the file
+  };
+
+  /// Error naming the file and what is wrong in it: every count, length, size and offset is checked against
+  /// the file's size before anything is read or allocated.
+  static Gguf open(const std::filesystem::path& path);
+
+  /// The file's name, for errors.
+  const std::string& file() const { return file_; }
+  /// One flat object, by key. Numbers of type float32 are the decimal numbers that they were written for
+  /// (1e-6, not 9.99999997e-07); texts may hold any bytes.
+  const nlohmann::json& metadata() const { return metadata_; }
+  const std::map<std::string, Entry>& entries() const { return entries_; }
+
+  /// The tensor in `dtype` (float32, bfloat16 or float16): the file's memory if it is stored so, else
+  /// converted (see read_gguf_blocks), and the pages of the file that were read for it are given back.
+  at::Tensor read(const std::string& name, at::ScalarType dtype) const;
+  /// Gives back the pages of the file that hold this tensor; they are read again when they are used after
+  /// all.
+  void release(const std::string& name) const;
+
+ private:
+  Gguf() = default;
+
+  std::string file_;
+  nlohmann::json metadata_ = nlohmann::json::object();
+  std::map<std::string, Entry> entries_;
+  std::shared_ptr<const Mapping> mapping_;
+};
+
+}  // namespace glimpse

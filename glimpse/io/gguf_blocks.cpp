@@ -1,0 +1,145 @@
+#include "glimpse/io/gguf_blocks.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "glimpse/base/check.h"
+
+namespace glimpse {
+namespace {
+
+constexpr int64_t kMaxBlock = 256;  // values of the largest block
+
+// A little-endian float16 at `bytes`.
+float half(const uint8_t* bytes) {
+  uint16_t bits = 0;
+  std::memcpy(&bits, bytes, sizeof bits);
+  return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
+}
+
+// Each block below says how its bytes lie.
+
+// Q8_0, 32 values: scale f16, 32 signed bytes.
+bool read_q8_0(const uint8_t* block, float* values) {
+  const float scale = half(block);
+  for (int i = 0; i < 32; ++i) values[i] = scale * static_cast<float>(static_cast<int8_t>(block[2 + i]));
+  return std::isfinite(scale);
+}
+
+// Q4_0, 32 values: scale f16, 16 bytes; their low halves are the first 16 values, each 8 too large.
+bool read_q4_0(const uint8_t* block, float* values) {
+  const float scale = half(block);
+  for (int i = 0; i < 16; ++i) {
+    const int byte = block[2 + i];
+    values[i] = scale * static_cast<float>((byte & 15) - 8);
+    values[i + 16] = scale * static_cast<float>((byte >> 4) - 8);
+  }
+  return std::isfinite(scale);
+}
+
+// The scale and the offset, 6 bits each, of group `i` of 8, from the 12 bytes that Q4_K and Q5_K pack them
+// into: four bytes with the low bits of scales 0 to 3, four with those of offsets 0 to 3, four with the low
+// halves of scale and offset 4 to 7, whose upper two bits are the upper two bits of the first eight bytes.
+std::pair<int, int> scale_and_offset(const uint8_t* packed, int i) {
+  if (i < 4) return {packed[i] & 63, packed[i + 4] & 63};
+  const int low = packed[i + 4];
+  return {(low & 15) | (packed[i - 4] >> 6 << 4), (low >> 4) | (packed[i] >> 6 << 4)};
+}
+
+// Q4_K, 256 values in groups of 32: scale and scale of the offsets f16, 12 bytes of scales and offsets, 128
+// bytes; each 32 bytes hold two groups, in their low and high halves.
+bool read_q4_k(const uint8_t* block, float* values) {
+  const float scale = half(block), offset = half(block + 2);
+  const uint8_t* const quarters = block + 16;
+  for (int group = 0; group < 8; ++group) {
+    const auto [s, m] = scale_and_offset(block + 4, group);
+    const float group_scale = scale * static_cast<float>(s), group_offset = offset * static_cast<float>(m);
+    const uint8_t* const bytes = quarters + group / 2 * 32;
+    const int shift = group % 2 * 4;
+    for (int i = 0; i < 32; ++i)
+      values[32 * group + i] = group_scale * static_cast<float>(bytes[i] >> shift & 15) - group_offset;
+  }
+  return std::isfinite(scale) && std::isfinite(offset);
+}
+
+// Q5_K: as Q4_K, with 32 bytes before the 128 whose bit g is the fifth bit of group g.
+bool read_q5_k(const uint8_t* block, float* values) {
+  const float scale = half(block), offset = half(block + 2);
+  const uint8_t *const fifth = block + 16, *const quarters = block + 48;
+  for (int group = 0; group < 8; ++group) {
+    const auto [s, m] = scale_and_offset(block + 4, group);
+    const float group_scale = scale * static_cast<float>(s), group_offset = offset * static_cast<float>(m);
+    const uint8_t* const bytes = quarters + group / 2 * 32;
+    const int shift = group % 2 * 4;
+    for (int i = 0; i < 32; ++i) {
+      const int value = (bytes[i] >> shift & 15) | (fifth[i] >> group & 1) << 4;
+      values[32 * group + i] = group_scale * static_cast<float>(value) - group_offset;
+    }
+  }
+  return std::isfinite(scale) && std::isfinite(offset);
+}
+
+// Q6_K, 256 values in groups of 16: 128 bytes with the low 4 bits, 64 with the upper 2, 16 signed scales,
+// scale f16. Either half of 128 values has 64 and 32 of those bytes; its four runs of 32 values lie in the
+// low halves of the first and second 32 bytes, then in the high halves, and in bits 0-1, 2-3, 4-5, 6-7.
+bool read_q6_k(const uint8_t* block, float* values) {
+  const float scale = half(block + 208);
+  for (int run = 0; run < 8; ++run) {
+    const int part = run / 4, quarter = run % 4;
+    const uint8_t* const low = block + part * 64 + quarter % 2 * 32;
+    const uint8_t* const high = block + 128 + part * 32;
+    for (int i = 0; i < 32; ++i) {
+      const int value = (low[i] >> quarter / 2 * 4 & 15) | (high[i] >> 2 * quarter & 3) << 4;
+      const auto group_scale = static_cast<int8_t>(block[192 + run * 2 + i / 16]);
+      values[32 * run + i] = scale * static_cast<float>(group_scale) * static_cast<float>(value - 32);
+    }
+  }
+  return std::isfinite(scale);
+}
+
+constexpr GgufType kTypes[] = {
+    {0, "F32", 1, 4, at::kFloat, nullptr},         {1, "F16", 1, 2, at::kHalf, nullptr},
+    {30, "BF16", 1, 2, at::kBFloat16, nullptr},    {2, "Q4_0", 32, 18, at::kFloat, read_q4_0},
+    {8, "Q8_0", 32, 34, at::kFloat, read_q8_0},    {12, "Q4_K", 256, 144, at::kFloat, read_q4_k},
+    {13, "Q5_K", 256, 176, at::kFloat, read_q5_k}, {14, "Q6_K", 256, 210, at::kFloat, read_q6_k}};
+
+}  // namespace
+
+const GgufType& gguf_type(uint32_t id, const std::string& what) {
+  std::string known;
+  for (const GgufType& type : kTypes) {
+    if (type.id == id) return type;
+    known += concat(known.empty() ? "" : ", ", type.name);
+  }
+  fail(what, " has the type number ", id, ", which is not supported (known: ", known, ")");
+}
+
+at::Tensor read_gguf_blocks(const GgufType& type, const uint8_t* data, int64_t count, at::ScalarType dtype,
+                            const std::string& what) {
+  invariant(count % type.values == 0, "whole blocks");
+  if (!type.read_block) {
+    at::Tensor stored = at::empty({count}, type.dtype);
+    if (count > 0) std::memcpy(stored.mutable_data_ptr(), data, stored.nbytes());
+    return stored.to(dtype);
+  }
+  at::Tensor result = at::empty({count}, dtype);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "read_gguf_blocks", [&] {
+    auto* const to = result.data_ptr<scalar_t>();
+    at::parallel_for(0, count / type.values, 256, [&](int64_t first, int64_t last) {
+      float values[kMaxBlock];
+      for (int64_t block = first; block < last; ++block) {
+        check(type.read_block(data + block * type.bytes, values), what, ": block ", block,
+              " has a scale that is not a finite number");
+        std::transform(values, values + type.values, to + block * type.values,
+                       [](float value) { return static_cast<scalar_t>(value); });
+      }
+    });
+  });
+  return result;
+}
+
+}  // namespace glimpse

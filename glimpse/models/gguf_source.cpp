@@ -1,0 +1,183 @@
+#include <algorithm>
+
+#include "glimpse/base/check.h"
+#include "glimpse/models/config.h"
+#include "glimpse/models/gguf_tensors.h"
+#include "glimpse/models/source.h"
+#include "glimpse/text/byte_level.h"
+
+namespace glimpse {
+namespace fs = std::filesystem;
+namespace {
+
+using nlohmann::json;
+
+std::string text_of(const Gguf& gguf, const char* key) {
+  const json& value = member(gguf.metadata(), key);
+  return value.is_string() ? value.get<std::string>() : "";
+}
+
+// Id of an added token.
+int64_t token_id(const Gguf& gguf, const char* token) {
+  const json& tokens = member(gguf.metadata(), "tokenizer.ggml.tokens");
+  const auto found = std::find(tokens.begin(), tokens.end(), token);
+  check(found != tokens.end(), gguf.file(), ": the vocabulary has no token ", token);
+  return found - tokens.begin();
+}
+
+// A count of blocks, which lists are made from.
+int64_t block_count(const Gguf& gguf, const char* key) {
+  const auto count = need<int64_t>(gguf.metadata(), key, gguf.file());
+  check(count > 0 && count <= 1024, gguf.file(), ": ", key, " is ", count);
+  return count;
+}
+
+json text_config(const Gguf& gguf) {
+  const json& meta = gguf.metadata();
+  const auto number = [&](const char* key) { return need<int64_t>(meta, key, gguf.file()); };
+  const json& scaling = member(meta, "qwen2vl.rope.scaling.type");
+  check(scaling.is_null() || scaling == "none", gguf.file(), ": rope scaling is not supported");
+  auto sections = need<std::vector<int64_t>>(meta, "qwen2vl.rope.dimension_sections", gguf.file());
+  check(sections.size() == 3 || (sections.size() == 4 && sections[3] == 0), gguf.file(),
+        ": qwen2vl.rope.dimension_sections: expected three sizes, and perhaps 0");
+  sections.resize(3);
+  const Gguf::Entry& embedding = entry_of(gguf, "token_embd.weight");
+  json config = {
+      {"model_type", "qwen2_5_vl"},
+      {"hidden_size", number("qwen2vl.embedding_length")},
+      {"intermediate_size", number("qwen2vl.feed_forward_length")},
+      {"num_hidden_layers", block_count(gguf, "qwen2vl.block_count")},
+      {"num_attention_heads", number("qwen2vl.attention.head_count")},
+      {"rms_norm_eps", need<double>(meta, "qwen2vl.attention.layer_norm_rms_epsilon", gguf.file())},
+      {"rope_theta", meta.value("qwen2vl.rope.freq_base", 10000.0)},
+      {"rope_scaling", {{"type", "mrope"}, {"mrope_section", sections}}},
+      {"max_position_embeddings", number("qwen2vl.context_length")},
+      {"vocab_size", embedding.shape[0]},
+      {"tie_word_embeddings", !gguf.entries().contains("output.weight")},
+      {"torch_dtype", embedding.type->name == std::string_view("F32") ? "float32" : "bfloat16"},
+      {"image_token_id", token_id(gguf, "<|image_pad|>")},
+      {"video_token_id", token_id(gguf, "<|video_pad|>")}};
+  for (const auto& [to, from] : {std::pair{"num_key_value_heads", "qwen2vl.attention.head_count_kv"},
+                                 {"head_dim", "qwen2vl.attention.key_length"}})
+    if (meta.contains(from)) config[to] = number(from);
+  return config;
+}
+
+json vision_config(const Gguf& gguf, int64_t out_hidden_size) {
+  const json& meta = gguf.metadata();
+  const auto number = [&](const char* key) { return need<int64_t>(meta, key, gguf.file()); };
+  const int64_t depth = block_count(gguf, "clip.vision.block_count");
+  const int64_t pattern =
+      number("clip.vision.n_wa_pattern");  // every this-many-th block sees the whole image
+  check(pattern > 0, gguf.file(), ": clip.vision.n_wa_pattern is ", pattern);
+  json full = json::array();
+  for (int64_t block = pattern - 1; block < depth; block += pattern) full.push_back(block);
+  return {{"depth", depth},
+          {"hidden_size", number("clip.vision.embedding_length")},
+          // Some converters write 0 as clip.vision.feed_forward_length.
+          {"intermediate_size", entry_of(gguf, "v.blk.0.ffn_up.weight").shape[0]},
+          {"num_heads", number("clip.vision.attention.head_count")},
+          {"patch_size", number("clip.vision.patch_size")},
+          {"spatial_merge_size", meta.value("clip.vision.spatial_merge_size", int64_t{2})},
+          {"temporal_patch_size", 2},
+          {"window_size", meta.value("clip.vision.window_size", int64_t{112})},
+          {"fullatt_block_indexes", full},
+          {"out_hidden_size", out_hidden_size}};
+}
+
+json preprocessor_config(const Gguf& gguf, const json& vision) {
+  const json& meta = gguf.metadata();
+  json config = {{"image_mean", need<std::vector<double>>(meta, "clip.vision.image_mean", gguf.file())},
+                 {"image_std", need<std::vector<double>>(meta, "clip.vision.image_std", gguf.file())},
+                 {"patch_size", vision["patch_size"]},
+                 {"merge_size", vision["spatial_merge_size"]},
+                 {"temporal_patch_size", vision["temporal_patch_size"]}};
+  for (const auto& [to, from] : {std::pair{"min_pixels", "clip.vision.image_min_pixels"},
+                                 {"max_pixels", "clip.vision.image_max_pixels"}})
+    if (meta.contains(from)) config[to] = meta[from];
+  return config;
+}
+
+json generation_config(const Gguf& gguf) {
+  const json& meta = gguf.metadata();
+  json ends = json::array();
+  const auto add = [&](const json& id) {
+    if (!id.is_null() && std::find(ends.begin(), ends.end(), id) == ends.end()) ends.push_back(id);
+  };
+  for (const char* key :
+       {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"})
+    add(member(meta, key));
+  // The file names one end token, the published generation_config.json both.
+  for (const char* token : {"<|im_end|>", "<|endoftext|>"}) add(token_id(gguf, token));
+  json config = {{"eos_token_id", ends}};
+  for (const auto& [to, from] : {std::pair{"temperature", "general.sampling.temp"},
+                                 {"top_p", "general.sampling.top_p"},
+                                 {"top_k", "general.sampling.top_k"},
+                                 {"repetition_penalty", "general.sampling.penalty_repeat"}})
+    if (meta.contains(from)) config[to] = meta[from];
+  config["do_sample"] = config.contains("temperature");
+  return config;
+}
+
+class GgufPair : public ModelSource {
+ public:
+  GgufPair(const fs::path& model, const fs::path& mmproj)
+      : path_(model), text_(Gguf::open(model)), vision_(Gguf::open(mmproj)) {
+    const std::string kind = text_of(text_, "general.architecture"),
+                      other = text_of(vision_, "general.architecture");
+    check(kind != "clip", text_.file(),
+          " holds a vision encoder: name it with --mmproj, and the language model with --model");
+    check(kind == "qwen2vl", text_.file(), ": architecture '", kind,
+          "' is not supported (known: qwen2vl, which is Qwen2.5-VL's)");
+    check(other == "clip", vision_.file(), " holds no vision encoder: its architecture is '", other,
+          "', expected 'clip'");
+    const std::string projector = text_of(vision_, "clip.projector_type"),
+                      type = projector.empty() ? text_of(vision_, "clip.vision.projector_type") : projector;
+    check(type == "qwen2.5vl_merger", vision_.file(), ": projector type '", type,
+          "' is not supported (known: qwen2.5vl_merger)");
+    try {
+      config_ = text_config(text_);
+      config_["vision_config"] = vision_config(vision_, config_["hidden_size"]);
+      preprocessor_ = preprocessor_config(vision_, config_["vision_config"]);
+      generation_ = generation_config(text_);
+    } catch (const json::exception& error) {
+      fail(text_.file(), " or ", vision_.file(), ": ", error.what());
+    }
+  }
+
+  fs::path path() const override { return path_; }
+  std::string where(const std::string& file) const override {
+    return file == "preprocessor_config.json" ? vision_.file() : text_.file();
+  }
+  json config() const override { return config_; }
+  json settings(const std::string& file) const override {
+    if (file == "generation_config.json") return generation_;
+    return file == "preprocessor_config.json" ? preprocessor_ : json();
+  }
+  Weights weights(Weights::Rename rename) const override {
+    return Weights::lazy(published_tensors(text_, vision_), concat(text_.file(), " and ", vision_.file()),
+                         std::move(rename));
+  }
+  std::unique_ptr<Tokenizer> tokenizer() const override {
+    try {
+      return std::make_unique<ByteLevelTokenizer>(parse_gguf_tokenizer(text_.metadata()));
+    } catch (const json::exception& error) {
+      fail(text_.file(), ": ", error.what());
+    } catch (const Error& error) {
+      fail(text_.file(), ": ", error.what());
+    }
+  }
+
+ private:
+  fs::path path_;
+  Gguf text_, vision_;
+  json config_, preprocessor_, generation_;
+};
+
+}  // namespace
+
+std::unique_ptr<ModelSource> open_gguf_pair(const fs::path& model, const fs::path& mmproj) {
+  return std::make_unique<GgufPair>(model, mmproj);
+}
+
+}  // namespace glimpse

@@ -1,0 +1,69 @@
+#include "glimpse/models/source.h"
+
+#include <vector>
+
+#include "glimpse/base/check.h"
+#include "glimpse/base/json_file.h"
+#include "glimpse/io/model_dir.h"
+
+namespace glimpse {
+namespace fs = std::filesystem;
+namespace {
+
+using nlohmann::json;
+
+class ModelDir : public ModelSource {
+ public:
+  explicit ModelDir(fs::path dir) : dir_(std::move(dir)) {}
+
+  fs::path path() const override { return dir_; }
+  std::string where(const std::string& file) const override { return (dir_ / file).string(); }
+  json config() const override {
+    json config = read_json(dir_ / "config.json");
+    check(config.is_object(), where("config.json"), ": expected a JSON object");
+    return config;
+  }
+  json settings(const std::string& file) const override {
+    return fs::exists(dir_ / file) ? read_json(dir_ / file) : json();
+  }
+  Weights weights(Weights::Rename rename) const override { return Weights::open(dir_, std::move(rename)); }
+  std::unique_ptr<Tokenizer> tokenizer() const override {
+    for (const char* file : {"tokenizer.json", "tokenizer.model", "vocab.json"})
+      if (fs::exists(dir_ / file)) return Tokenizer::load(dir_);
+    return nullptr;
+  }
+
+ private:
+  fs::path dir_;
+};
+
+/// What to write to name the one vision encoder beside `model`; "" when there is none or several.
+std::string mmproj_hint(const fs::path& model) {
+  std::vector<fs::path> found;
+  std::error_code ignored;
+  const fs::path folder = model.has_parent_path() ? model.parent_path() : ".";
+  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    if (name.find("mmproj") != name.npos && name.ends_with(".gguf")) found.push_back(entry.path());
+  }
+  return found.size() == 1 ? concat(": --mmproj ", found[0].string()) : "";
+}
+
+}  // namespace
+
+std::unique_ptr<ModelSource> open_model_dir(const fs::path& dir) {
+  return std::make_unique<ModelDir>(dir);
+}
+
+std::unique_ptr<ModelSource> open_model(const std::string& model, const std::string& mmproj) {
+  if (!model.ends_with(".gguf")) {
+    check(mmproj.empty(), "--mmproj belongs to a --model that is a .gguf file, not to '", model, "'");
+    return open_model_dir(resolve_model_dir(model));
+  }
+  check_is_file(model);
+  check(!mmproj.empty(), model, " holds a language model only; name the file of its vision encoder",
+        mmproj_hint(model).empty() ? " with --mmproj" : mmproj_hint(model));
+  return open_gguf_pair(model, mmproj);
+}
+
+}  // namespace glimpse
