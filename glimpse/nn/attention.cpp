@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 
+#include "glimpse/nn/flop_count.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/nn/linear.h"
 #include "glimpse/nn/ops.h"
@@ -56,6 +57,7 @@ at::Tensor fused_attention(const at::Tensor& q, const at::Tensor& k, const at::T
 
 at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
   const int64_t rows = q.size(0), length = cache.length();
+  flop_count::add(4 * q.size(1) * q.size(2) * (rows * length - rows * (rows - 1) / 2));
   if (rows == 1 && has_kernel(q)) return decode_attention(q, cache);
   const bool grouped = q.size(1) != cache.keys().size(0);
   std::optional<at::Tensor> mask;
@@ -70,12 +72,14 @@ at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
 
 at::Tensor attention_logits(const at::Tensor& q, const at::Tensor& keys) {
   const int64_t kv_heads = keys.size(0), d = keys.size(2);
+  flop_count::add(2 * q.numel() * keys.size(1));
   const at::Tensor rows = q.to(at::kFloat).view({kv_heads, -1, d});
   return (at::matmul(rows, keys.to(at::kFloat).transpose(1, 2)) / std::sqrt(static_cast<double>(d)))
       .flatten(0, 1);
 }
 
 at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k) {
+  flop_count::add(2 * q.numel() * k.size(1));
   const at::Tensor scaled = q / std::sqrt(static_cast<double>(q.size(2)));
   return at::einsum("nhd,nthd->nht", {scaled, k}).softmax(2);
 }
@@ -125,6 +129,7 @@ at::Tensor received_attention(const at::Tensor& q, const at::Tensor& k, const st
   std::vector<at::Tensor> out;
   int64_t first = 0;
   for (const int64_t length : lengths) {
+    flop_count::add(2 * length * length * q.size(1) * q.size(2));
     const auto by_head = [&](const at::Tensor& t) {
       return t.narrow(0, first, length).transpose(0, 1).to(at::kFloat).contiguous();
     };
@@ -144,6 +149,7 @@ at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at:
   int64_t row = 0;
   for (const int64_t length : lengths) {
     starts[length].push_back(row);
+    flop_count::add(4 * length * length * heads * d);
     row += length;
   }
   const auto attend = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, int64_t length) {
