@@ -105,23 +105,24 @@ void write_file(const fs::path& path, const std::string& text) {
   file.commit();
 }
 
-// Answers what is missing; 130 when stopped.
-int answer(const EvalFlags& flags, const EvalPlan& plan, Interrupt& interrupt) {
-  const EvalProgress progress = progress_of(plan);
-  if (progress.mine_missing < progress.mine)
-    std::cerr << "glimpse: " << progress.mine - progress.mine_missing << " of " << progress.mine
-              << " answers are there already\n";
-  if (progress.mine_missing == 0) return 0;
+// The model, with the methods tried out on it.
+std::unique_ptr<Engine> load_engine(const EvalFlags& flags, const EvalPlan& plan) {
   EngineOptions options = flags.engine;
   options.device = local_device(options.device);
-  const auto engine = Engine::load(options);
+  auto engine = Engine::load(options);
   for (const GridCell& cell : plan.cells) make_pruners(cell.method, engine->pruner_context());
+  return engine;
+}
+
+// Answers what is missing; 130 when stopped.
+int answer(const EvalFlags& flags, const EvalPlan& plan, const Engine& engine, Interrupt& interrupt) {
   const fs::path dir =
-      options.model.empty() ? builtin_model_dir() / "model" : resolve_model_dir(options.model);
-  const Accounting accounting(*engine, read_json(dir / "config.json"));
+      flags.engine.model.empty() ? builtin_model_dir() / "model" : resolve_model_dir(flags.engine.model);
+  const Accounting accounting(engine, dir);
+  const EvalProgress progress = progress_of(plan);
   Progress bar(progress.mine, progress.mine - progress.mine_missing, "answers");
   size_t left = progress.mine_missing;
-  const bool done = answer_rows(plan, *engine, accounting, interrupt.arm(), [&](const std::string& note) {
+  const bool done = answer_rows(plan, engine, accounting, interrupt.arm(), [&](const std::string& note) {
     bar.step(note);
     if (note.find(": ") != note.npos) std::cerr << "glimpse: " << note << "\n";
     --left;
@@ -155,8 +156,17 @@ json evaluate(const EvalPlan& plan, const EvalFlags& flags, Interrupt& interrupt
 
 int run(EvalFlags flags, Interrupt& interrupt) {
   const EvalPlan plan = make_plan(flags);
-  claim_folder(plan, settings_of(flags, plan), flags.overwrite);
-  if (const int status = answer(flags, plan, interrupt)) return status;
+  const json settings = settings_of(flags, plan);
+  check_folder(plan, settings, flags.overwrite);
+  const EvalProgress before = flags.overwrite ? EvalProgress{.mine_missing = 1} : progress_of(plan);
+  if (before.mine_missing < before.mine)
+    std::cerr << "glimpse: " << before.mine - before.mine_missing << " of " << before.mine
+              << " answers are there already\n";
+  if (before.mine_missing > 0) {
+    const auto engine = load_engine(flags, plan);
+    claim_folder(plan, settings, flags.overwrite);
+    if (const int status = answer(flags, plan, *engine, interrupt)) return status;
+  }
 
   // The process that finds all answers there makes the results; of several that do, one after the other.
   const FolderLock lock(plan.out / ".lock");
@@ -174,9 +184,9 @@ int run(EvalFlags flags, Interrupt& interrupt) {
     std::cerr << "\nglimpse: stopped; the same command goes on from here\n";
     return 130;
   }
-  json about = settings_of(flags, plan);
+  json about = settings;
   about["commit"] = flags.commit.empty() ? "glimpse " GLIMPSE_VERSION : flags.commit;
-  about["machine"] = machine_facts();
+  about["machine"] = read_json(plan.out / "machine.json");
   about["limit"] = flags.limit;
   if (!flags.judge.url.empty()) about["judge_model"] = flags.judge.model;
   results["about"] = about;

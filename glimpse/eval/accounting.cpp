@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "glimpse/base/json_file.h"
 #include "glimpse/prune/shares.h"
 
 namespace glimpse {
@@ -75,11 +76,11 @@ double cosine_flops(double n, double d) {
 
 }  // namespace
 
-Accounting::Accounting(const Engine& engine, const json& config)
+Accounting::Accounting(const Engine& engine, const std::filesystem::path& dir)
     : engine_(engine), decoder_(engine.model().decoder().config()) {
   try {
-    vision_ = VisionShape::from_json(config);
-  } catch (const json::exception&) {
+    vision_ = VisionShape::of(dir, read_json(dir / "config.json"));
+  } catch (const json::exception&) {  // a config that leaves out what is the format's default
   }
 }
 

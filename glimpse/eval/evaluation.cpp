@@ -114,6 +114,11 @@ json settings_difference(const json& a, const json& b) {
   return out;
 }
 
+// As it is read back: paths and texts of the command line need not be UTF-8.
+json stored(const json& settings) {
+  return json::parse(settings.dump(-1, ' ', false, json::error_handler_t::replace));
+}
+
 class Answering {
  public:
   Answering(const EvalPlan& plan, const Engine& engine, const Accounting& accounting,
@@ -217,37 +222,44 @@ EvalProgress progress_of(const EvalPlan& plan) {
   return progress;
 }
 
-void claim_folder(const EvalPlan& plan, const json& settings, bool overwrite) {
+void check_folder(const EvalPlan& plan, const json& settings, bool overwrite) {
   const fs::path file = plan.out / "eval.json";
-  const std::string advice = "; name another --out, or start again with --overwrite";
-  std::error_code ignored, error;
   const std::string name = plan.out.string();
+  std::error_code ignored;
   check(!fs::exists(plan.out, ignored) || fs::is_directory(plan.out, ignored), name,
         ": exists and is no folder");
-  const auto foreign = [&] {
-    return !fs::exists(file, ignored) && !fs::exists(plan.out / ".lock", ignored) &&
-           fs::exists(plan.out, ignored) && !fs::is_empty(plan.out);
-  };
-  check(!foreign(), name, " holds something that is no evaluation; name another --out");
-  fs::create_directories(plan.out, error);
-  check(!error, name, ": cannot be made: ", error.message());
-  const FolderLock lock(plan.out / ".lock");
   check(!overwrite || plan.shard.size == 1, "--overwrite is for one process; remove ", name, " yourself");
-  if (overwrite)
-    for (const char* part :
-         {"answers", "judged.jsonl", "results.json", "table.csv", "report.html", "eval.json"})
-      fs::remove_all(plan.out / part);
-  // Paths and texts of the command line need not be UTF-8.
-  const std::string text = settings.dump(2, ' ', false, json::error_handler_t::replace);
-  if (fs::exists(file)) {
-    const json before = read_json(file), now = json::parse(text);
+  if (fs::exists(file, ignored)) {
+    if (overwrite) return;
+    const json before = read_json(file), now = stored(settings);
     check(before == now, name, " was made with other settings (", file.string(), " differs in ",
-          settings_difference(now, before).dump(), ")", advice);
+          settings_difference(now, before).dump(), "); name another --out, or start again with --overwrite");
     return;
   }
-  AtomicFile out(file);
-  out.stream() << text << "\n";
-  out.commit();
+  // A process that was killed, or has just begun, leaves the lock alone.
+  const bool ours = fs::exists(plan.out / ".lock", ignored);
+  check(ours || !fs::exists(plan.out, ignored) || fs::is_empty(plan.out), name,
+        " holds something that is no evaluation; name another --out");
+}
+
+void claim_folder(const EvalPlan& plan, const json& settings, bool overwrite) {
+  check_folder(plan, settings, overwrite);
+  std::error_code error;
+  fs::create_directories(plan.out, error);
+  check(!error, plan.out.string(), ": cannot be made: ", error.message());
+  const FolderLock lock(plan.out / ".lock");
+  if (overwrite)
+    for (const char* part :
+         {"answers", "judged.jsonl", "results.json", "table.csv", "report.html", "machine.json", "eval.json"})
+      fs::remove_all(plan.out / part);
+  check_folder(plan, settings, overwrite);  // another process may have been faster
+  for (const auto& [name, content] :
+       {std::pair{"machine.json", machine_facts()}, {"eval.json", stored(settings)}}) {
+    if (fs::exists(plan.out / name)) continue;
+    AtomicFile out(plan.out / name);
+    out.stream() << content.dump(2) << "\n";
+    out.commit();
+  }
 }
 
 bool answer_rows(const EvalPlan& plan, const Engine& engine, const Accounting& accounting,

@@ -19,6 +19,7 @@ struct EvalTask {
 
 /// What is to be answered, and the folder where answers go:
 ///   eval.json                        the settings that answers depend on
+///   machine.json                     where they began to be made
 ///   answers/TASK/METHOD@BUDGET.rN.jsonl   what process N answered, one line a row
 ///   judged.jsonl                     what a judge said
 ///   results.json, table.csv, report.html  when all is answered
@@ -44,8 +45,11 @@ struct EvalProgress {
 };
 EvalProgress progress_of(const EvalPlan& plan);
 
-/// Stores the settings that answers depend on in the plan's folder, or compares them: an Error when the
-/// folder's answers were made with others, or when it is no folder of an evaluation.
+/// Error when the plan's folder cannot be used for answers with these settings, unless `overwrite`: they were
+/// made with others, or it is no folder of an evaluation. Changes nothing.
+void check_folder(const EvalPlan& plan, const nlohmann::json& settings, bool overwrite);
+/// Makes the folder, or with `overwrite` empties it, and stores the settings and what machine this is; the
+/// same errors.
 void claim_folder(const EvalPlan& plan, const nlohmann::json& settings, bool overwrite);
 
 /// Answers this process's missing rows, every way of answering in turn row by row, so that a machine's moods

@@ -1,5 +1,8 @@
 #include "glimpse/eval/flops.h"
 
+#include "glimpse/base/json_file.h"
+#include "glimpse/models/llava.h"
+
 namespace glimpse {
 
 namespace {
@@ -51,6 +54,15 @@ const json& text_config(const json& config) {
 
 VisionShape VisionShape::from_json(const json& config) {
   return config.at("model_type") == "llava" ? clip(config) : qwen(config.at("vision_config"));
+}
+
+VisionShape VisionShape::of(const std::filesystem::path& dir, const json& config) {
+  if (!config.contains("mm_vision_tower")) return from_json(config);
+  json whole = config;
+  const json tower = read_json(Llava::tower_dir(dir, config) / "config.json");
+  whole["vision_config"] = tower.contains("vision_config") ? tower["vision_config"] : tower;
+  whole["vision_feature_layer"] = config.value("mm_vision_select_layer", int64_t{-2});
+  return clip(whole);
 }
 
 double segment_flops(const std::vector<int64_t>& lengths, double width) {

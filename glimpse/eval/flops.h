@@ -1,5 +1,6 @@
 #pragma once
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -36,8 +37,11 @@ struct VisionShape {
   double projector = 0;      ///< numbers in the matrices that make one visual token of its patches
   int64_t patch = 14;        ///< side in pixels
 
-  /// Error of nlohmann::json where the config does not describe the encoder (LLaVA's original layout).
+  /// Of a config that describes the encoder too: all but LLaVA's original layout. Error of nlohmann::json
+  /// otherwise.
   static VisionShape from_json(const nlohmann::json& config);
+  /// Of the checkpoint in `dir` with this config.json, whichever its layout.
+  static VisionShape of(const std::filesystem::path& dir, const nlohmann::json& config);
 };
 
 /// x [rows, in] times a weight [out, in].
