@@ -136,7 +136,8 @@ std::string short_number(double value) {
 }
 
 std::string draw_chart(const std::string& title, const std::vector<Curve>& curves, const ChartAxes& axes) {
-  double low = 0, high = axes.top.value_or(0), first = INFINITY, last = -INFINITY;
+  double low = axes.zero ? 0 : INFINITY, high = axes.top.value_or(axes.zero ? 0 : -INFINITY),
+         first = INFINITY, last = -INFINITY;
   for (const Curve& curve : curves)
     for (const auto& [step, value] : curve.points)
       if (drawable(value)) {

@@ -16,7 +16,8 @@ struct Curve {
 
 /// What the axes of a chart mean.
 struct ChartAxes {
-  std::optional<double> top = {};         ///< the vertical axis holds 0 and this
+  std::optional<double> top = {};         ///< the vertical axis holds this
+  bool zero = true;                       ///< the vertical axis holds 0 too
   std::string x_name = "optimiser step";  ///< below the horizontal axis
   std::string x_unit = "step";            ///< in tooltips: "at step 5"
   bool whole_x = true;                    ///< marks at whole numbers only

@@ -30,7 +30,7 @@ td.best { font-weight: 700; }
 .shots figcaption { font-size: .82rem; color: var(--soft); overflow-wrap: anywhere; }
 .shots b { color: var(--text); font-weight: 600; }
 .right { color: var(--c2); } .wrong { color: var(--c1); }
-.row { margin-bottom: .8rem; }
+.row, .grid2 { margin-bottom: .8rem; }
 )css";
 
 std::string fixed(double value, int places) {
@@ -108,45 +108,67 @@ std::string cost_table(const std::vector<const json*>& cells) {
   return table(cells, columns);
 }
 
-// One curve per method, from small budgets to large ones.
-std::string curves(const std::vector<const json*>& cells, const std::string& title, const ChartAxes& axes,
-                   const std::function<double(const json&)>& x) {
+// What stands on a chart's horizontal axis, and the cells that are drawn.
+struct Against {
+  std::string title, x_name, x_unit;
+  std::function<double(const json&)> x;
+  double largest;  // x of the cells that are drawn
+};
+
+bool is_base(const json& cell) {
+  return cell.at("method") == "none";
+}
+
+// One curve per method, from small budgets to large ones; the base model's score as a level line.
+std::string curves(const std::vector<const json*>& cells, const Against& against) {
   std::vector<Curve> all;
+  double low = against.largest, high = 0;
   for (const json* cell : cells) {
+    const double x = against.x(*cell);
+    if (x > against.largest || is_base(*cell)) continue;
+    low = std::min(low, x);
+    high = std::max(high, x);
     // A method's own rule is a point beside the curve of its budgets.
-    const std::string own = cell->at("budget") == "own" && cell->at("method") != "none" ? " (own rule)" : "";
+    const std::string own = cell->at("budget") == "own" ? " (own rule)" : "";
     const std::string name = cell->at("method").get<std::string>() + own;
     auto curve = std::find_if(all.begin(), all.end(), [&](const Curve& c) { return c.name == name; });
     if (curve == all.end()) curve = all.insert(all.end(), Curve{name, {}, {}});
-    curve->points.emplace_back(x(*cell), cell->at("average").get<double>());
+    curve->points.emplace_back(x, cell->at("average").get<double>());
     curve->notes.push_back("kept " + fixed(100 * cell->at("all").at("kept").get<double>(), 1) + " %, " +
                            fixed(cell->at("all").at("times_ms").at("total"), 1) + " ms");
   }
-  const std::string chart = draw_chart(title, all, axes);
+  for (const json* cell : cells) {
+    if (!is_base(*cell)) continue;
+    const double x = against.x(*cell), score = cell->at("average");
+    if (all.empty()) low = high = x;
+    Curve line{all.empty() ? "none" : "none (everything kept)", {{low, score}}, {}};
+    if (x > low && x < high) line.points.emplace_back(x, score);
+    if (high > low) line.points.emplace_back(high, score);
+    all.insert(all.begin(), line);
+  }
+  const ChartAxes axes{.zero = false,
+                       .x_name = against.x_name,
+                       .x_unit = against.x_unit,
+                       .whole_x = false,
+                       .last_values = false};
+  const std::string chart = draw_chart(against.title, all, axes);
   return chart.empty() ? "" : "<div class='card'>" + chart + "</div>\n";
 }
 
 std::string all_curves(const std::vector<const json*>& cells, const std::string& task) {
-  ChartAxes kept{.top = 1,
-                 .x_name = "visual tokens kept, %",
-                 .x_unit = "% kept",
-                 .whole_x = false,
-                 .last_values = false};
-  ChartAxes time{
-      .top = 1, .x_name = "time per question, ms", .x_unit = "ms", .whole_x = false, .last_values = false};
-  ChartAxes work{.top = 1,
-                 .x_name = "operations per question, GFLOP",
-                 .x_unit = "GFLOP",
-                 .whole_x = false,
-                 .last_values = false};
   const auto all = [](const json& c) -> const json& { return c.at("all"); };
+  // Budgets that keep more than half say nothing about pruning and would squeeze the rest.
+  const bool pruned = std::any_of(cells.begin(), cells.end(),
+                                  [&](const json* c) { return all(*c).at("kept").get<double>() <= 0.5; });
   return "<div class='grid2'>\n" +
-         curves(cells, "Score against kept tokens (" + task + ")", kept,
-                [&](const json& c) { return 100 * all(c).at("kept").get<double>(); }) +
-         curves(cells, "Score against time (" + task + ")", time,
-                [&](const json& c) { return all(c).at("times_ms").at("total").get<double>(); }) +
-         curves(cells, "Score against operations (" + task + ")", work,
-                [&](const json& c) { return all(c).at("gflop").at("total").get<double>(); }) +
+         curves(cells, {"Score against kept tokens (" + task + ")", "visual tokens kept, %", "% kept",
+                        [&](const json& c) { return 100 * all(c).at("kept").get<double>(); },
+                        pruned ? 50.0 : 100.0}) +
+         curves(cells,
+                {"Score against time (" + task + ")", "time per question, ms", "ms",
+                 [&](const json& c) { return all(c).at("times_ms").at("total").get<double>(); }, 1e99}) +
+         curves(cells, {"Score against operations (" + task + ")", "operations per question, GFLOP", "GFLOP",
+                        [&](const json& c) { return all(c).at("gflop").at("total").get<double>(); }, 1e99}) +
          "</div>\n";
 }
 
