@@ -31,6 +31,10 @@ test: build ## Run all tests
 bench: build ## Run the benchmarks; results in build/bench.json
 	@tools/bench
 
+.PHONY: benchmark
+benchmark: build ## Compare all pruning methods on the built-in model; results in docs/benchmark
+	@tools/benchmark
+
 .PHONY: check
 check: build ## Check format, includes, file lengths, duplicates, documents (FULL=1: clang-tidy and README commands too)
 	@tools/check $(if $(FULL),--full)

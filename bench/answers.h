@@ -2,8 +2,8 @@
 
 #include <filesystem>
 
-#include "bench/flops.h"
 #include "bench/limits.h"
+#include "glimpse/eval/flops.h"
 #include "glimpse/models/vlm.h"
 
 namespace glimpse::bench {

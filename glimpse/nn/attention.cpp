@@ -7,6 +7,7 @@
 #include <map>
 
 #include "glimpse/nn/flash.h"
+#include "glimpse/nn/flop_count.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/nn/linear.h"
 #include "glimpse/nn/ops.h"
@@ -107,6 +108,7 @@ bool have_kernels(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v)
 
 at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
   const int64_t rows = q.size(0), length = cache.length();
+  flop_count::add(4 * q.size(1) * q.size(2) * (rows * length - rows * (rows - 1) / 2));
   const at::Tensor keys = cache.keys(), values = cache.values();
   if (have_kernels(q, keys, values))
     return rows == 1 ? decode_attention(q, cache)
@@ -124,12 +126,14 @@ at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
 
 at::Tensor attention_logits(const at::Tensor& q, const at::Tensor& keys) {
   const int64_t kv_heads = keys.size(0), d = keys.size(2);
+  flop_count::add(2 * q.numel() * keys.size(1));
   const at::Tensor rows = q.to(at::kFloat).view({kv_heads, -1, d});
   return (at::matmul(rows, keys.to(at::kFloat).transpose(1, 2)) / std::sqrt(static_cast<double>(d)))
       .flatten(0, 1);
 }
 
 at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k) {
+  flop_count::add(2 * q.numel() * k.size(1));
   const at::Tensor scaled = q / std::sqrt(static_cast<double>(q.size(2)));
   return at::einsum("nhd,nthd->nht", {scaled, k}).softmax(2);
 }
@@ -179,6 +183,7 @@ at::Tensor received_attention(const at::Tensor& q, const at::Tensor& k, const st
   std::vector<at::Tensor> out;
   int64_t first = 0;
   for (const int64_t length : lengths) {
+    flop_count::add(2 * length * length * q.size(1) * q.size(2));
     const auto by_head = [&](const at::Tensor& t) {
       return t.narrow(0, first, length).transpose(0, 1).to(at::kFloat).contiguous();
     };
@@ -193,6 +198,8 @@ at::Tensor received_attention(const at::Tensor& q, const at::Tensor& k, const st
 
 at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                              const std::vector<int64_t>& lengths) {
+  for (const int64_t length : lengths)
+    flop_count::add(2 * length * length * q.size(1) * (q.size(2) + v.size(2)));
   if (have_kernels(q, k, v)) {
     std::vector<Segment> segments;
     int64_t first = 0;

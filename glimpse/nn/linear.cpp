@@ -5,6 +5,7 @@
 #include <cpuid.h>
 
 #include "glimpse/base/check.h"
+#include "glimpse/nn/flop_count.h"
 #include "glimpse/nn/gemm.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/nn/ops.h"
@@ -159,6 +160,7 @@ void force_bf16_gemm_path(std::optional<GemmPath> path) {
 }
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {
+  flop_count::add(2 * x.numel() * (low_bit ? low_bit->out : weight.size(0)));
   at::Tensor y = low_bit ? packed(x, *low_bit, bias) : dense(x, weight, bias);
   if (!lora) return y;
   at::Tensor rows = x.to(lora->a.scalar_type());
