@@ -129,10 +129,6 @@ double pruned_prefill_flops(const DecoderConfig& c, const VipConfig& vip, double
          (c.layers - cut - 1) * layer_flops(c, left) + head_flops(c);
 }
 
-double decode_weight_bytes(const DecoderConfig& c) {
-  return 2.0 * (c.layers * layer_weights(c) + 1.0 * c.hidden_size * c.vocab_size);
-}
-
 double kv_row_bytes(const DecoderConfig& c) {
   return 2.0 * 2 * c.layers * c.kv_heads * c.head_dim;
 }

@@ -73,8 +73,6 @@ double vip_flops(const VipConfig& c, double n);
 double pruned_prefill_flops(const DecoderConfig& c, const VipConfig& vip, double rows, double visual,
                             double left, double cut);
 
-/// Bytes of weights that one decoding step reads: all layers and the head (bf16).
-double decode_weight_bytes(const DecoderConfig& c);
 /// Bytes of keys and values of one row in all layers (bf16).
 double kv_row_bytes(const DecoderConfig& c);
 

@@ -7,6 +7,7 @@
 #include <hwy/highway.h>
 
 #include "glimpse/nn/bf16-inl.h"
+#include "glimpse/nn/rows-inl.h"
 
 #include <algorithm>
 #include <cmath>
@@ -285,34 +286,27 @@ void panel8_any(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t first
 }
 #endif
 
-// Calls f with the number of rows as a constant.
+// Calls f(rows, blocks, first row, first block, last block) for parts of the rows that fit the registers:
+// with two vectors per block more than four rows go over a block, still in the cache, again.
 template <class Function>
-HWY_INLINE void with_rows(int64_t m, const Function& f) {
-  switch (m) {
-    case 1:
-      return f(std::integral_constant<int, 1>());
-    case 2:
-      return f(std::integral_constant<int, 2>());
-    case 3:
-      return f(std::integral_constant<int, 3>());
-    case 4:
-      return f(std::integral_constant<int, 4>());
-    case 5:
-      return f(std::integral_constant<int, 5>());
-    case 6:
-      return f(std::integral_constant<int, 6>());
-    case 7:
-      return f(std::integral_constant<int, 7>());
-    case 8:
-      return f(std::integral_constant<int, 8>());
-  }
+HWY_INLINE void with_parts(int64_t m, int64_t first, int64_t last, const Function& f) {
+  const int64_t most = kParts == 2 ? 4 : 8, passes = (m + most - 1) / most, rows = (m + passes - 1) / passes;
+  const int64_t step = passes == 1 ? last - first : 1;
+  for (int64_t block = first; block < last; block += step)
+    for (int64_t row = 0; row < m; row += rows)
+      with_rows(std::min(rows, m - row),
+                [&](auto count) { f(count, row, block, std::min(block + step, last)); });
+}
+
+// Blocks at once, so that a few rows have about `vectors` sums under way.
+constexpr int few_blocks(int m, int vectors) {
+  return std::max(1, vectors / (m == 1 ? 1 : m == 2 ? 2 : m <= 4 && kParts == 1 ? 2 : 4) / kParts);
 }
 
 template <class T>
 void few8_any(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t first, int64_t last, T* y) {
-  with_rows(x.m, [&](auto m) {
-    constexpr int blocks = kParts > 2 ? 1 : m == 1 ? 8 / kParts : m <= 4 ? 4 / kParts : 2 / kParts;
-    rows8<m, blocks>(x, w, 0, first, last, y);
+  with_parts(x.m, first, last, [&](auto m, int64_t row, int64_t begin, int64_t end) {
+    rows8<m, few_blocks(m, 8)>(x, w, row, begin, end, y);
   });
 }
 
@@ -331,7 +325,7 @@ HWY_INLINE VF load_scales(const bf16* from) {
 }
 
 template <int M, int B, class T>
-HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t block, T* y) {
+HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t row, int64_t block, T* y) {
   const L l;
   const LF f;
   const int64_t groups = w.quads / w.group_quads;
@@ -352,7 +346,7 @@ HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t
         for (int p = 0; p < kParts; ++p) {
           const Nibbles weight = unpack(load_quads(from + p * 4 * kLanes));
           for (int i = 0; i < M; ++i) {
-            const uint8_t* u = x.u + i * x.stride + 4 * q;
+            const uint8_t* u = x.u + (row + i) * x.stride + 4 * q;
             acc[i][b][p] = quad_dot(acc[i][b][p], broadcast_quad(u), weight.even);
             acc[i][b][p] = quad_dot(acc[i][b][p], broadcast_quad(u + 4), weight.odd);
           }
@@ -368,16 +362,16 @@ HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t
   }
   for (int b = 0; b < B; ++b)
     for (int i = 0; i < M; ++i)
-      store_block(total[i][b], x.scale[i], w.bias, (block + b) * kColumns, w.n, y + i * w.n);
+      store_block(total[i][b], x.scale[row + i], w.bias, (block + b) * kColumns, w.n, y + (row + i) * w.n);
 }
 
 template <class T>
 void few4_any(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t first, int64_t last, T* y) {
-  with_rows(x.m, [&](auto m) {
-    constexpr int blocks = kParts > 2 ? 1 : m == 1 ? 4 / kParts : m <= 4 ? 2 / kParts : 1;
-    int64_t block = first;
-    for (; block + blocks <= last; block += blocks) tile4<m, blocks>(x, w, block, y);
-    for (; block < last; ++block) tile4<m, 1>(x, w, block, y);
+  with_parts(x.m, first, last, [&](auto m, int64_t row, int64_t begin, int64_t end) {
+    constexpr int blocks = few_blocks(m, 4);
+    int64_t block = begin;
+    for (; block + blocks <= end; block += blocks) tile4<m, blocks>(x, w, row, block, y);
+    for (; block < end; ++block) tile4<m, 1>(x, w, row, block, y);
   });
 }
 
