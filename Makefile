@@ -35,6 +35,10 @@ bench: build ## Run the benchmarks; results in build/bench.json
 bench-peers: build ## Time prefill and decoding beside llama.cpp, OpenVINO and transformers; fetches them; results in build/bench_peers.json
 	@tools/bench_peers
 
+.PHONY: benchmark
+benchmark: build ## Compare all pruning methods on the built-in model; results in docs/benchmark
+	@tools/benchmark
+
 .PHONY: check
 check: build ## Check format, includes, file lengths, duplicates, documents (FULL=1: clang-tidy and README commands too)
 	@tools/check $(if $(FULL),--full)

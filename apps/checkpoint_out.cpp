@@ -70,16 +70,17 @@ void check_model_out(const fs::path& out, bool overwrite, std::vector<fs::path> 
   if (!fs::exists(out, ignored)) return;
   check(overwrite, "--out ", out.string(), " exists; name another one, or replace it with --overwrite");
   check(fs::is_directory(out) && (fs::is_empty(out, ignored) || fs::exists(out / "config.json", ignored)),
-        "--out ", out.string(), " is no model directory (it has no config.json), so --overwrite does not replace it");
+        "--out ", out.string(),
+        " is no model directory (it has no config.json), so --overwrite does not replace it");
   const fs::path whole = fs::canonical(out) / "";
   for (const fs::path& input : inputs)
     check(!(fs::weakly_canonical(input) / "").string().starts_with(whole.string()), "--out ", out.string(),
           " is or holds ", input.string(), ", which is read");
 }
 
-size_t write_model(const fs::path& out, bool overwrite, const fs::path& model, const std::vector<TensorOut>& tensors,
-                   uint64_t max_shard_size, const std::stop_token& stop,
-                   const std::function<void(const fs::path&)>& finish) {
+size_t write_model(const fs::path& out, bool overwrite, const fs::path& model,
+                   const std::vector<TensorOut>& tensors, uint64_t max_shard_size,
+                   const std::stop_token& stop, const std::function<void(const fs::path&)>& finish) {
   const std::vector<Shard> shards = plan_shards(tensors, max_shard_size);
   uint64_t total = 0;
   for (const TensorOut& tensor : tensors) total += tensor.bytes;

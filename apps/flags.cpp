@@ -84,6 +84,12 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
       ->check(CLI::IsMember({"auto", "bf16", "int8", "int4"}).description(""))
       ->capture_default_str()
       ->group(group);
+  app.add_option("--kernels", options.kernels,
+                 "best instruction set for our own CPU kernels: auto, avx512, avx2, sse4 or scalar")
+      ->type_name("SET")
+      ->check(CLI::IsMember({"auto", "avx512", "avx2", "sse4", "scalar"}).description(""))
+      ->capture_default_str()
+      ->group(group);
   app.add_option("--device", options.device, "cpu, cuda or cuda:i")
       ->type_name("DEVICE")
       ->capture_default_str()

@@ -72,6 +72,7 @@ std::function<int()> add_ask(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_chat(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_train(CLI::App& app, Interrupt& interrupt);
+std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_inspect(CLI::App& app);
 std::function<int()> add_merge(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_quantize(CLI::App& app, Interrupt& interrupt);

@@ -31,6 +31,8 @@ int main(int argc, char** argv) {
           [&](CLI::App& sub) { return app::add_infer(sub, interrupt); });
   command("train", "Train glimpse token and predictor on a frozen model",
           [&](CLI::App& sub) { return app::add_train(sub, interrupt); });
+  command("eval", "Compare pruning methods on tasks: scores, masks, times, a report",
+          [&](CLI::App& sub) { return app::add_eval(sub, interrupt); });
   command("inspect", "Show what is in a model and its pruning modules",
           [&](CLI::App& sub) { return app::add_inspect(sub); });
   command("merge", "Write a checkpoint with PEFT adapters merged into it",

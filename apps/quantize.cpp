@@ -66,7 +66,8 @@ int run(const QuantizeFlags& flags, Interrupt& interrupt) {
   for (const std::string& name : weights.names())
     if (!rounded.contains(name)) add(weights.name_in_file(name), weights.raw(name));
   const auto finish = [&](const fs::path& dir) { note_in_config(dir, flags); };
-  if (write_model(flags.out, flags.overwrite, model, tensors, flags.max_shard_size, stop, finish) > 0) return 0;
+  if (write_model(flags.out, flags.overwrite, model, tensors, flags.max_shard_size, stop, finish) > 0)
+    return 0;
   std::cerr << "\nglimpse: stopped; nothing was written\n";
   return 130;
 }

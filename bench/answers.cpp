@@ -14,6 +14,15 @@ nlohmann::json model_config(const Question& question) {
   return read_json(question.checkpoint / "model" / "config.json");
 }
 
+// What decoding a token reads; in 4 bits a group of 64 has a scale of 2 bytes, and the head has 8 bits.
+double weight_bytes(const DecoderConfig& c, const std::string& weights) {
+  const double layers = static_cast<double>(c.layers) * layer_weights(c),
+               head = static_cast<double>(c.hidden_size * c.vocab_size);
+  return weights == "int8"   ? layers + head
+         : weights == "int4" ? layers * (0.5 + 2.0 / 64) + head
+                             : 2 * (layers + head);
+}
+
 // Everything measured about one way of answering.
 struct Measured {
   Samples prefill, prune, decode;
@@ -102,13 +111,18 @@ Prompt make_prompt(const Question& question, const Vlm& model) {
   return model.prompt(ids, {{at::randn({int64_t{grid.h} * grid.w, vision.patch_values}), grid}});
 }
 
-void time_answers(const Question& question, const Limits& limits, Rows& rows) {
+std::unique_ptr<Engine> load_engine(const Question& question) {
   EngineOptions options;
   options.model = (question.checkpoint / "model").string();
   options.new_modules = (question.checkpoint / "new_modules").string();
   options.threads = question.threads;
+  options.weights = question.weights;
+  return Engine::load(options);
+}
+
+void time_answers(const Question& question, const Limits& limits, Rows& rows) {
   const Timer timer;
-  const std::unique_ptr<Engine> engine = Engine::load(options);
+  const std::unique_ptr<Engine> engine = load_engine(question);
   const double load = timer.ms();
 
   const PrunerChain pruners = make_pruners("glimpse", engine->pruner_context());
@@ -160,7 +174,7 @@ void time_answers(const Question& question, const Limits& limits, Rows& rows) {
   rows.add({.name = "prefill_speedup_limit", .value = bound, .unit = "x"});
 
   const auto decoded = [&](const char* name, const Measured& measured) {
-    const double bytes = decode_weight_bytes(decoder) +
+    const double bytes = weight_bytes(decoder, question.weights) +
                          kv_row_bytes(decoder) * (static_cast<double>(measured.rows) + (steps + 1) / 2);
     const double best = measured.decode.best();
     rows.add({name,

@@ -2,9 +2,9 @@
 
 #include <filesystem>
 
-#include "bench/flops.h"
 #include "bench/limits.h"
-#include "glimpse/models/vlm.h"
+#include "glimpse/engine/engine.h"
+#include "glimpse/eval/flops.h"
 
 namespace glimpse::bench {
 
@@ -14,6 +14,7 @@ struct Question {
   int64_t visual = 1024, text = 30, decode = 64;
   double keep = 0.074;  ///< share of the visual tokens that a pruned answer keeps
   int threads = 2, rounds = 2;
+  std::string weights = "auto";  ///< as EngineOptions has them
 };
 
 VisionShape vision_shape(const Question& question);
@@ -22,6 +23,9 @@ Grid patch_grid(const Question& question, int64_t merge);
 
 /// The question's prompt: random ids and noise, the same in every run.
 Prompt make_prompt(const Question& question, const Vlm& model);
+
+/// The checkpoint with its modules and the weights asked for.
+std::unique_ptr<Engine> load_engine(const Question& question);
 
 /// Loads the model and answers the question with and without pruning, in turns. Rows: loading, vision
 /// encoding, prefill, decoding, caches and memory.

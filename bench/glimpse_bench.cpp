@@ -7,6 +7,7 @@
 
 #include "bench/answers.h"
 #include "bench/selection.h"
+#include "bench/serving.h"
 #include "bench/training.h"
 #include "bench/vit_block.h"
 #include "glimpse/base/check.h"
@@ -19,7 +20,8 @@ using namespace glimpse::bench;
 
 struct Options {
   Question question;
-  std::vector<std::string> only = {"limits", "vit", "answers"};
+  std::vector<std::string> only = {"limits", "vit", "answers", "serving"};
+  std::vector<int64_t> sizes = {256, 1024};
   std::vector<std::string> peers;
   std::string json;
   int busy = 0;
@@ -61,6 +63,7 @@ void run(const Options& options) {
     time_selection(question.visual, config.at("hidden_size"), question.keep, vision,
                    patch_grid(question, vision.merge), question.rounds, rows);
   if (wanted("answers")) time_answers(question, limits, rows);
+  if (wanted("serving")) time_serving(question, options.sizes, limits, rows);
   if (wanted("training")) time_training(question, options.answer, rows);
 
   for (const std::string& peer : options.peers) {
@@ -83,6 +86,10 @@ int main(int argc, char** argv) {
   app.add_option("--checkpoint", question.checkpoint, "folder that bench/make_checkpoint.py wrote")
       ->required();
   app.add_option("--threads", question.threads, "CPU threads")->check(CLI::Range(1, 4096));
+  app.add_option("--weights", question.weights, "bits of the linear layers' weights")
+      ->check(CLI::IsMember({"auto", "bf16", "int8", "int4"}));
+  app.add_option("--sizes", options.sizes, "visual tokens of the serving part's growing images")
+      ->check(CLI::Range(4, 65536));
   app.add_option("--visual", question.visual, "visual tokens")->check(CLI::Range(4, 65536));
   app.add_option("--text", question.text, "text tokens, the two around the image included")
       ->check(CLI::Range(3, 65536));
@@ -92,7 +99,7 @@ int main(int argc, char** argv) {
   app.add_option("--rounds", question.rounds, "rounds; the best and the median are shown")
       ->check(CLI::Range(1, 1000));
   app.add_option("--only", options.only, "parts to run; without limits there are no shares")
-      ->check(CLI::IsMember({"limits", "vit", "selection", "answers", "training"}));
+      ->check(CLI::IsMember({"limits", "vit", "selection", "answers", "serving", "training"}));
   app.add_option("--answer", options.answer, "tokens of the answer that training learns")
       ->check(CLI::Range(1, 65536));
   app.add_option("--peer", options.peers,

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "bench/flops.h"
 #include "bench/limits.h"
+#include "glimpse/eval/flops.h"
 
 namespace glimpse::bench {
 

@@ -25,7 +25,9 @@ pkg_check_modules(webp REQUIRED IMPORTED_TARGET libwebp)
 pkg_check_modules(tiff REQUIRED IMPORTED_TARGET libtiff-4)
 pkg_check_modules(exif REQUIRED IMPORTED_TARGET libexif)
 find_package(GIF REQUIRED)
+pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(yaml REQUIRED IMPORTED_TARGET yaml-cpp)
+pkg_check_modules(curl REQUIRED IMPORTED_TARGET libcurl)
 find_path(GLOO_INCLUDE_DIR gloo/context.h REQUIRED)  # libtorch has Gloo in it, but not its headers
 pkg_check_modules(isal REQUIRED IMPORTED_TARGET libisal)
 find_path(PROTOZERO_INCLUDE_DIR protozero/pbf_writer.hpp REQUIRED)  # headers only, and no pkg-config file

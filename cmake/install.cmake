@@ -17,6 +17,7 @@ if(TARGET glimpse_cli)
           DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions)
 endif()
 install(DIRECTORY models/tiny/model models/tiny/new_modules DESTINATION ${CMAKE_INSTALL_DATADIR}/glimpse/models/tiny)
+install(DIRECTORY eval DESTINATION ${CMAKE_INSTALL_DATADIR}/glimpse)
 install(FILES models/tiny/README.md DESTINATION ${CMAKE_INSTALL_DATADIR}/glimpse/models/tiny)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 

@@ -3,11 +3,9 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
-#include <algorithm>
-#include <numeric>
-
 #include "glimpse/base/json_file.h"
-#include "glimpse/base/timer.h"
+#include "glimpse/engine/scheduler.h"
+#include "glimpse/nn/target.h"
 
 namespace glimpse {
 
@@ -32,16 +30,6 @@ std::vector<int64_t> end_ids(const json& config) {
   return ids.is_array() ? ids.get<std::vector<int64_t>>() : std::vector<int64_t>{ids.get<int64_t>()};
 }
 
-// One request on its way to its answer.
-struct Run {
-  const Request& request;
-  Sequence sequence;
-  Sampler sampler;
-  StreamDecoder decoder;
-  std::vector<int64_t> seen;
-  Answer answer;
-};
-
 }  // namespace
 
 Fields EngineOptions::fields() {
@@ -57,6 +45,7 @@ Fields EngineOptions::fields() {
       .add("weights", weights,
            "bits of the linear layers' weights: auto (as stored), bf16 (as --dtype), int8 or int4")
       .add("device", device, "cpu, cuda or cuda:i")
+      .add("kernels", kernels, "CPU kernels: auto, or at most avx512, avx2, sse4 or scalar")
       .add("threads", threads, "CPU threads (0: one per core)", {0, 4096});
   return fields;
 }
@@ -109,8 +98,14 @@ LoadOptions load_options(const EngineOptions& options, const json& config) {
   return load;
 }
 
+Engine::Engine(std::unique_ptr<Vlm> model, std::shared_ptr<const GlimpseModules> modules, size_t cache_mb)
+    : model_(std::move(model)), modules_(std::move(modules)) {
+  if (cache_mb > 0) prefix_cache_ = std::make_unique<PrefixCache>(cache_mb << 20);
+}
+
 std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   set_threads(options.threads);
+  use_kernels(options.kernels);
   const std::unique_ptr<ModelSource> source = model_source(options);
   std::filesystem::path new_modules;
   if (!options.new_modules.empty())
@@ -126,7 +121,7 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   std::shared_ptr<const GlimpseModules> modules;
   if (!new_modules.empty())
     modules = GlimpseModules::load(new_modules, base_shape(*model), model->decoder().options());
-  auto engine = std::make_unique<Engine>(std::move(model), modules);
+  auto engine = std::make_unique<Engine>(std::move(model), modules, options.cache_mb);
 
   try {
     json generate = source->settings("generation_config.json");
@@ -149,97 +144,12 @@ Answer Engine::ask(const Request& request) const {
 
 std::vector<Answer> Engine::ask(std::span<const Request> requests) const {
   if (requests.empty()) return {};
-  const Tokenizer& tokenizer = model_->tokenizer();
-  std::vector<Run> runs;
-  runs.reserve(requests.size());
-  for (const Request& request : requests) {
-    check(request.max_new_tokens > 0, "max_new_tokens: ", request.max_new_tokens, " is not positive");
-    Run& run = runs.emplace_back(
-        Run{request, Sequence(), Sampler(request.sampling), StreamDecoder(tokenizer), {}, {}});
-    run.sequence.prompt = model_->prompt(request.messages, request.images, request.bounds);
-    run.sequence.pruners =
-        make_pruners(request.prune == "auto" ? default_prune() : request.prune, pruner_context());
-    run.sequence.budget = request.budget;
-    run.sequence.boxes = request.boxes;
-    run.sequence.stop = request.stop;
-    run.seen = run.sequence.prompt.ids;
-  }
-  std::vector<Sequence*> sequences;
-  for (Run& run : runs) sequences.push_back(&run.sequence);
-
-  const auto finish = [](Run& run, const char* reason) { run.answer.finish_reason = reason; };
-  const auto accept = [&](Run& run, const at::Tensor& logits) {
-    const int64_t id = run.sampler.next(logits, run.seen);
-    const bool end = std::find(stop_ids_.begin(), stop_ids_.end(), id) != stop_ids_.end();
-    if (end && !run.request.ignore_eos) return finish(run, "stop");
-    run.answer.ids.push_back(id);
-    run.seen.push_back(id);
-    const std::string text = run.decoder.push(id);
-    run.answer.text += text;
-    if (run.request.on_text && !text.empty()) run.request.on_text(text);
-    if (static_cast<int64_t>(run.answer.ids.size()) >= run.request.max_new_tokens ||
-        run.sequence.next_position >= model_->max_positions())
-      finish(run, "length");
-  };
-
-  try {
-    at::Tensor logits = prefill(*model_, sequences);
-    for (Run& run : runs) run.answer.kv_bytes = run.sequence.cache.bytes();
-    const Timer timer;
-    std::vector<Run*> active;
-    for (Run& run : runs) active.push_back(&run);
-    while (!active.empty()) {
-      for (size_t i = 0; i < active.size(); ++i) {
-        if (active[i]->request.stop.stop_requested()) throw Cancelled();
-        accept(*active[i], logits[static_cast<int64_t>(i)]);
-      }
-      std::erase_if(active, [&](Run* run) {
-        if (run->answer.finish_reason.empty()) return false;
-        run->sequence.times.decode = timer.ms();
-        run->sequence.cache = KvCache();
-        return true;
-      });
-      if (active.empty()) break;
-      sequences.clear();
-      std::vector<int64_t> tokens;
-      for (Run* run : active) {
-        sequences.push_back(&run->sequence);
-        tokens.push_back(run->answer.ids.back());
-      }
-      logits = decode_step(*model_, sequences, tokens);
-    }
-  } catch (const Cancelled&) {
-    for (Run& run : runs)
-      if (run.answer.finish_reason.empty()) finish(run, "cancelled");
-  }
-
+  Scheduler scheduler(*this, {.max_sequences = std::ssize(requests)});
+  std::vector<std::future<Answer>> futures;
+  for (const Request& request : requests) futures.push_back(scheduler.submit(request));
+  scheduler.run();
   std::vector<Answer> answers;
-  for (Run& run : runs) {
-    const std::string rest = run.decoder.flush();
-    if (run.request.on_text && !rest.empty()) run.request.on_text(rest);
-    Answer& answer = run.answer;
-    answer.text += rest;
-    answer.times = run.sequence.times;
-    answer.images = run.sequence.prompt.images;
-    answer.prompt_tokens = static_cast<int64_t>(run.sequence.prompt.ids.size());
-    answer.visual_tokens = static_cast<int64_t>(run.sequence.prompt.visual_rows.size());
-    answer.kept_tokens = static_cast<int64_t>(run.sequence.kept.size());
-    answer.keep.resize(answer.images.size());
-    for (const int64_t token : run.sequence.kept)
-      for (size_t i = answer.images.size(); i-- > 0;)
-        if (token >= answer.images[i].first) {
-          answer.keep[i].push_back(token - answer.images[i].first);
-          break;
-        }
-    if (run.sequence.scores.defined()) {
-      const float* score = run.sequence.scores.const_data_ptr<float>();
-      answer.scores.assign(score, score + run.sequence.scores.numel());
-    }
-    answer.pruning = json::array();
-    for (const auto& pruner : run.sequence.pruners)
-      answer.pruning.push_back({{"method", pruner->name()}, {"settings", pruner->settings()}});
-    answers.push_back(std::move(answer));
-  }
+  for (std::future<Answer>& future : futures) answers.push_back(future.get());
   return answers;
 }
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "glimpse/engine/prefix_cache.h"
 #include "glimpse/engine/sampling.h"
-#include "glimpse/engine/sequence.h"
 
 namespace glimpse {
 
@@ -21,9 +21,11 @@ struct EngineOptions {
   std::string dtype = "auto";         ///< auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32
   std::string weights = "auto";  ///< of the linear layers: auto (as stored), bf16 (not quantised), int8, int4
   std::string device = "cpu";    ///< cpu, cuda or cuda:i
+  std::string kernels = "auto";  ///< best instruction set for the CPU kernels (nn/target.h)
   int threads = 0;               ///< 0: one per physical core
+  size_t cache_mb = 0;           ///< MiB of image prefixes kept for further questions (see PrefixCache); 0: none
 
-  Fields fields();
+  Fields fields();  ///< all but cache_mb, which only pays where there are many questions
 };
 
 /// One question.
@@ -51,6 +53,7 @@ struct Answer {
   std::vector<float> scores;               ///< [N] probability per visual token, or empty
   nlohmann::json pruning;                  ///< methods and their settings
   int64_t prompt_tokens = 0, visual_tokens = 0, kept_tokens = 0;
+  int64_t cached_tokens = 0;  ///< of the prompt: what an image prefix saved
   size_t kv_bytes = 0;  ///< of the cache after prefill
   StageTimes times;
 
@@ -63,12 +66,12 @@ class Engine {
  public:
   /// Errors name what was wrong with which file.
   static std::unique_ptr<Engine> load(const EngineOptions& options);
-  Engine(std::unique_ptr<Vlm> model, std::shared_ptr<const GlimpseModules> modules)
-      : model_(std::move(model)), modules_(std::move(modules)) {}
+  Engine(std::unique_ptr<Vlm> model, std::shared_ptr<const GlimpseModules> modules, size_t cache_mb = 0);
 
-  /// Answers one request.
+  /// Answers one request. May be called from several threads.
   Answer ask(const Request& request) const;
-  /// Answers several as one ragged batch: each result equals that of ask().
+  /// Answers several together (see Scheduler): each result equals that of ask(). A request that was stopped
+  /// does not disturb the others; the first error is thrown once the others are answered.
   std::vector<Answer> ask(std::span<const Request> requests) const;
 
   const Vlm& model() const { return *model_; }
@@ -76,6 +79,10 @@ class Engine {
   PrunerContext pruner_context() const {
     return {model_->decoder().config().layers, modules_, model_->shallow_block(), model_->has_class_token()};
   }
+  /// Image prefixes, or null if none are kept.
+  PrefixCache* prefix_cache() const { return prefix_cache_.get(); }
+  /// Tokens that end an answer.
+  const std::vector<int64_t>& stop_ids() const { return stop_ids_; }
   /// Sampling defaults from the checkpoint's generation_config.json.
   const SamplingOptions& default_sampling() const { return default_sampling_; }
   /// The composition that "auto" stands for.
@@ -84,6 +91,7 @@ class Engine {
  private:
   std::unique_ptr<Vlm> model_;
   std::shared_ptr<const GlimpseModules> modules_;
+  std::unique_ptr<PrefixCache> prefix_cache_;
   SamplingOptions default_sampling_;
   std::vector<int64_t> stop_ids_;
 };

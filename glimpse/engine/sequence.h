@@ -1,6 +1,8 @@
 #pragma once
 
+#include <compare>
 #include <functional>
+#include <optional>
 #include <span>
 #include <stop_token>
 
@@ -10,13 +12,19 @@
 
 namespace glimpse {
 
-/// Wall time of the stages of one request, in ms.
+/// Wall time of the stages of one request, in ms. Sequences that run together each count all of it.
 struct StageTimes {
   double vision = 0, prefill = 0, prune = 0, decode = 0;  ///< prune is part of prefill
 };
 
 /// Thrown inside the forward pass when a stop was requested.
 struct Cancelled {};
+
+/// Names an image prefix by the hash of what it depends on.
+struct PrefixKey {
+  uint64_t high = 0, low = 0;
+  auto operator<=>(const PrefixKey&) const = default;
+};
 
 /// One sequence between its prompt and its last token.
 struct Sequence {
@@ -25,6 +33,7 @@ struct Sequence {
   Budget budget;
   std::vector<std::vector<Box>> boxes;  ///< reference boxes per image, normalised
   std::stop_token stop;
+  std::optional<PrefixKey> prefix_key;  ///< under which its image prefix may be found and left (PrefixCache)
 
   KvCache cache;
   at::Tensor position_ids;    ///< of the rows that are left after prefill [components, T']
@@ -33,6 +42,7 @@ struct Sequence {
   int64_t next_position = 0;
   /// Per layer: what renumbering cuts took off the positions of later tokens. Empty: nothing anywhere.
   std::vector<int64_t> shift;
+  int64_t cached_tokens = 0;  ///< prompt tokens whose rows came from an image prefix
   StageTimes times;
 };
 

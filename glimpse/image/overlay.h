@@ -19,6 +19,9 @@ Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_
 /// The bytes of a PNG file. Throws Error for a picture without pixels.
 std::vector<uint8_t> encode_png(const Image& image);
 
+/// The bytes of a JPEG file at `quality` 1 to 100. Throws Error for a picture without pixels.
+std::vector<uint8_t> encode_jpeg(const Image& image, int quality);
+
 /// Writes a PNG; the file appears under `path` only when complete. Throws Error naming the path.
 void save_png(const Image& image, const std::filesystem::path& path);
 

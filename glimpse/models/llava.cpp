@@ -24,16 +24,6 @@ bool is_unused(std::string_view name) {
   return name.ends_with(".position_ids") || name.ends_with("rotary_emb.inv_freq");
 }
 
-// The encoder's checkpoint: beside or inside the model's folder, else wherever the config's name leads.
-fs::path tower_dir(const fs::path& dir, const json& config) {
-  const auto name = need<std::string>(config, "mm_vision_tower", (dir / "config.json").string());
-  const fs::path own = fs::path(name).filename();
-  std::error_code ignored;
-  for (const fs::path& place : {dir / own, fs::absolute(dir).parent_path() / own})
-    if (!own.empty() && fs::exists(place / "config.json", ignored)) return place;
-  return resolve_model_dir(name);
-}
-
 // The parts of a config in one form, whichever layout it has.
 struct Settings {
   json text, vision;
@@ -71,7 +61,7 @@ struct Settings {
 
   void read_original(const fs::path& dir, const json& config) {
     text = config;
-    preprocessor_dir = tower_dir(dir, config);
+    preprocessor_dir = Llava::tower_dir(dir, config);
     vision = read_json(preprocessor_dir / "config.json");
     if (vision.contains("vision_config")) vision = json(vision["vision_config"]);
     state = config.value("mm_vision_select_layer", int64_t{-2});
@@ -93,6 +83,15 @@ struct Settings {
 };
 
 }  // namespace
+
+fs::path Llava::tower_dir(const fs::path& dir, const json& config) {
+  const auto name = need<std::string>(config, "mm_vision_tower", (dir / "config.json").string());
+  const fs::path own = fs::path(name).filename();
+  std::error_code ignored;
+  for (const fs::path& place : {dir / own, fs::absolute(dir).parent_path() / own})
+    if (!own.empty() && fs::exists(place / "config.json", ignored)) return place;
+  return resolve_model_dir(name);
+}
 
 std::string Llava::canonical_name(std::string_view name) {
   // Of two names where one begins with the other the longer comes first.

@@ -6,9 +6,12 @@
 #include <cmath>
 #include <map>
 
+#include "glimpse/nn/flash.h"
+#include "glimpse/nn/flop_count.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/nn/linear.h"
 #include "glimpse/nn/ops.h"
+#include "glimpse/nn/parallel.h"
 
 namespace glimpse {
 
@@ -42,40 +45,95 @@ at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
   return out.to(q.scalar_type()).view({1, heads * d});
 }
 
-// Fused attention over [B, H, T, d], in float32 where that is faster for bf16 inputs (see GemmPath).
-at::Tensor fused_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                           const std::optional<at::Tensor>& mask, bool causal, bool grouped) {
-  const bool widen =
-      has_kernel(q) && q.scalar_type() == at::kBFloat16 && bf16_gemm_path() == GemmPath::widened;
-  const auto wide = [&](const at::Tensor& t) { return widen ? t.to(at::kFloat) : t; };
-  return at::scaled_dot_product_attention(wide(q), wide(k), wide(v), mask, 0.0, causal, std::nullopt, grouped)
-      .to(q.scalar_type());
+// Consecutive rows of q that attend to as many, or more, consecutive rows of k and v.
+struct Segment {
+  int64_t first_q, rows, first_k, keys;
+};
+
+// Flash attention (nn/flash.h): q [R, H, d], k [S, Hkv, d], v [S, Hkv, dv], any strides -> [R, H * dv].
+at::Tensor flash_attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
+                           const std::vector<Segment>& segments, bool causal) {
+  const auto packed = [](const at::Tensor& t) { return t.stride(2) == 1 ? t : t.contiguous(); };
+  const at::Tensor q = packed(queries), k = packed(keys), v = packed(values);
+  const int64_t heads = q.size(1), kv_heads = k.size(1), group = heads / kv_heads, d = q.size(2),
+                dv = v.size(2);
+  at::Tensor out = at::empty({q.size(0), heads * dv}, q.options());
+  const int64_t step = flash::block_rows(group);
+  struct Task {
+    const Segment* segment;
+    int64_t head, first;
+  };
+  std::vector<Task> tasks;
+  for (const Segment& segment : segments)
+    for (int64_t first = 0; first < segment.rows; first += step)
+      for (int64_t head = 0; head < kv_heads; ++head) tasks.push_back({&segment, head, first});
+  const auto count = static_cast<int64_t>(tasks.size());
+  with_element(q.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    parallel_tasks(count, [&](int64_t i) {
+      thread_local std::vector<float> scratch;
+      // The last rows see most keys, so they come first: what is left for the end is small.
+      const auto& [segment, head, first] = tasks[count - 1 - i];
+      const int64_t last = std::min(first + step, segment->rows);
+      scratch.resize(flash::scratch_size(last - first, group, d, dv));
+      const flash::Heads<T> work{
+          element_data<T>(q) + segment->first_q * q.stride(0) + head * group * q.stride(1),
+          element_data<T>(k) + segment->first_k * k.stride(0) + head * k.stride(1),
+          element_data<T>(v) + segment->first_k * v.stride(0) + head * v.stride(1),
+          segment->rows,
+          segment->keys,
+          group,
+          d,
+          dv,
+          q.stride(0),
+          q.stride(1),
+          k.stride(0),
+          v.stride(0),
+          heads * dv,
+          dv,
+          causal};
+      flash::attend(work, first, last,
+                    element_data<T>(out) + segment->first_q * heads * dv + head * group * dv, scratch.data());
+    });
+  });
+  return out;
+}
+
+bool have_kernels(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  return has_kernel(q) && has_kernel(k) && has_kernel(v) && q.scalar_type() == k.scalar_type() &&
+         q.scalar_type() == v.scalar_type();
 }
 
 }  // namespace
 
 at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
   const int64_t rows = q.size(0), length = cache.length();
-  if (rows == 1 && has_kernel(q)) return decode_attention(q, cache);
-  const bool grouped = q.size(1) != cache.keys().size(0);
+  flop_count::add(4 * q.size(1) * q.size(2) * (rows * length - rows * (rows - 1) / 2));
+  const at::Tensor keys = cache.keys(), values = cache.values();
+  if (have_kernels(q, keys, values))
+    return rows == 1 ? decode_attention(q, cache)
+                     : flash_attention(q, keys.transpose(0, 1), values.transpose(0, 1),
+                                       {{0, rows, 0, length}}, true);
   std::optional<at::Tensor> mask;
   // Rows that continue a cache: row i sees length - rows + i + 1 keys.
   if (rows > 1 && rows != length)
     mask = at::ones({rows, length}, q.options().dtype(at::kBool)).tril(length - rows);
-  const at::Tensor out =
-      fused_attention(q.transpose(0, 1).unsqueeze(0), cache.keys().unsqueeze(0), cache.values().unsqueeze(0),
-                      mask, rows == length && rows > 1, grouped);
+  const at::Tensor out = at::scaled_dot_product_attention(
+      q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), mask, 0.0,
+      rows == length && rows > 1, std::nullopt, q.size(1) != keys.size(0));
   return out.squeeze(0).transpose(0, 1).reshape({rows, -1});
 }
 
 at::Tensor attention_logits(const at::Tensor& q, const at::Tensor& keys) {
   const int64_t kv_heads = keys.size(0), d = keys.size(2);
+  flop_count::add(2 * q.numel() * keys.size(1));
   const at::Tensor rows = q.to(at::kFloat).view({kv_heads, -1, d});
   return (at::matmul(rows, keys.to(at::kFloat).transpose(1, 2)) / std::sqrt(static_cast<double>(d)))
       .flatten(0, 1);
 }
 
 at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k) {
+  flop_count::add(2 * q.numel() * k.size(1));
   const at::Tensor scaled = q / std::sqrt(static_cast<double>(q.size(2)));
   return at::einsum("nhd,nthd->nht", {scaled, k}).softmax(2);
 }
@@ -125,6 +183,7 @@ at::Tensor received_attention(const at::Tensor& q, const at::Tensor& k, const st
   std::vector<at::Tensor> out;
   int64_t first = 0;
   for (const int64_t length : lengths) {
+    flop_count::add(2 * length * length * q.size(1) * q.size(2));
     const auto by_head = [&](const at::Tensor& t) {
       return t.narrow(0, first, length).transpose(0, 1).to(at::kFloat).contiguous();
     };
@@ -139,21 +198,34 @@ at::Tensor received_attention(const at::Tensor& q, const at::Tensor& k, const st
 
 at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                              const std::vector<int64_t>& lengths) {
-  const int64_t tokens = q.size(0), heads = q.size(1), d = q.size(2);
+  for (const int64_t length : lengths)
+    flop_count::add(2 * length * length * q.size(1) * (q.size(2) + v.size(2)));
+  if (have_kernels(q, k, v)) {
+    std::vector<Segment> segments;
+    int64_t first = 0;
+    for (const int64_t length : lengths) {
+      segments.push_back({first, length, first, length});
+      first += length;
+    }
+    return flash_attention(q, k, v, segments, false);
+  }
   std::map<int64_t, std::vector<int64_t>> starts;  // segment length -> first rows
   int64_t row = 0;
   for (const int64_t length : lengths) {
     starts[length].push_back(row);
     row += length;
   }
+  const int64_t heads = q.size(1);
   const auto attend = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, int64_t length) {
-    const auto split = [&](const at::Tensor& t) { return t.view({-1, length, heads, d}).transpose(1, 2); };
-    return fused_attention(split(a), split(b), split(c), std::nullopt, false, false)
+    const auto split = [&](const at::Tensor& t) {
+      return t.view({-1, length, heads, t.size(2)}).transpose(1, 2);
+    };
+    return at::scaled_dot_product_attention(split(a), split(b), split(c), std::nullopt, 0.0, false)
         .transpose(1, 2)
-        .reshape({-1, heads * d});
+        .reshape({-1, heads * c.size(2)});
   };
   if (starts.size() == 1) return attend(q, k, v, starts.begin()->first);
-  at::Tensor out = at::empty({tokens, heads * d}, q.options());
+  at::Tensor out = at::empty({q.size(0), heads * v.size(2)}, q.options());
   for (const auto& [length, firsts] : starts) {
     const at::Tensor first = at::tensor(firsts, at::kLong);
     const at::Tensor index = (first.unsqueeze(1) + at::arange(length)).flatten().to(q.device());

@@ -44,8 +44,7 @@ class Decoder {
   /// Takes `prefix`embed_tokens..., `prefix`layers.N..., `prefix`norm and `head` (a linear layer's name) from
   /// `weights`. A head beside layers of 4 bits has 8.
   static Decoder load(const DecoderConfig& config, const Weights& weights, const std::string& prefix,
-                      const std::string& head, at::TensorOptions options,
-                      const WeightOptions& how = {});
+                      const std::string& head, at::TensorOptions options, const WeightOptions& how = {});
 
   const DecoderConfig& config() const { return config_; }
   /// Calls visit(module, layer) for every linear layer of the blocks by its module name in the checkpoint

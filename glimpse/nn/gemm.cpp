@@ -5,24 +5,17 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "glimpse/nn/bf16-inl.h"
+#include "glimpse/nn/tile-inl.h"
 
 #include <algorithm>
 
 HWY_BEFORE_NAMESPACE();
 namespace glimpse::HWY_NAMESPACE {
 
-// A tile is kVectors x lanes rows by kColumns columns; its sums stay in registers.
-constexpr int kVectors = 2;
-#if HWY_TARGET <= HWY_AVX3
-constexpr int kColumns = 12;  // 24 of 32 registers
-#else
-constexpr int kColumns = 4;  // 8 of 16 registers
-#endif
 constexpr int64_t kDepth = gemm::panel_depth;
 
 int64_t gemm_block_rows() {
-  return kVectors * static_cast<int64_t>(hn::Lanes(F()));
+  return tile_rows();
 }
 
 // packed[block][k][row in block]; rows beyond m are zero.
@@ -39,51 +32,23 @@ void gemm_pack(const bf16* x, int64_t m, int64_t k, int64_t first, int64_t last,
   }
 }
 
-// sums[c][row] (+)= over `depth` of x block [depth][rows] and w [Columns][depth].
-template <int Columns>
-HWY_INLINE void tile(const float* x, const float* w, int64_t depth, float* sums, int64_t stride, bool add) {
-  const F f;
-  const int64_t lanes = hn::Lanes(f);
-  V acc[kVectors][Columns];
-  for (int c = 0; c < Columns; ++c)
-    for (int v = 0; v < kVectors; ++v)
-      acc[v][c] = add ? hn::LoadU(f, sums + c * stride + v * lanes) : hn::Zero(f);
-  for (int64_t d = 0; d < depth; ++d) {
-    V rows[kVectors];
-    for (int v = 0; v < kVectors; ++v) rows[v] = hn::LoadU(f, x + (d * kVectors + v) * lanes);
-    for (int c = 0; c < Columns; ++c) {
-      const V each = hn::Set(f, w[c * kDepth + d]);
-      for (int v = 0; v < kVectors; ++v) acc[v][c] = hn::MulAdd(rows[v], each, acc[v][c]);
-    }
-  }
-  for (int c = 0; c < Columns; ++c)
-    for (int v = 0; v < kVectors; ++v) hn::StoreU(acc[v][c], f, sums + c * stride + v * lanes);
-}
-
 void gemm_panel(const float* packed, int64_t m, int64_t k, int64_t first, int64_t last, const bf16* w,
                 const float* bias, int64_t begin, int64_t end, int64_t n, bf16* y, float* scratch) {
-  const F f;
-  const int64_t lanes = hn::Lanes(f), rows = gemm_block_rows(), height = (last - first) * rows;
+  const int64_t rows = gemm_block_rows(), height = (last - first) * rows;
   float* wide = scratch;                                 // [columns][kDepth]
   float* sums = scratch + gemm::panel_columns * kDepth;  // [columns][height]
   const int64_t columns = end - begin;
   for (int64_t d = 0; d < k; d += kDepth) {
     const int64_t depth = std::min(kDepth, k - d);
-    for (int64_t c = 0; c < columns; ++c) {
-      const bf16* from = w + (begin + c) * k + d;
-      float* to = wide + c * kDepth;
-      int64_t i = 0;
-      for (; i + lanes <= depth; i += lanes) hn::StoreU(load(f, from + i), f, to + i);
-      for (; i < depth; ++i) to[i] = widen_one(from[i]);
-    }
+    for (int64_t c = 0; c < columns; ++c) widen_row(w + (begin + c) * k + d, depth, wide + c * kDepth);
     for (int64_t b = first; b < last; ++b) {
       const float* x = packed + b * rows * k + d * rows;
       float* own = sums + (b - first) * rows;
-      int64_t c = 0;
-      for (; c + kColumns <= columns; c += kColumns)
-        tile<kColumns>(x, wide + c * kDepth, depth, own + c * height, height, d > 0);
-      for (; c + 4 <= columns; c += 4) tile<4>(x, wide + c * kDepth, depth, own + c * height, height, d > 0);
-      for (; c < columns; ++c) tile<1>(x, wide + c * kDepth, depth, own + c * height, height, d > 0);
+      const Operand panel{wide, kDepth, 1};
+      if (d == 0)
+        tiles(x, panel, depth, columns, own, height, FromZero());
+      else
+        tiles(x, panel, depth, columns, own, height, FromSums());
     }
   }
   // Back to row-major, with the bias, rounded once. Blocks of rows keep the strided reads in the cache.

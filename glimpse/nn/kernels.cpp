@@ -8,6 +8,7 @@
 #include <hwy/contrib/math/math-inl.h>
 
 #include "glimpse/nn/bf16-inl.h"
+#include "glimpse/nn/rows-inl.h"
 
 #include <algorithm>
 #include <cmath>
@@ -60,35 +61,36 @@ void dot_block(const float* x, int64_t k, const W* w, float* y, int64_t ldy) {
     }
 }
 
-template <int M, class W>
-void dots_m(const float* x, int64_t k, const W* w, int64_t begin, int64_t end, float* y, int64_t ldy) {
-  constexpr int rows = M == 1 ? 8 : M <= 4 ? 4 : 2;
-  int64_t n = begin;
-  for (; n + rows <= end; n += rows) dot_block<M, rows>(x, k, w + n * k, y + n, ldy);
-  for (; n < end; ++n) dot_block<M, 1>(x, k, w + n * k, y + n, ldy);
+// Sums, weights and one x fit the registers. More rows than kRows go over the same weights, still in the
+// cache, again.
+#if HWY_TARGET <= HWY_AVX3
+constexpr int kRows = 8;
+constexpr int columns_for(int m) {
+  return m <= 2 ? 8 : m <= 4 ? 6 : 3;
 }
+#else
+constexpr int kRows = 4;
+constexpr int columns_for(int m) {
+  return m == 1 ? 8 : m <= 3 ? 4 : 3;
+}
+#endif
 
 template <class W>
 void dots_any(const float* x, int64_t m, int64_t k, const W* w, int64_t begin, int64_t end, float* y,
               int64_t ldy) {
-  switch (m) {
-    case 1:
-      return dots_m<1>(x, k, w, begin, end, y, ldy);
-    case 2:
-      return dots_m<2>(x, k, w, begin, end, y, ldy);
-    case 3:
-      return dots_m<3>(x, k, w, begin, end, y, ldy);
-    case 4:
-      return dots_m<4>(x, k, w, begin, end, y, ldy);
-    case 5:
-      return dots_m<5>(x, k, w, begin, end, y, ldy);
-    case 6:
-      return dots_m<6>(x, k, w, begin, end, y, ldy);
-    case 7:
-      return dots_m<7>(x, k, w, begin, end, y, ldy);
-    case 8:
-      return dots_m<8>(x, k, w, begin, end, y, ldy);
-  }
+  const int64_t passes = (m + kRows - 1) / kRows, rows = (m + passes - 1) / passes;
+  const int64_t step = passes == 1 ? end - begin : 12;  // a multiple of columns_for(3) and (4)
+  for (int64_t first = begin; first < end; first += step)
+    for (int64_t row = 0; row < m; row += rows)
+      with_rows(std::min(rows, m - row), [&](auto count) {
+        constexpr int columns = columns_for(count);
+        const int64_t last = std::min(first + step, end);
+        const float* own = x + row * k;
+        float* to = y + row * ldy;
+        int64_t n = first;
+        for (; n + columns <= last; n += columns) dot_block<count, columns>(own, k, w + n * k, to + n, ldy);
+        for (; n < last; ++n) dot_block<count, 1>(own, k, w + n * k, to + n, ldy);
+      });
 }
 
 template <int M, class W>
@@ -115,24 +117,7 @@ void mix_m(const float* p, int64_t ldp, int64_t n, const W* v, int64_t d, float*
 
 template <class W>
 void mix_any(const float* p, int64_t ldp, int64_t m, int64_t n, const W* v, int64_t d, float* y) {
-  switch (m) {
-    case 1:
-      return mix_m<1>(p, ldp, n, v, d, y);
-    case 2:
-      return mix_m<2>(p, ldp, n, v, d, y);
-    case 3:
-      return mix_m<3>(p, ldp, n, v, d, y);
-    case 4:
-      return mix_m<4>(p, ldp, n, v, d, y);
-    case 5:
-      return mix_m<5>(p, ldp, n, v, d, y);
-    case 6:
-      return mix_m<6>(p, ldp, n, v, d, y);
-    case 7:
-      return mix_m<7>(p, ldp, n, v, d, y);
-    case 8:
-      return mix_m<8>(p, ldp, n, v, d, y);
-  }
+  with_rows(m, [&](auto count) { mix_m<count>(p, ldp, n, v, d, y); });
 }
 
 template <class T>

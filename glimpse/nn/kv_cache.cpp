@@ -8,9 +8,15 @@ namespace {
 constexpr int64_t kHeadroom = 64;  // rows allocated ahead, so that decoding rarely grows the cache
 }
 
+int64_t LayerCache::capacity_of(int64_t length) {
+  return length + std::max(kHeadroom, length / 4);
+}
+
 void LayerCache::reserve(int64_t length, const at::Tensor& like) {
-  if (keys_.defined() && length <= keys_.size(1)) return;
-  const int64_t capacity = length + std::max(kHeadroom, length_ > 0 ? length / 4 : 0);
+  const bool shared = keys_.defined() && keys_.use_count() > 1;  // with a copy of this cache
+  if (keys_.defined() && !shared && length <= keys_.size(1)) return;
+  // What grows once will grow again, but a copy's first rows of its own are like the first of a new cache.
+  const int64_t capacity = length_ > 0 && !shared ? capacity_of(length) : length + kHeadroom;
   at::Tensor keys = at::empty({like.size(1), capacity, like.size(2)}, like.options());
   at::Tensor values = at::empty_like(keys);
   if (length_ > 0) {
@@ -46,6 +52,14 @@ void LayerCache::keep(const at::Tensor& index) {
   keys_ = keys;
   values_ = values;
   length_ = count;
+}
+
+LayerCache LayerCache::first(int64_t count) const {
+  LayerCache out;
+  out.keys_ = keys().narrow(1, 0, count).clone(at::MemoryFormat::Contiguous);
+  out.values_ = values().narrow(1, 0, count).clone(at::MemoryFormat::Contiguous);
+  out.length_ = count;
+  return out;
 }
 
 }  // namespace glimpse

@@ -6,20 +6,24 @@
 
 namespace glimpse {
 
-/// Keys (after RoPE) and values of one sequence at one layer.
+/// Keys (after RoPE) and values of one sequence at one layer. Copies share their memory until one of them is
+/// changed: it then gets memory of its own, so no copy ever sees another's rows.
 class LayerCache {
  public:
   int64_t length() const { return length_; }
   at::Tensor keys() const { return keys_.narrow(1, 0, length_); }      ///< [Hkv, length, d]
   at::Tensor values() const { return values_.narrow(1, 0, length_); }  ///< [Hkv, length, d]
 
-  /// Adds rows k, v [T, Hkv, d] at the end. Rows that require gradients make a new tensor, so that copies of
-  /// this cache made before keep theirs.
+  /// Adds rows k, v [T, Hkv, d] at the end. Rows that require gradients always make a new tensor.
   void append(const at::Tensor& k, const at::Tensor& v);
   /// Keeps the rows `index` [n] int64 only, in that order, and frees the memory of the rest.
   void keep(const at::Tensor& index);
   /// Drops the last `count` rows.
   void drop_last(int64_t count) { length_ -= count; }
+  /// A copy of the first `count` rows, in memory of exactly that size.
+  LayerCache first(int64_t count) const;
+  /// The most rows that a cache of `length` rows has allocated.
+  static int64_t capacity_of(int64_t length);
   /// Bytes allocated.
   size_t bytes() const { return keys_.defined() ? keys_.nbytes() + values_.nbytes() : 0; }
 

@@ -5,6 +5,7 @@
 #include <cpuid.h>
 
 #include "glimpse/base/check.h"
+#include "glimpse/nn/flop_count.h"
 #include "glimpse/nn/gemm.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/nn/ops.h"
@@ -80,8 +81,8 @@ at::Tensor dense(const at::Tensor& x, const at::Tensor& weight, const at::Tensor
 }
 
 at::Tensor packed(const at::Tensor& x, const LowBitWeight& weight, const at::Tensor& bias) {
-  check(!at::GradMode::is_enabled() || !x.requires_grad(),
-        "weights of ", weight.bits(), " bits cannot be trained through; load the model in bf16 or fp32");
+  check(!at::GradMode::is_enabled() || !x.requires_grad(), "weights of ", weight.bits(),
+        " bits cannot be trained through; load the model in bf16 or fp32");
   auto sizes = x.sizes().vec();
   sizes.back() = weight.out;
   return low_bit_linear(x.reshape({-1, x.size(-1)}), weight, bias).view(sizes);
@@ -95,16 +96,24 @@ LowBitWeight take_low_bit(const Weights& weights, const std::string& name, int64
     return weights.take(tensor, shape, at::TensorOptions(type));
   };
   if (eight)
-    return {out, in, 0, take(name + ".weight", {blocks, (in + 3) / 4, 16, 4}, at::kChar),
-            take(scale, {blocks * 16}, at::kFloat), take(correction, {blocks * 16}, at::kInt)};
+    return {out,
+            in,
+            0,
+            take(name + ".weight", {blocks, (in + 3) / 4, 16, 4}, at::kChar),
+            take(scale, {blocks * 16}, at::kFloat),
+            take(correction, {blocks * 16}, at::kInt)};
   const at::Tensor scales = weights.raw(scale), data = weights.raw(name + ".weight");
   const int64_t groups = scales.dim() == 3 ? scales.size(1) : 0;
   const int64_t group = groups > 0 && data.dim() == 4 ? data.size(1) * 8 / groups : 0;
   check(group == 32 || group == 64, "tensor '", scale, "' does not fit '", name,
         ".weight': expected one scale per 32 or 64 inputs");
   const int64_t expected = (in + group - 1) / group;
-  return {out, in, group, take(name + ".weight", {blocks, expected * group / 8, 16, 4}, at::kByte),
-          take(scale, {blocks, expected, 16}, at::kBFloat16), take(correction, {blocks * 16}, at::kFloat)};
+  return {out,
+          in,
+          group,
+          take(name + ".weight", {blocks, expected * group / 8, 16, 4}, at::kByte),
+          take(scale, {blocks, expected, 16}, at::kBFloat16),
+          take(correction, {blocks * 16}, at::kFloat)};
 }
 
 }  // namespace
@@ -113,8 +122,8 @@ Linear as_asked(Linear layer, const std::string& name, const WeightOptions& how)
   using enum WeightOptions::Format;
   if (how.format == stored || how.format == WeightOptions::Format::plain) return layer;
   check(layer.weight.device().is_cpu(), "weights of 8 and 4 bits run on the CPU only");
-  const auto low_bit = std::make_shared<LowBitWeight>(
-      quantise_weight(layer.weight, how.format == int8 ? 0 : how.group));
+  const auto low_bit =
+      std::make_shared<LowBitWeight>(quantise_weight(layer.weight, how.format == int8 ? 0 : how.group));
   if (how.on_rounded) how.on_rounded(name, *low_bit);
   return {{}, layer.bias, nullptr, low_bit};
 }
@@ -151,6 +160,7 @@ void force_bf16_gemm_path(std::optional<GemmPath> path) {
 }
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {
+  flop_count::add(2 * x.numel() * (low_bit ? low_bit->out : weight.size(0)));
   at::Tensor y = low_bit ? packed(x, *low_bit, bias) : dense(x, weight, bias);
   if (!lora) return y;
   at::Tensor rows = x.to(lora->a.scalar_type());

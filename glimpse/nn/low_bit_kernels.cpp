@@ -7,9 +7,11 @@
 #include <hwy/highway.h>
 
 #include "glimpse/nn/bf16-inl.h"
+#include "glimpse/nn/rows-inl.h"
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 HWY_BEFORE_NAMESPACE();
 namespace glimpse::HWY_NAMESPACE {
@@ -33,7 +35,39 @@ constexpr int64_t kLanes = kColumns / kParts;
 #if HWY_TARGET <= HWY_AVX3
 constexpr int kTileRows = 8, kTileBlocks = 3;  // 24 of 32
 #else
-constexpr int kTileRows = 4, kTileBlocks = 1;  // 8 of 16 with AVX2
+constexpr int kTileRows = 12 / kParts > 0 ? 12 / kParts : 1, kTileBlocks = 1;  // 12 of 16
+#endif
+
+// Instruction sets without 8-bit dot products, but with those of pairs of 16 bits (madd), take the even and
+// the odd bytes of a quad apart: pairs of 16-bit products cannot overflow 32 bits.
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
+#define GLIMPSE_PAIRS 1
+#else
+#define GLIMPSE_PAIRS 0
+#endif
+
+#if GLIMPSE_PAIRS
+struct Pairs {
+  VL even, odd;  // two 16-bit numbers per lane
+};
+HWY_INLINE Pairs unsigned_pairs(VL u) {
+  const hn::Repartition<uint16_t, L> h;
+  const auto bytes = hn::BitCast(h, u);
+  return {hn::BitCast(L(), hn::And(bytes, hn::Set(h, 0xFF))), hn::BitCast(L(), hn::ShiftRight<8>(bytes))};
+}
+HWY_INLINE Pairs signed_pairs(VL s) {
+  const hn::Repartition<int16_t, L> h;
+  const auto bytes = hn::BitCast(h, s);
+  return {hn::BitCast(L(), hn::ShiftRight<8>(hn::ShiftLeft<8>(bytes))),
+          hn::BitCast(L(), hn::ShiftRight<8>(bytes))};
+}
+// Adds to each lane the sum of its two products.
+HWY_INLINE VL pair_dot(VL acc, VL a, VL b) {
+  const hn::Repartition<int16_t, L> h;
+  VL rest = hn::Zero(L());  // stays so where one instruction sums neighbours
+  acc = hn::ReorderWidenMulAccumulate(L(), hn::BitCast(h, a), hn::BitCast(h, b), acc, rest);
+  return hn::Add(acc, rest);
+}
 #endif
 
 // Adds to each lane the products of its four unsigned bytes u with its four signed bytes s.
@@ -42,17 +76,9 @@ HWY_INLINE VL quad_dot(VL acc, VL u, VL s) {
   // Highway's target string lacks avx512vnni, so GCC would refuse the intrinsic.
   asm("vpdpbusd %2, %1, %0" : "+v"(acc.raw) : "v"(u.raw), "v"(s.raw));
   return acc;
-#elif HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
-  // Even and odd bytes apart: pairs of 16-bit products cannot overflow 32 bits.
-  const hn::Repartition<int16_t, L> h;
-  const hn::Repartition<uint16_t, L> uh;
-  const auto ub = hn::BitCast(uh, u);
-  const auto sb = hn::BitCast(h, s);
-  const auto even = hn::BitCast(h, hn::And(ub, hn::Set(uh, 0xFF)));
-  const auto odd = hn::BitCast(h, hn::ShiftRight<8>(ub));
-  VL rest = hn::Zero(L());
-  acc = hn::ReorderWidenMulAccumulate(L(), even, hn::ShiftRight<8>(hn::ShiftLeft<8>(sb)), acc, rest);
-  return hn::Add(hn::ReorderWidenMulAccumulate(L(), odd, hn::ShiftRight<8>(sb), acc, rest), rest);
+#elif GLIMPSE_PAIRS
+  const Pairs a = unsigned_pairs(u), b = signed_pairs(s);
+  return pair_dot(pair_dot(acc, a.even, b.even), a.odd, b.odd);
 #else
   const hn::RebindToUnsigned<L> ul;
   const auto bytes = hn::BitCast(ul, u);
@@ -131,11 +157,30 @@ HWY_INLINE void store_block(const VF (&sums)[kParts], float scale, const float* 
     narrow_one(std::fma(all[c - column], scale, bias ? bias[c] : 0.0f), y + c);
 }
 
+// The results of the rows [row, row + M) and blocks [block, block + B) from their integer sums.
+template <int M, int B, class T>
+HWY_INLINE void store_tile8(const VL (&acc)[M][B][kParts], const low_bit::Rows& x, const low_bit::Weight8& w,
+                            int64_t row, int64_t block, T* y) {
+  const L l;
+  const LF f;
+  for (int b = 0; b < B; ++b) {
+    const int64_t column = (block + b) * kColumns;
+    for (int i = 0; i < M; ++i) {
+      VF sums[kParts];
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t at = column + p * kLanes;
+        const VL sum = hn::Add(acc[i][b][p], hn::LoadU(l, w.correction + at));
+        sums[p] = hn::Mul(hn::ConvertTo(f, sum), hn::LoadU(f, w.scale + at));
+      }
+      store_block(sums, x.scale[row + i], w.bias, column, w.n, y + (row + i) * w.n);
+    }
+  }
+}
+
 // Rows [row, row + M) and blocks [block, block + B): integer sums over all of k.
 template <int M, int B, class T>
 HWY_INLINE void tile8(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t row, int64_t block, T* y) {
   const L l;
-  const LF f;
   VL acc[M][B][kParts];
   for (int i = 0; i < M; ++i)
     for (int b = 0; b < B; ++b)
@@ -155,18 +200,7 @@ HWY_INLINE void tile8(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t
         for (int p = 0; p < kParts; ++p) acc[i][b][p] = quad_dot(acc[i][b][p], value, weight[b][p]);
     }
   }
-  for (int b = 0; b < B; ++b) {
-    const int64_t column = (block + b) * kColumns;
-    for (int i = 0; i < M; ++i) {
-      VF sums[kParts];
-      for (int p = 0; p < kParts; ++p) {
-        const int64_t at = column + p * kLanes;
-        const VL sum = hn::Add(acc[i][b][p], hn::LoadU(l, w.correction + at));
-        sums[p] = hn::Mul(hn::ConvertTo(f, sum), hn::LoadU(f, w.scale + at));
-      }
-      store_block(sums, x.scale[row + i], w.bias, column, w.n, y + (row + i) * w.n);
-    }
-  }
+  store_tile8(acc, x, w, row, block, y);
 }
 
 template <int M, int Blocks, class T>
@@ -176,41 +210,103 @@ HWY_INLINE void rows8(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t
   for (; first < last; ++first) tile8<M, 1>(x, w, row, first, y);
 }
 
+#if GLIMPSE_PAIRS
+// Bytes taken apart, so that a tile does nothing but multiply: pairs of one block or of one row, even before
+// odd.
+template <class Split>
+HWY_INLINE void take_apart(const void* from, int64_t bytes, int32_t* to, int64_t step, const Split& split) {
+  const L l;
+  for (int64_t i = 0; i < bytes / 4; i += step) {
+    const Pairs pairs = split(load_quads(static_cast<const uint8_t*>(from) + 4 * i));
+    hn::StoreU(pairs.even, l, to + 2 * i);
+    hn::StoreU(pairs.odd, l, to + 2 * i + step);
+  }
+}
+
+// As tile8; the pairs of a row are [quads / lanes][2][lanes], those of a block [quads][parts][2][lanes].
+template <int M, int B, class T>
+HWY_INLINE void tile_of_pairs(const int32_t* rows, int64_t stride, const int32_t* weights,
+                              const low_bit::Rows& x, const low_bit::Weight8& w, int64_t row, int64_t block,
+                              T* y) {
+  const L l;
+  VL acc[M][B][kParts];
+  for (int i = 0; i < M; ++i)
+    for (int b = 0; b < B; ++b)
+      for (int p = 0; p < kParts; ++p) acc[i][b][p] = hn::Zero(l);
+  for (int64_t q = 0; q < w.quads; ++q)
+    for (int odd = 0; odd < 2; ++odd) {
+      VL weight[B][kParts];
+      for (int b = 0; b < B; ++b)
+        for (int p = 0; p < kParts; ++p)
+          weight[b][p] = hn::LoadU(l, weights + ((b * w.quads + q) * kParts + p) * 2 * kLanes + odd * kLanes);
+      const int32_t* each = rows + q / kLanes * 2 * kLanes + q % kLanes + odd * kLanes;
+      for (int i = 0; i < M; ++i) {
+        const VL value = hn::Set(l, each[i * stride]);
+        for (int b = 0; b < B; ++b)
+          for (int p = 0; p < kParts; ++p) acc[i][b][p] = pair_dot(acc[i][b][p], value, weight[b][p]);
+      }
+    }
+  store_tile8(acc, x, w, row, block, y);
+}
+
+template <class T>
+void panel8_any(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t first, int64_t last, T* y) {
+  const int64_t block_pairs = w.quads * 2 * kColumns,
+                stride = (w.quads + kLanes - 1) / kLanes * 2 * kLanes + 16;
+  thread_local std::vector<int32_t> weights, rows;
+  weights.resize((last - first) * block_pairs);
+  rows.resize(kTileRows * stride);
+  for (int64_t b = first; b < last; ++b)
+    take_apart(w.w + b * w.quads * kQuadBytes, w.quads * kQuadBytes,
+               weights.data() + (b - first) * block_pairs, kLanes, [](VL s) { return signed_pairs(s); });
+  for (int64_t row = 0; row < x.m; row += kTileRows) {
+    const int64_t real = std::min<int64_t>(kTileRows, x.m - row);
+    for (int64_t i = 0; i < real; ++i)  // rows are padded to whole vectors
+      take_apart(x.u + (row + i) * x.stride, (w.quads + kLanes - 1) / kLanes * kLanes * 4,
+                 rows.data() + i * stride, kLanes, [](VL u) { return unsigned_pairs(u); });
+    const auto at = [&](int64_t block) { return weights.data() + (block - first) * block_pairs; };
+    int64_t b = first;
+    if (real == kTileRows) {
+      for (; b + kTileBlocks <= last; b += kTileBlocks)
+        tile_of_pairs<kTileRows, kTileBlocks>(rows.data(), stride, at(b), x, w, row, b, y);
+      for (; b < last; ++b) tile_of_pairs<kTileRows, 1>(rows.data(), stride, at(b), x, w, row, b, y);
+    } else {
+      for (; b < last; ++b)
+        for (int64_t i = 0; i < real; ++i)
+          tile_of_pairs<1, 1>(rows.data() + i * stride, stride, at(b), x, w, row + i, b, y);
+    }
+  }
+}
+#else
 template <class T>
 void panel8_any(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t first, int64_t last, T* y) {
   int64_t row = 0;
   for (; row + kTileRows <= x.m; row += kTileRows) rows8<kTileRows, kTileBlocks>(x, w, row, first, last, y);
   for (; row < x.m; ++row) rows8<1, kTileBlocks>(x, w, row, first, last, y);
 }
+#endif
 
-// Calls f with the number of rows as a constant.
+// Calls f(rows, blocks, first row, first block, last block) for parts of the rows that fit the registers:
+// with two vectors per block more than four rows go over a block, still in the cache, again.
 template <class Function>
-HWY_INLINE void with_rows(int64_t m, const Function& f) {
-  switch (m) {
-    case 1:
-      return f(std::integral_constant<int, 1>());
-    case 2:
-      return f(std::integral_constant<int, 2>());
-    case 3:
-      return f(std::integral_constant<int, 3>());
-    case 4:
-      return f(std::integral_constant<int, 4>());
-    case 5:
-      return f(std::integral_constant<int, 5>());
-    case 6:
-      return f(std::integral_constant<int, 6>());
-    case 7:
-      return f(std::integral_constant<int, 7>());
-    case 8:
-      return f(std::integral_constant<int, 8>());
-  }
+HWY_INLINE void with_parts(int64_t m, int64_t first, int64_t last, const Function& f) {
+  const int64_t most = kParts == 2 ? 4 : 8, passes = (m + most - 1) / most, rows = (m + passes - 1) / passes;
+  const int64_t step = passes == 1 ? last - first : 1;
+  for (int64_t block = first; block < last; block += step)
+    for (int64_t row = 0; row < m; row += rows)
+      with_rows(std::min(rows, m - row),
+                [&](auto count) { f(count, row, block, std::min(block + step, last)); });
+}
+
+// Blocks at once, so that a few rows have about `vectors` sums under way.
+constexpr int few_blocks(int m, int vectors) {
+  return std::max(1, vectors / (m == 1 ? 1 : m == 2 ? 2 : m <= 4 && kParts == 1 ? 2 : 4) / kParts);
 }
 
 template <class T>
 void few8_any(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t first, int64_t last, T* y) {
-  with_rows(x.m, [&](auto m) {
-    constexpr int blocks = kParts > 2 ? 1 : m == 1 ? 8 / kParts : m <= 4 ? 4 / kParts : 2 / kParts;
-    rows8<m, blocks>(x, w, 0, first, last, y);
+  with_parts(x.m, first, last, [&](auto m, int64_t row, int64_t begin, int64_t end) {
+    rows8<m, few_blocks(m, 8)>(x, w, row, begin, end, y);
   });
 }
 
@@ -229,7 +325,7 @@ HWY_INLINE VF load_scales(const bf16* from) {
 }
 
 template <int M, int B, class T>
-HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t block, T* y) {
+HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t row, int64_t block, T* y) {
   const L l;
   const LF f;
   const int64_t groups = w.quads / w.group_quads;
@@ -250,7 +346,7 @@ HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t
         for (int p = 0; p < kParts; ++p) {
           const Nibbles weight = unpack(load_quads(from + p * 4 * kLanes));
           for (int i = 0; i < M; ++i) {
-            const uint8_t* u = x.u + i * x.stride + 4 * q;
+            const uint8_t* u = x.u + (row + i) * x.stride + 4 * q;
             acc[i][b][p] = quad_dot(acc[i][b][p], broadcast_quad(u), weight.even);
             acc[i][b][p] = quad_dot(acc[i][b][p], broadcast_quad(u + 4), weight.odd);
           }
@@ -266,16 +362,16 @@ HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t
   }
   for (int b = 0; b < B; ++b)
     for (int i = 0; i < M; ++i)
-      store_block(total[i][b], x.scale[i], w.bias, (block + b) * kColumns, w.n, y + i * w.n);
+      store_block(total[i][b], x.scale[row + i], w.bias, (block + b) * kColumns, w.n, y + (row + i) * w.n);
 }
 
 template <class T>
 void few4_any(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t first, int64_t last, T* y) {
-  with_rows(x.m, [&](auto m) {
-    constexpr int blocks = kParts > 2 ? 1 : m == 1 ? 4 / kParts : m <= 4 ? 2 / kParts : 1;
-    int64_t block = first;
-    for (; block + blocks <= last; block += blocks) tile4<m, blocks>(x, w, block, y);
-    for (; block < last; ++block) tile4<m, 1>(x, w, block, y);
+  with_parts(x.m, first, last, [&](auto m, int64_t row, int64_t begin, int64_t end) {
+    constexpr int blocks = few_blocks(m, 4);
+    int64_t block = begin;
+    for (; block + blocks <= end; block += blocks) tile4<m, blocks>(x, w, row, block, y);
+    for (; block < end; ++block) tile4<m, 1>(x, w, row, block, y);
   });
 }
 
@@ -349,6 +445,8 @@ void few4_bf16(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t a, int
 void few4_f32(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t a, int64_t b, float* y) {
   few4_any(x, w, a, b, y);
 }
+
+#undef GLIMPSE_PAIRS
 
 }  // namespace glimpse::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "glimpse/nn/flop_count.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/prune/shares.h"
 #include "glimpse/prune/similarity.h"
@@ -17,6 +18,7 @@ Fields CdPruner::Options::fields() {
 }
 
 at::Tensor cdpruner_relevance(const at::Tensor& image, const at::Tensor& text, bool negate) {
+  flop_count::add(2 * image.numel() * text.size(0));
   at::Tensor r = at::mm(unit_rows(image), unit_rows(text).t()).mean(1);
   if (negate) r = -r;
   const at::Tensor low = r.min(), spread = r.max() - low;
@@ -45,6 +47,7 @@ std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor
       // The known rows' share, on this thread: a product so small is not worth waking others hundreds of
       // times.
       const at::Tensor weights = factor.narrow(0, 0, t).select(1, best).contiguous();
+      flop_count::add(2 * t * n);
       kernels::mix(weights.const_data_ptr<float>(), t, 1, t, factor.const_data_ptr<float>(), n,
                    known.data_ptr<float>());
       row -= known;

@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "glimpse/nn/flop_count.h"
 #include "glimpse/prune/keep_rule.h"
 #include "glimpse/prune/shares.h"
 #include "glimpse/prune/similarity.h"
@@ -26,6 +27,7 @@ std::vector<int64_t> dart_tokens(const at::Tensor& features, const at::Tensor& t
   const std::vector<int64_t> words = top_indices(l1(text), options.text_pivots);
   const at::Tensor pivots =
       unit_rows(at::cat({rows(features, keep), rows(text, words).to(features.scalar_type())}));
+  flop_count::add(2 * pivots.size(0) * features.numel());
   at::Tensor difference = -at::mm(pivots, unit_rows(features).t()).nan_to_num(2).cpu();  // [pivots, n]
   const auto left = [&] { return count - static_cast<int64_t>(keep.size()); };
   check(left() == 0 || pivots.size(0) > 0, "dart: needs a pivot: image_pivots and text_pivots are both 0");

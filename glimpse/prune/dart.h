@@ -17,7 +17,9 @@ class Dart : public Pruner {
   explicit Dart(Options options) : options_(options) {}
   std::string name() const override { return "dart"; }
   nlohmann::json settings() const override { return Options(options_).fields().to_json(); }
-  std::vector<Cut> cuts() const override { return {{.place = Cut::Place::before, .renumbers = true}}; }
+  std::vector<Cut> cuts() const override {
+    return {{.place = Cut::Place::before, .renumbers = true, .reads_text = options_.text_pivots > 0}};
+  }
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
 
  private:

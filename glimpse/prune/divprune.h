@@ -15,7 +15,9 @@ class DivPrune : public Pruner {
   explicit DivPrune(Options options) : options_(options) {}
   std::string name() const override { return "divprune"; }
   nlohmann::json settings() const override { return Options(options_).fields().to_json(); }
-  std::vector<Cut> cuts() const override { return {{.place = Cut::Place::before, .renumbers = true}}; }
+  std::vector<Cut> cuts() const override {
+    return {{.place = Cut::Place::before, .renumbers = true, .reads_text = false}};
+  }
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
 
  private:

@@ -31,6 +31,8 @@ struct Cut {
   /// Before a layer: whether its pruner reads what that layer's own projections make of the last text row's
   /// attention, and whether queries and keys go through the rotary embedding for it.
   enum class Ahead { none, with_rope, without_rope } ahead = Ahead::none;
+  bool reads_text = true;  ///< whether the choice may depend on the prompt's text. What does not may be
+                           ///< reused for other questions about the same images
 
   /// Order along the forward pass.
   int64_t when() const { return 2 * layer + (place == Place::after ? 1 : 0); }

@@ -17,7 +17,7 @@ Fields RandomPruner::Options::fields() {
 }
 
 std::vector<Cut> RandomPruner::cuts() const {
-  if (options_.layer < 0) return {{Cut::Place::before, 0, true}};
+  if (options_.layer < 0) return {{.place = Cut::Place::before, .reads_text = false}};
   return {{Cut::Place::after, options_.layer, true}};
 }
 

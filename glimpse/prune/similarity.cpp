@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "glimpse/nn/flop_count.h"
 namespace glimpse {
 
 namespace {
@@ -26,6 +27,7 @@ at::Tensor cosines(const at::Tensor& unit) {
     const int64_t rows = std::min(kBlock, n - i);
     // From the diagonal to the right; what lies below is the mirror image.
     at::Tensor block = all.narrow(0, i, rows).narrow(1, i, n - i);
+    flop_count::add(2 * rows * (n - i) * unit.size(1));
     at::mm_out(block, unit.narrow(0, i, rows), unit.narrow(0, i, n - i).t());
     const int64_t below = n - i - rows;
     all.narrow(0, i + rows, below).narrow(1, i, rows).copy_(block.narrow(1, rows, below).t());
@@ -40,6 +42,7 @@ Assignment assign(const at::Tensor& unit, std::vector<int64_t> dropped, const st
     const size_t last = std::min(out.dropped.size(), first + static_cast<size_t>(kBlock));
     const std::vector<int64_t> block(out.dropped.begin() + static_cast<std::ptrdiff_t>(first),
                                      out.dropped.begin() + static_cast<std::ptrdiff_t>(last));
+    flop_count::add(2 * std::ssize(block) * candidates.numel());
     const at::Tensor best = at::mm(rows_of(unit, block), candidates).argmax(1).cpu();
     out.target.insert(out.target.end(), best.const_data_ptr<int64_t>(),
                       best.const_data_ptr<int64_t>() + best.numel());

@@ -17,7 +17,9 @@ class VisionZip : public Pruner {
   explicit VisionZip(Options options) : options_(options) {}
   std::string name() const override { return "visionzip"; }
   nlohmann::json settings() const override { return Options(options_).fields().to_json(); }
-  std::vector<Cut> cuts() const override { return {{.place = Cut::Place::before, .renumbers = true}}; }
+  std::vector<Cut> cuts() const override {
+    return {{.place = Cut::Place::before, .renumbers = true, .reads_text = false}};
+  }
   Taps taps() const override {
     Taps taps;
     taps.vision_attention.resize(1);

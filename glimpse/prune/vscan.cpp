@@ -30,7 +30,7 @@ VScan::VScan(Options options) : options_(std::move(options)) {
 }
 
 std::vector<Cut> VScan::cuts() const {
-  std::vector<Cut> cuts = {{Cut::Place::before, 0, true, true, Cut::Ahead::none}};
+  std::vector<Cut> cuts = {{.place = Cut::Place::before, .renumbers = true, .reads_text = false}};
   for (const int64_t layer : options_.layers)
     cuts.push_back({Cut::Place::before, layer, false, true,
                     options_.layer_rope ? Cut::Ahead::with_rope : Cut::Ahead::without_rope});

@@ -1,54 +1,12 @@
 #include "glimpse/train/options.h"
 
-#include <yaml-cpp/yaml.h>
-
-#include <charconv>
-
 #include "glimpse/base/check.h"
 #include "glimpse/io/model_dir.h"
+#include "glimpse/io/yaml.h"
 
 namespace glimpse {
 
-namespace {
-
 using nlohmann::json;
-
-// YAML's plain scalars by its core schema; quoted ones are text.
-json scalar(const YAML::Node& node) {
-  const std::string& text = node.Scalar();
-  if (node.Tag() == "!") return text;
-  if (text.empty() || text == "null" || text == "~") return nullptr;
-  if (text == "true" || text == "false") return text == "true";
-  const char *first = text.data(), *last = first + text.size();
-  int64_t whole = 0;
-  if (const auto [end, error] = std::from_chars(first, last, whole); error == std::errc() && end == last)
-    return whole;
-  double number = 0;
-  if (const auto [end, error] = std::from_chars(first, last, number); error == std::errc() && end == last)
-    return number;
-  return text;
-}
-
-json to_json_value(const YAML::Node& node, int depth = 0) {
-  check(depth < 16, "nested too deeply");
-  if (node.IsMap()) {
-    json out = json::object();
-    for (const auto& item : node) {
-      const auto name = item.first.as<std::string>();
-      check(!out.contains(name), "'", name, "' is set twice");
-      out[name] = to_json_value(item.second, depth + 1);
-    }
-    return out;
-  }
-  if (node.IsSequence()) {
-    json out = json::array();
-    for (const auto& item : node) out.push_back(to_json_value(item, depth + 1));
-    return out;
-  }
-  return node.IsScalar() ? scalar(node) : json(nullptr);
-}
-
-}  // namespace
 
 Fields TrainOptions::fields() {
   Fields fields;
@@ -107,12 +65,7 @@ json TrainOptions::to_json() {
 }
 
 void TrainOptions::read_yaml(const std::filesystem::path& file) {
-  check_is_file(file);
-  try {
-    from_json(to_json_value(YAML::LoadFile(file.string())), file.string());
-  } catch (const YAML::Exception& error) {
-    fail(file.string(), ": ", error.what());
-  }
+  from_json(glimpse::read_yaml(file), file.string());
 }
 
 }  // namespace glimpse

@@ -139,6 +139,12 @@ class Ask(CliTest):
             self.assertEqual((got["answer"], got["images"][0]["keep"]), (ANSWER, KEEP), dtype)
 
     @unittest.skipIf(os.path.exists("/dev/nvidia0"), "there is a CUDA device")
+    def test_kernels(self):
+        for level in ("scalar", "auto"):
+            got = self.ask("--kernels", level)
+            self.assertEqual((got["answer"], got["images"][0]["keep"]), (ANSWER, KEEP))
+        self.fails(["ask", "--kernels", "neon", "Why?"], "--kernels", "avx2", status=2)
+
     def test_device(self):
         self.fails(["ask", "--device", "cuda", "x"], "device: cuda was asked for, but", "no usable CUDA device")
         self.fails(["ask", "--device", "cuda:1", "x"], "no usable CUDA device")

@@ -126,7 +126,8 @@ TEST_CASE("linear: few rows, many rows, panels") {
           const at::Tensor x = random({rows, in}, type);
           const at::Tensor expected =
               at::linear(wide(x), wide(linear.weight), bias ? wide(linear.bias) : at::Tensor());
-          const double absolute = (type == at::kFloat ? 2e-6 : 2e-3) * std::sqrt(static_cast<double>(in));
+          // Eight lanes (AVX2) sum more numbers each than sixteen, libtorch's products as ours.
+          const double absolute = (type == at::kFloat ? 4e-6 : 2e-3) * std::sqrt(static_cast<double>(in));
           for (const GemmPath path : {GemmPath::native, GemmPath::widened}) {
             force_bf16_gemm_path(path);
             CHECK(near(linear(x), expected, relative, absolute));

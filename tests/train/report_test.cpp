@@ -2,9 +2,9 @@
 
 #include <cmath>
 
+#include "glimpse/base/chart.h"
 #include "glimpse/base/web_text.h"
 #include "glimpse/image/overlay.h"
-#include "glimpse/train/chart.h"
 #include "glimpse/train/metrics.h"
 #include "io/scratch.h"
 

@@ -2,42 +2,49 @@
 
 _glimpse() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
-  local model='--model --mmproj --new-modules --adapter --dtype --device --threads --help'
+  local model='--model --mmproj --new-modules --adapter --dtype --weights --kernels --device --threads --help'
   local run="$model --prune --keep --threshold --max-keep --min-keep --anchors
     --max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --system
     --min-pixels --max-pixels"
 
   COMPREPLY=()
   case $prev in
-    --model | -m | --new-modules | --adapter | --image-root | --resume)
+    --model | -m | --new-modules | --adapter | --image-root | --data-root | --resume)
       mapfile -t COMPREPLY < <(compgen -d -- "$cur"); compopt -o filenames; return ;;
     --image | -i | --config | -c | --data | --budget-from | --mask-out | --overlay-out | --scores-out | --out | -o | --mmproj)
       mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames; return ;;
-    --prune) mapfile -t COMPREPLY < <(compgen -W 'auto none glimpse least random reference divprune dart cdpruner visionzip vscan pyramiddrop' -- "$cur"); return ;;
+    --task) mapfile -t COMPREPLY < <(compgen -f -W 'tiny viscot viscot_short vstar refcoco' -- "$cur"); compopt -o filenames; return ;;
+    --prune | --methods) mapfile -t COMPREPLY < <(compgen -W 'auto none glimpse least random reference divprune dart cdpruner visionzip vscan pyramiddrop' -- "$cur"); return ;;
     --anchors) mapfile -t COMPREPLY < <(compgen -W 'tl tr bl br' -- "$cur"); return ;;
     --dtype) mapfile -t COMPREPLY < <(compgen -W 'auto bf16 fp32' -- "$cur"); return ;;
+    --weights) mapfile -t COMPREPLY < <(compgen -W 'auto bf16 int8 int4' -- "$cur"); return ;;
+    --kernels) mapfile -t COMPREPLY < <(compgen -W 'auto avx512 avx2 sse4 scalar' -- "$cur"); return ;;
+    --group) mapfile -t COMPREPLY < <(compgen -W '32 64' -- "$cur"); return ;;
     --device) mapfile -t COMPREPLY < <(compgen -W 'cpu cuda' -- "$cur"); return ;;
     --keep | --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | -n | --temperature | --top-p | \
       --top-k | --repetition-penalty | --seed | --system | --min-pixels | --max-pixels | --threads | -t | --limit | \
-      --batch | --max-shard-size) return ;;
+      --batch | --max-shard-size | --budgets | --sets | --gallery | --commit | --judge-url | --judge-model | --judge-key-env | \
+      --judge-jobs | --judge-tries) return ;;
   esac
 
   local words
   if ((COMP_CWORD == 1)); then
-    words='ask chat infer inspect merge train --help --version'
+    words='ask chat infer eval inspect merge quantize train --help --version'
   else
     case $command in
       ask) words="$run --image --reference-boxes --mask-out --overlay-out --scores-out --json --quiet" ;;
       chat) words="$run --image" ;;
       infer) words="$run --out --image-root --limit --batch --keep-going --overwrite --budget-from" ;;
       train) words="--config --data --out --resume --overwrite --model --mmproj --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
+      eval) words="$model --out --task --methods --budgets --budget-from --data-root --image-root --sets --limit --overwrite --keep-going --gallery --commit --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --max-new-tokens --min-pixels --max-pixels" ;;
       inspect) words="$model --json" ;;
+      quantize) words='--weights --group --max-shard-size --threads --overwrite --help' ;;
       merge) words='--model --adapter --out --max-shard-size --overwrite --help' ;;
     esac
   fi
   if [[ $cur == -* || $COMP_CWORD == 1 ]]; then
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
-  elif [[ $command == infer ]]; then
+  elif [[ $command == infer || $command == quantize ]]; then
     mapfile -t COMPREPLY < <(compgen -f -- "$cur")
     compopt -o filenames
   fi

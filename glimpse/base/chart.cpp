@@ -1,4 +1,4 @@
-#include "glimpse/train/chart.h"
+#include "glimpse/base/chart.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,9 +10,11 @@
 namespace glimpse {
 
 const char* const kChartStyle = R"css(
-:root { --c0: #1f66d1; --c1: #d1490c; --c2: #1e8449; --c3: #8e36b0; --c4: #a17a00; --c5: #0e8a93; }
+:root { --c0: #1f66d1; --c1: #d1490c; --c2: #1e8449; --c3: #8e36b0; --c4: #a17a00; --c5: #0e8a93;
+  --c6: #c2185b; --c7: #6d6f00; --c8: #7a4b2a; --c9: #66717f; --c10: #0b5fa5; --c11: #b8860b; }
 @media (prefers-color-scheme: dark) {
-  :root { --c0: #74a9ff; --c1: #ff9a62; --c2: #6fd08c; --c3: #d494f0; --c4: #e6c14c; --c5: #5fd3dc; }
+  :root { --c0: #74a9ff; --c1: #ff9a62; --c2: #6fd08c; --c3: #d494f0; --c4: #e6c14c; --c5: #5fd3dc;
+    --c6: #ff86b0; --c7: #c3c64a; --c8: #d3a27d; --c9: #aab4c2; --c10: #9fc9ff; --c11: #ffd97a; }
 }
 .chart { margin: 0; }
 .chart figcaption { font-weight: 600; margin-bottom: .25rem; }
@@ -34,7 +36,7 @@ namespace {
 
 // The plane, in the units of the viewBox.
 constexpr double kWidth = 640, kHeight = 280, kLeft = 62, kRight = 16, kTop = 10, kBottom = 42;
-constexpr int kColours = 6;
+constexpr int kColours = 12;
 
 /// Larger ones cannot be told from a loss that ran away, and their differences might not be finite.
 bool drawable(double value) {
@@ -84,7 +86,7 @@ std::vector<std::pair<double, double>> thinned(const std::vector<std::pair<doubl
   return out;
 }
 
-std::string grid(const Axis& x, const Axis& y) {
+std::string grid(const Axis& x, const Axis& y, const ChartAxes& axes) {
   std::ostringstream out;
   out << std::fixed << std::setprecision(1);
   for (const double mark : marks_of(y))
@@ -94,25 +96,29 @@ std::string grid(const Axis& x, const Axis& y) {
   for (const double mark : marks_of(x))
     out << "<line class='grid' x1='" << x.at(mark) << "' x2='" << x.at(mark) << "' y1='" << y.from << "' y2='"
         << y.from + 5 << "'/><text text-anchor='middle' x='" << x.at(mark) << "' y='" << y.from + 19 << "'>"
-        << static_cast<int64_t>(mark) << "</text>";
-  out << "<text text-anchor='middle' x='" << (x.from + x.to) / 2 << "' y='" << kHeight - 5
-      << "'>optimiser step</text>";
+        << (axes.whole_x ? concat(std::llround(mark)) : short_number(mark)) << "</text>";
+  out << "<text text-anchor='middle' x='" << (x.from + x.to) / 2 << "' y='" << kHeight - 5 << "'>"
+      << escape_html(axes.x_name) << "</text>";
   return out.str();
 }
 
-std::string line_of(const std::vector<std::pair<double, double>>& points, const std::string& name,
-                    const std::string& colour, const Axis& x, const Axis& y) {
+std::string line_of(const Curve& curve, const std::string& colour, const Axis& x, const Axis& y,
+                    const ChartAxes& axes) {
+  const bool noted = curve.notes.size() == curve.points.size();
+  const auto points = noted ? curve.points : thinned(curve.points);
   std::ostringstream path, dots;
   path << std::fixed << std::setprecision(1);
   dots << std::fixed << std::setprecision(1);
   const char* dot_class = points.size() <= 30 ? "dot" : "dot quiet";
   bool pen_down = false;
-  for (const auto& [step, value] : points) {
+  for (size_t i = 0; i < points.size(); ++i) {
+    const auto& [at, value] = points[i];
     if (drawable(value)) {
-      path << (pen_down ? "L" : "M") << x.at(step) << " " << y.at(value);
-      dots << "<circle class='" << dot_class << "' r='3' cx='" << x.at(step) << "' cy='" << y.at(value)
-           << "'><title>" << name << " " << short_number(value) << " at step " << std::llround(step)
-           << "</title></circle>";
+      path << (pen_down ? "L" : "M") << x.at(at) << " " << y.at(value);
+      dots << "<circle class='" << dot_class << "' r='3' cx='" << x.at(at) << "' cy='" << y.at(value)
+           << "'><title>" << escape_html(curve.name) << " " << short_number(value) << " at "
+           << escape_html(axes.x_unit) << " " << (axes.whole_x ? concat(std::llround(at)) : short_number(at))
+           << (noted ? ", " + escape_html(curve.notes[i]) : "") << "</title></circle>";
     }
     pen_down = drawable(value);
   }
@@ -129,9 +135,9 @@ std::string short_number(double value) {
   return out.str();
 }
 
-std::string draw_chart(const std::string& title, const std::vector<Curve>& curves,
-                       std::optional<double> top) {
-  double low = 0, high = top.value_or(0), first = INFINITY, last = -INFINITY;
+std::string draw_chart(const std::string& title, const std::vector<Curve>& curves, const ChartAxes& axes) {
+  double low = axes.zero ? 0 : INFINITY, high = axes.top.value_or(axes.zero ? 0 : -INFINITY),
+         first = INFINITY, last = -INFINITY;
   for (const Curve& curve : curves)
     for (const auto& [step, value] : curve.points)
       if (drawable(value)) {
@@ -141,9 +147,9 @@ std::string draw_chart(const std::string& title, const std::vector<Curve>& curve
         last = std::max(last, step);
       }
   if (last < first) return "";
-  const Axis x = make_axis(first, last, 8, 1, kLeft, kWidth - kRight);
+  const Axis x = make_axis(first, last, 8, axes.whole_x ? 1 : 0, kLeft, kWidth - kRight);
   Axis y = make_axis(low, high, 5, 0, kHeight - kBottom, kTop);
-  if (!top) y.high = std::ceil(y.high / y.step - 1e-9) * y.step;
+  if (!axes.top) y.high = std::ceil(y.high / y.step - 1e-9) * y.step;
   y.low = std::floor(y.low / y.step + 1e-9) * y.step;
 
   std::string lines, legend;
@@ -151,13 +157,14 @@ std::string draw_chart(const std::string& title, const std::vector<Curve>& curve
     if (curves[i].points.empty()) continue;
     const std::string name = escape_html(curves[i].name);
     const std::string colour = concat("var(--c", i % kColours, ")");
-    lines += line_of(thinned(curves[i].points), name, colour, x, y);
-    legend += concat("<li><i style='background:", colour, "'></i>", name, " <b>",
-                     short_number(curves[i].points.back().second), "</b></li>");
+    lines += line_of(curves[i], colour, x, y, axes);
+    legend += concat("<li><i style='background:", colour, "'></i>", name);
+    if (axes.last_values) legend += concat(" <b>", short_number(curves[i].points.back().second), "</b>");
+    legend += "</li>";
   }
   return concat("<figure class='chart'><figcaption>", escape_html(title),
                 "</figcaption><svg role='img' aria-label='", escape_html(title), "' viewBox='0 0 ", kWidth,
-                " ", kHeight, "'>", grid(x, y), lines, "</svg><ul class='legend'>", legend,
+                " ", kHeight, "'>", grid(x, y, axes), lines, "</svg><ul class='legend'>", legend,
                 "</ul></figure>\n");
 }
 

@@ -1,0 +1,290 @@
+#include <cstdlib>
+#include <iostream>
+
+#include "flags.h"
+#include "glimpse/base/atomic_file.h"
+#include "glimpse/base/json_file.h"
+#include "glimpse/eval/machine.h"
+#include "glimpse/eval/results.h"
+#include "glimpse/eval/row_score.h"
+#include "glimpse/io/model_dir.h"
+#include "glimpse/train/world.h"
+#include "rows.h"
+
+namespace glimpse::app {
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+struct EvalFlags {
+  EngineOptions engine;
+  ImageBounds bounds;
+  std::vector<std::string> tasks, methods, budgets = {"own"}, sets;
+  std::string out, data_root, image_root, budget_from, commit;
+  std::string judge_key = "OPENAI_API_KEY";
+  JudgeOptions judge;
+  std::optional<int64_t> max_new_tokens;
+  size_t limit = 0, gallery = 6;
+  bool overwrite = false, keep_going = false;
+};
+
+std::vector<std::string> split_all(const std::vector<std::string>& given) {
+  std::vector<std::string> out;
+  for (const std::string& text : given)
+    for (std::string& part : split_methods(text)) out.push_back(std::move(part));
+  return out;
+}
+
+EvalPlan make_plan(const EvalFlags& flags) {
+  EvalPlan plan;
+  for (const std::string& name :
+       flags.tasks.empty() ? std::vector<std::string>{"tiny"} : split_all(flags.tasks)) {
+    const fs::path file = find_task(name);
+    EvalTask task{Task::read(file), {}};
+    for (const EvalTask& other : plan.tasks)
+      check(other.task.name != task.task.name, "task ", task.task.name, " is named twice");
+    TaskSource source{flags.data_root.empty() ? file.parent_path() : fs::path(flags.data_root),
+                      flags.image_root, split_all(flags.sets), flags.limit};
+    task.rows = read_task_rows(task.task, source);
+    std::erase_if(task.rows, [&](const TaskRow& row) {
+      if (row.problem.empty()) return false;
+      check(flags.keep_going, row.place, ": ", row.problem);
+      std::cerr << "glimpse: " << row.place << ": left out: " << row.problem << "\n";
+      return true;
+    });
+    check(!task.rows.empty(), "task ", name, ": no row has its image");
+    check(!needs_judge(task.task.score) || !flags.judge.url.empty(), "task ", task.task.name,
+          " is scored by a judge: name a server with --judge-url and --judge-model");
+    plan.tasks.push_back(std::move(task));
+  }
+  std::vector<std::string> methods = flags.methods, budgets = flags.budgets;
+  if (methods.empty()) {
+    const bool modules = flags.engine.model.empty() || !flags.engine.new_modules.empty();
+    methods = {modules ? "none,glimpse" : "none"};
+  }
+  if (!flags.budget_from.empty()) {
+    check(plan.tasks.size() == 1, "--budget-from is for one task");
+    plan.counts = KeptCounts(flags.budget_from);
+    budgets = {"from"};
+    for (const TaskRow& row : plan.tasks[0].rows) plan.counts.of(row);  // a missing one fails here
+  }
+  plan.cells = make_grid(split_all(methods), split_all(budgets));
+  plan.out = flags.out;
+  plan.shard = shard_from_environment();
+  plan.bounds = flags.bounds;
+  plan.max_new_tokens = flags.max_new_tokens;
+  plan.keep_going = flags.keep_going;
+  return plan;
+}
+
+// What answers and times depend on.
+json settings_of(const EvalFlags& flags, const EvalPlan& plan) {
+  const EngineOptions& e = flags.engine;
+  json tasks = json::array();
+  for (const EvalTask& task : plan.tasks) tasks.push_back(task.task.to_json());
+  return {{"model", e.model.empty() ? "built-in" : e.model},
+          {"new_modules", e.new_modules},
+          {"adapters", e.adapters},
+          {"dtype", e.dtype},
+          {"weights", e.weights},
+          {"device", e.device},
+          {"threads", e.threads},
+          {"tasks", tasks},
+          {"budget_from", flags.budget_from},
+          {"max_new_tokens", flags.max_new_tokens ? json(*flags.max_new_tokens) : json()},
+          {"min_pixels", flags.bounds.min_pixels ? json(*flags.bounds.min_pixels) : json()},
+          {"max_pixels", flags.bounds.max_pixels ? json(*flags.bounds.max_pixels) : json()},
+          {"sampling", "greedy"}};
+}
+
+void write_file(const fs::path& path, const std::string& text) {
+  AtomicFile file(path);
+  file.stream() << text;
+  file.commit();
+}
+
+// The model, with the methods tried out on it.
+std::unique_ptr<Engine> load_engine(const EvalFlags& flags, const EvalPlan& plan) {
+  EngineOptions options = flags.engine;
+  options.device = local_device(options.device);
+  auto engine = Engine::load(options);
+  for (const GridCell& cell : plan.cells) make_pruners(cell.method, engine->pruner_context());
+  return engine;
+}
+
+// Answers what is missing; 130 when stopped.
+int answer(const EvalFlags& flags, const EvalPlan& plan, const Engine& engine, Interrupt& interrupt) {
+  const fs::path dir =
+      flags.engine.model.empty() ? builtin_model_dir() / "model" : resolve_model_dir(flags.engine.model);
+  const Accounting accounting(engine, dir);
+  const EvalProgress progress = progress_of(plan);
+  Progress bar(progress.mine, progress.mine - progress.mine_missing, "answers");
+  size_t left = progress.mine_missing;
+  const bool done = answer_rows(plan, engine, accounting, interrupt.arm(), [&](const std::string& note) {
+    bar.step(note);
+    if (note.find(": ") != note.npos) std::cerr << "glimpse: " << note << "\n";
+    --left;
+  });
+  interrupt.disarm();
+  if (done) return 0;
+  std::cerr << "\nglimpse: stopped with " << left << " answers missing; the same command goes on from here\n";
+  return 130;
+}
+
+json evaluate(const EvalPlan& plan, const EvalFlags& flags, Interrupt& interrupt) {
+  std::optional<Judge> judge;
+  size_t open = 0;
+  if (std::any_of(plan.tasks.begin(), plan.tasks.end(),
+                  [](const EvalTask& task) { return needs_judge(task.task.score); })) {
+    JudgeOptions options = flags.judge;
+    if (const char* key = std::getenv(flags.judge_key.c_str())) options.key = key;
+    judge.emplace(options, plan.out / "judged.jsonl");
+    open = unjudged(plan, *judge);
+    if (open > 0) std::cerr << "glimpse: " << open << " answers go to the judge\n";
+  }
+  std::optional<Progress> bar;
+  if (open > 0) bar.emplace(open, 0, "judged");
+  const auto step = [&] {
+    if (bar) bar->step("");
+  };
+  const json results = make_results(plan, judge ? &*judge : nullptr, interrupt.arm(), step);
+  interrupt.disarm();
+  return results;
+}
+
+int run(EvalFlags flags, Interrupt& interrupt) {
+  const EvalPlan plan = make_plan(flags);
+  const json settings = settings_of(flags, plan);
+  check_folder(plan, settings, flags.overwrite);
+  const EvalProgress before = flags.overwrite ? EvalProgress{.mine_missing = 1} : progress_of(plan);
+  if (before.mine_missing < before.mine)
+    std::cerr << "glimpse: " << before.mine - before.mine_missing << " of " << before.mine
+              << " answers are there already\n";
+  if (before.mine_missing > 0) {
+    const auto engine = load_engine(flags, plan);
+    claim_folder(plan, settings, flags.overwrite);
+    if (const int status = answer(flags, plan, *engine, interrupt)) return status;
+  }
+
+  // The process that finds all answers there makes the results; of several that do, one after the other.
+  const FolderLock lock(plan.out / ".lock");
+  const EvalProgress progress = progress_of(plan);
+  if (progress.missing > 0) {
+    std::cerr << "glimpse: process " << plan.shard.rank << " of " << plan.shard.size << " is done; "
+              << progress.missing << " of " << progress.total
+              << " answers are still missing, the process that gives the last one makes the results\n";
+    return 0;
+  }
+  json results;
+  try {
+    results = evaluate(plan, flags, interrupt);
+  } catch (const Stopped&) {
+    std::cerr << "\nglimpse: stopped; the same command goes on from here\n";
+    return 130;
+  }
+  json about = settings;
+  about["commit"] = flags.commit.empty() ? "glimpse " GLIMPSE_VERSION : flags.commit;
+  about["machine"] = read_json(plan.out / "machine.json");
+  about["limit"] = flags.limit;
+  if (!flags.judge.url.empty()) about["judge_model"] = flags.judge.model;
+  results["about"] = about;
+  write_file(plan.out / "results.json", results.dump(1) + "\n");
+  write_file(plan.out / "table.csv", results_csv(results));
+  write_file(plan.out / "report.html", results_page(plan, results, about, flags.gallery));
+  std::cout << results_table(results);
+  std::cerr << "glimpse: wrote results.json, table.csv and report.html to " << plan.out.string() << "\n";
+  return 0;
+}
+
+}  // namespace
+
+std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt) {
+  auto flags = std::make_shared<EvalFlags>();
+  app.add_option("-o,--out", flags->out, "folder of answers and results; an existing one is continued")
+      ->required()
+      ->type_name("DIR");
+  app.add_option(
+         "--task", flags->tasks,
+         "tasks, comma-separated: YAML files, or names of those that come with the program: tiny (default), "
+         "viscot, viscot_short, vstar, refcoco")
+      ->type_name("TASKS")
+      ->allow_extra_args(false);
+  app.add_option(
+         "--methods", flags->methods,
+         "pruning methods or compositions, comma-separated; METHOD@BUDGET for one under a budget of its own "
+         "(default: none,glimpse)")
+      ->type_name("METHODS")
+      ->allow_extra_args(false);
+  app.add_option("--budgets", flags->budgets,
+                 "fractions of the visual tokens to keep, comma-separated; own: the method's own rule")
+      ->type_name("BUDGETS")
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  app.add_option("--budget-from", flags->budget_from,
+                 "keep as many tokens of each row as an earlier run did, instead of --budgets: an output of "
+                 "infer, or a "
+                 "file of answers of eval")
+      ->type_name("FILE");
+  app.add_option("--data-root", flags->data_root,
+                 "folder that the task's files of rows and images are relative to (default: the task file's)")
+      ->type_name("DIR");
+  app.add_option("--image-root", flags->image_root,
+                 "folder of the images, instead of the task's; also <root>/cot/<set>/<image>")
+      ->type_name("DIR");
+  app.add_option("--sets", flags->sets, "only these sets of the task, comma-separated")
+      ->type_name("SETS")
+      ->allow_extra_args(false);
+  app.add_option("--limit", flags->limit, "at most N rows of each set, evenly spaced (0: all)")
+      ->type_name("N")
+      ->check(CLI::NonNegativeNumber);
+  app.add_flag("--overwrite", flags->overwrite, "start again what --out already holds");
+  app.add_flag("--keep-going", flags->keep_going, "leave out rows that cannot be answered and go on");
+  app.add_option("--gallery", flags->gallery, "rows whose pictures the report shows")
+      ->type_name("N")
+      ->check(CLI::Range(0, 100))
+      ->capture_default_str();
+  app.add_option("--commit", flags->commit,
+                 "the program's version as the results tell it (default: its number)")
+      ->type_name("TEXT");
+  const char* group = "Judge";
+  app.add_option("--judge-url", flags->judge.url, "OpenAI-compatible server that scores free-form answers")
+      ->type_name("URL")
+      ->group(group);
+  app.add_option("--judge-model", flags->judge.model, "the judge's model as that server calls it")
+      ->type_name("NAME")
+      ->group(group);
+  app.add_option("--judge-key-env", flags->judge_key, "environment variable that holds the server's key")
+      ->type_name("NAME")
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--judge-jobs", flags->judge.jobs, "requests to the judge at a time")
+      ->type_name("N")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("--judge-tries", flags->judge.tries, "tries per answer before giving up")
+      ->type_name("N")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str()
+      ->group(group);
+  app.add_option("-n,--max-new-tokens", flags->max_new_tokens, "longest answer, instead of the tasks' own")
+      ->type_name("N")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->group("Generation");
+  app.add_option("--min-pixels", flags->bounds.min_pixels, "enlarge images below this many pixels")
+      ->type_name("N")
+      ->group("Images");
+  app.add_option("--max-pixels", flags->bounds.max_pixels, "shrink images above this many pixels")
+      ->type_name("N")
+      ->group("Images");
+  add_model_flags(app, flags->engine);
+  app.footer(
+      "Example:\n"
+      "  glimpse eval --methods none,random,glimpse,divprune --budgets 0.111,0.222 --out build/eval\n"
+      "On several processes start it with torchrun or srun: each answers its share of the rows.");
+  return [flags, &interrupt] { return run(*flags, interrupt); };
+}
+
+}  // namespace glimpse::app

@@ -1,0 +1,176 @@
+#include "bench/serving.h"
+
+#include <cmath>
+
+#include "glimpse/base/timer.h"
+#include "glimpse/engine/engine.h"
+#include "glimpse/engine/prefill.h"
+#include "glimpse/engine/prefix_cache.h"
+#include "glimpse/nn/attention.h"
+
+namespace glimpse::bench {
+
+namespace {
+
+constexpr int64_t kTogether = 8, kSteps = 16;
+
+void time_flash(const DecoderConfig& c, int rounds, const Limits& limits, Rows& rows) {
+  constexpr int64_t length = 4096;
+  const auto random = [&](int64_t heads) { return at::randn({length, heads, c.head_dim}).to(at::kBFloat16); };
+  const at::Tensor q = random(c.heads);
+  LayerCache cache;
+  cache.append(random(c.kv_heads), random(c.kv_heads));
+  Samples times;
+  for (int round = 0; round < 2 * rounds; ++round) {
+    const Timer timer;
+    causal_attention(q, cache);
+    times.add(timer.ms());
+  }
+  const double flops = 2.0 * static_cast<double>(c.heads * c.head_dim * length) * (length + 1);
+  rows.add({"flash_4096_ms",
+            times.best(),
+            "ms",
+            times.median(),
+            limits.share_of_flops(flops, times.best()),
+            {},
+            concat("causal, ", c.heads, "/", c.kv_heads, " heads of ", c.head_dim)});
+}
+
+// A sequence and what its prefill gave.
+struct Prefilled {
+  Sequence sequence;
+  int64_t next = 0;
+  double ms = 0;  // to the first token
+};
+
+Prefilled prefilled(const Vlm& model, const Prompt& prompt, const PrunerChain& pruners, double keep,
+                    PrefixCache* cache) {
+  Prefilled out;
+  out.sequence.prompt = prompt;
+  out.sequence.pruners = pruners;
+  out.sequence.budget.keep = keep;
+  const Timer timer;
+  PrefillBatch batch(model, cache);
+  batch.add(out.sequence);
+  while (!batch.done())
+    for (const PrefillBatch::Failure& failure : batch.step()) std::rethrow_exception(failure.error);
+  out.next = batch.finish().argmax().item<int64_t>();
+  out.ms = timer.ms();
+  return out;
+}
+
+// ms of a few steps of `count` copies of a sequence.
+double decoding_ms(const Vlm& model, const Prefilled& first, int64_t count) {
+  std::vector<Sequence> copies(count, first.sequence);
+  std::vector<Sequence*> sequences;
+  for (Sequence& copy : copies) sequences.push_back(&copy);
+  std::vector<int64_t> tokens(count, first.next);
+  decode_step(model, sequences, tokens);  // the copies get memory of their own
+  const Timer timer;
+  for (int64_t step = 0; step < kSteps; ++step) {
+    const at::Tensor next = decode_step(model, sequences, tokens).argmax(1);
+    tokens.assign(next.const_data_ptr<int64_t>(), next.const_data_ptr<int64_t>() + count);
+  }
+  return timer.ms();
+}
+
+void time_batch(const Question& question, const Vlm& model, const Prefilled& first, Rows& rows) {
+  Samples one, many;
+  for (int round = 0; round < question.rounds; ++round) {
+    one.add(decoding_ms(model, first, 1));
+    many.add(decoding_ms(model, first, kTogether));
+    say(concat("decoding ", kSteps, " steps: alone ", one.values.back(), " ms, ", kTogether, " together ",
+               many.values.back(), " ms"));
+  }
+  const auto rate = [&](double ms, int64_t count) { return static_cast<double>(count * kSteps) / ms * 1e3; };
+  rows.add({"decode_alone_tokens_per_s", rate(one.best(), 1), "tokens/s", rate(one.median(), 1)});
+  rows.add({"decode_batch_tokens_per_s",
+            rate(many.best(), kTogether),
+            "tokens/s",
+            rate(many.median(), kTogether),
+            {},
+            {},
+            concat(kTogether, " sequences together")});
+  rows.add({.name = "decode_batch_gain",
+            .value = rate(many.best(), kTogether) / rate(one.best(), 1),
+            .unit = "x",
+            .note = "wanted: 5 in bf16, 3 in int8"});
+}
+
+Prompt other_question(Prompt prompt) {
+  for (size_t i = static_cast<size_t>(prompt.visual_rows.back()) + 2; i < prompt.ids.size(); ++i)
+    prompt.ids[i] = (prompt.ids[i] + 7 * static_cast<int64_t>(i)) % 500;
+  return prompt;
+}
+
+Prefilled time_questions(const Question& question, const Vlm& model, const PrunerChain& pruners, Rows& rows) {
+  const Prompt prompt = make_prompt(question, model), other = other_question(prompt);
+  Samples first, second;
+  Prefilled last;
+  double cached_mib = 0;
+  for (int round = 0; round < question.rounds; ++round) {
+    PrefixCache cache(size_t{8} << 30);
+    first.add(prefilled(model, prompt, pruners, question.keep, &cache).ms);
+    last = prefilled(model, other, pruners, question.keep, &cache);
+    second.add(last.ms);
+    cached_mib = static_cast<double>(cache.bytes()) / 1048576;
+    say(concat("first question ", first.values.back(), " ms, second ", second.values.back(), " ms"));
+  }
+  rows.add({"first_question_ms",
+            first.best(),
+            "ms",
+            first.median(),
+            {},
+            {},
+            "to the first token, encoder included"});
+  rows.add({"second_question_ms",
+            second.best(),
+            "ms",
+            second.median(),
+            {},
+            {},
+            concat("the same image: cached prefix of ", std::round(cached_mib), " MiB")});
+  rows.add({.name = "second_question_share",
+            .value = second.best() / first.best(),
+            .unit = "of the first",
+            .note = "wanted: 0.15 at most"});
+  return last;
+}
+
+void time_sizes(Question question, const std::vector<int64_t>& sizes, const Vlm& model,
+                const PrunerChain& pruners, Rows& rows) {
+  for (const int64_t visual : sizes) {
+    question.visual = visual;
+    Memory::reset_peak();
+    const double before = Memory::now().peak_mib;
+    const Prompt prompt = make_prompt(question, model);
+    const double ms = prefilled(model, prompt, pruners, question.keep, nullptr).ms,
+                 after = Memory::now().peak_mib;
+    say(concat(visual, " visual tokens: ", ms, " ms"));
+    rows.add({.name = concat("visual_", visual, "_ms"),
+              .value = ms,
+              .unit = "ms",
+              .note = "to the first token, pruned"});
+    rows.add({.name = concat("visual_", visual, "_memory_mib"),
+              .value = after - before,
+              .unit = "MiB",
+              .note = concat("peak above the weights, ",
+                             std::round(1024 * (after - before) / static_cast<double>(visual)),
+                             " KiB per visual token")});
+  }
+}
+
+}  // namespace
+
+void time_serving(const Question& question, const std::vector<int64_t>& sizes, const Limits& limits,
+                  Rows& rows) {
+  const std::unique_ptr<Engine> engine = load_engine(question);
+  const Vlm& model = engine->model();
+  const PrunerChain pruners = make_pruners("glimpse", engine->pruner_context());
+  time_flash(model.decoder().config(), question.rounds, limits, rows);
+  const Prefilled last = time_questions(question, model, pruners, rows);
+  time_batch(question, model, last, rows);
+  time_sizes(question, sizes, model, pruners, rows);
+}
+
+}  // namespace glimpse::bench

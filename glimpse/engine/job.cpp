@@ -1,0 +1,88 @@
+#include "glimpse/engine/job.h"
+
+#include <algorithm>
+
+namespace glimpse {
+
+Job::Job(const Engine& engine, const Request& request)
+    : engine_(engine),
+      max_new_tokens_(request.max_new_tokens),
+      ignore_eos_(request.ignore_eos),
+      on_text_(request.on_text),
+      sampler_(request.sampling),
+      decoder_(engine.model().tokenizer()) {
+  check(max_new_tokens_ > 0, "max_new_tokens: ", max_new_tokens_, " is not positive");
+  const Vlm& model = engine.model();
+  sequence.prompt = model.prompt(request.messages, request.images, request.bounds);
+  sequence.pruners = make_pruners(request.prune == "auto" ? engine.default_prune() : request.prune,
+                                  engine.pruner_context());
+  sequence.budget = request.budget;
+  sequence.boxes = request.boxes;
+  sequence.stop = request.stop;
+  sequence.next_position = sequence.prompt.next_position;
+  if (engine.prefix_cache())
+    if (const auto end = prefix_end(sequence.prompt, sequence.pruners, model.decoder().config().layers))
+      sequence.prefix_key = prefix_key(sequence, *end);
+  seen_ = sequence.prompt.ids;
+}
+
+std::string Job::accept(const at::Tensor& logits) {
+  const int64_t id = sampler_.next(logits, seen_);
+  const std::vector<int64_t>& stops = engine_.stop_ids();
+  if (!ignore_eos_ && std::find(stops.begin(), stops.end(), id) != stops.end()) return "stop";
+  answer_.ids.push_back(id);
+  seen_.push_back(id);
+  say(decoder_.push(id));
+  return tokens_left() == 0 ? "length" : "";
+}
+
+int64_t Job::tokens_left() const {
+  const int64_t context = engine_.model().max_positions() - sequence.next_position;
+  return std::max<int64_t>(0, std::min(max_new_tokens_ - std::ssize(answer_.ids), context));
+}
+
+void Job::say(const std::string& text) {
+  answer_.text += text;
+  if (on_text_ && !text.empty()) on_text_(text);
+}
+
+void Job::prefilled() {
+  answer_.kv_bytes = sequence.cache.bytes();
+}
+
+void Job::finish(const std::string& reason) try {
+  say(decoder_.flush());
+  Answer& answer = answer_;
+  answer.finish_reason = reason;
+  answer.times = sequence.times;
+  answer.images = sequence.prompt.images;
+  answer.prompt_tokens = std::ssize(sequence.prompt.ids);
+  answer.cached_tokens = sequence.cached_tokens;
+  answer.visual_tokens = std::ssize(sequence.prompt.visual_rows);
+  answer.kept_tokens = std::ssize(sequence.kept);
+  answer.keep.resize(answer.images.size());
+  for (const int64_t token : sequence.kept)
+    for (size_t i = answer.images.size(); i-- > 0;)
+      if (token >= answer.images[i].first) {
+        answer.keep[i].push_back(token - answer.images[i].first);
+        break;
+      }
+  if (sequence.scores.defined()) {
+    const float* score = sequence.scores.const_data_ptr<float>();
+    answer.scores.assign(score, score + sequence.scores.numel());
+  }
+  answer.pruning = nlohmann::json::array();
+  for (const auto& pruner : sequence.pruners)
+    answer.pruning.push_back({{"method", pruner->name()}, {"settings", pruner->settings()}});
+  sequence = {};
+  promise_.set_value(std::move(answer));
+} catch (...) {
+  fail(std::current_exception());  // of who listens to the text
+}
+
+void Job::fail(std::exception_ptr error) {
+  sequence = {};
+  promise_.set_exception(std::move(error));
+}
+
+}  // namespace glimpse

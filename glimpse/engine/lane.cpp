@@ -1,0 +1,244 @@
+#include "glimpse/engine/lane.h"
+
+#include <algorithm>
+
+#include "glimpse/base/timer.h"
+#include "glimpse/engine/index_tensor.h"
+#include "glimpse/nn/attention.h"
+#include "glimpse/prune/similarity.h"
+
+namespace glimpse {
+
+Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
+    : model_(model), sequence_(sequence), cache_(cache) {
+  if (!sequence.prompt.images.empty())
+    for (const auto& pruner : sequence.pruners) {
+      stages_.push_back({pruner.get(), pruner->taps(), pruner->cuts(), 0, 0, {}});
+      std::sort(stages_.back().cuts.begin(), stages_.back().cuts.end(),
+                [](const Cut& a, const Cut& b) { return a.when() < b.when(); });
+    }
+  for (Stage& stage : stages_) {
+    if (stage.taps.guide) guided_ = &stage;
+    if (!last_ || stage.cuts.back().when() >= last_->cuts.back().when()) last_ = &stage;
+    const auto add = [](auto& all, const auto& own) {
+      all.insert(all.end(), own.begin(), own.end());
+      return all.size() - own.size();
+    };
+    stage.first_state = add(taps_.states, stage.taps.vision_layers);
+    stage.first_attention = add(taps_.attention, stage.taps.vision_attention);
+  }
+  if (cache && sequence.prefix_key) end_ = prefix_end(sequence.prompt, sequence.pruners, layers());
+}
+
+at::Tensor Lane::start() {
+  const Timer timer;
+  const Prompt& prompt = sequence_.prompt;
+  if (end_) prefix_ = cache_->find(*sequence_.prefix_key);
+  sequence_.cache = KvCache(layers());
+  sequence_.position_ids = prompt.position_ids;
+  sequence_.next_position = prompt.next_position;
+  sequence_.shift.clear();
+  living_.emplace(static_cast<int64_t>(prompt.ids.size()), prompt.visual_rows, guided_ != nullptr, layers());
+  at::Tensor x = prefix_ ? resume() : embed_all();
+  if (guided_) {
+    x = at::cat({x, guided_->taps.guide->added[0].unsqueeze(0)});
+    const int64_t shift = sequence_.shift.empty() ? 0 : sequence_.shift[0];
+    const at::Tensor position =
+        at::full({prompt.position_ids.size(0), 1}, prompt.next_position - shift, at::kLong);
+    sequence_.position_ids = at::cat({sequence_.position_ids, position}, 1);
+  }
+  sequence_.times.vision = timer.ms();
+  return x;
+}
+
+at::Tensor Lane::embed_all() {
+  EmbeddedPrompt embedded = embed_prompt(model_, sequence_.prompt, taps_);
+  vision_ = std::move(embedded.vision);
+  return embedded.rows;
+}
+
+// The prompt's rows after the prefix; the prefix's own stay away from the layers that they have been through.
+at::Tensor Lane::resume() {
+  const Prompt& prompt = sequence_.prompt;
+  const auto is_left = [&](int64_t row) {
+    return row >= prefix_->tokens || std::binary_search(prefix_->rows.begin(), prefix_->rows.end(), row);
+  };
+  joined_ = false;
+  vision_ = prefix_->vision;
+  std::erase_if(living_->rows, [&](int64_t row) { return !is_left(row); });
+  living_->visual = prefix_->visual;
+  living_->source = prefix_->source;
+  std::copy(prefix_->layers.begin(), prefix_->layers.end(), sequence_.cache.layers.begin());
+  sequence_.shift = prefix_->shift;
+  sequence_.scores = prefix_->scores;
+  sequence_.cached_tokens = prefix_->tokens;
+  // Only cuts before the first layer lie behind, so that what they took off positions is the same everywhere.
+  const int64_t shift = sequence_.shift.empty() ? 0 : sequence_.shift[0];
+  const int64_t left = static_cast<int64_t>(prompt.ids.size()) - prefix_->tokens;
+  const at::Tensor positions = prompt.position_ids.narrow(1, prefix_->tokens, left) - shift;
+  sequence_.position_ids = at::cat({prefix_->position_ids, positions}, 1);
+  const std::vector<int64_t> ids(prompt.ids.begin() + prefix_->tokens, prompt.ids.end());
+  return model_.decoder().embed(index_tensor(ids, model_.decoder().options().device()));
+}
+
+void Lane::leave_prefix(const at::Tensor& hidden) const {
+  auto prefix = std::make_shared<ImagePrefix>();
+  prefix->tokens = end_->tokens;
+  const auto after = std::lower_bound(living_->rows.begin(), living_->rows.end(), end_->tokens);
+  prefix->rows.assign(living_->rows.begin(), after);
+  const auto rows = std::ssize(prefix->rows);
+  prefix->visual = living_->visual;
+  prefix->source = living_->source;
+  for (int64_t l = 0; l < (end_->when + 1) / 2; ++l)
+    prefix->layers.push_back(sequence_.cache.layers[l].first(rows));
+  if (hidden.defined()) {  // else nothing is cut any more
+    prefix->hidden = hidden.narrow(0, 0, rows).clone();
+    prefix->vision = vision_;
+  }
+  prefix->position_ids = sequence_.position_ids.narrow(1, 0, rows).clone();
+  prefix->shift = sequence_.shift;
+  prefix->scores = sequence_.scores;
+  cache_->insert(*sequence_.prefix_key, std::move(prefix));
+}
+
+Rope Lane::rope() const {
+  const at::Tensor positions = sequence_.position_ids.narrow(1, skipped(), rows());
+  return model_.rope(positions.to(model_.decoder().options().device()));
+}
+
+void Lane::add_guide(int64_t layer, at::Tensor rows) const {
+  if (layer == 0 || !living_->guide) return;
+  const at::Tensor& added = guided_->taps.guide->added[layer];
+  if (added.defined()) rows[-1] += added;
+}
+
+// Where the layer should leave the last row's query, if a pruner wants its attention there.
+at::Tensor* Lane::wanted_query(int64_t layer) {
+  const auto wants = [&](const Stage& stage) {
+    const auto& wanted = stage.taps.attention_layers;
+    return std::find(wanted.begin(), wanted.end(), layer) != wanted.end();
+  };
+  return std::any_of(stages_.begin(), stages_.end(), wants) ? &query_ : nullptr;
+}
+
+SequenceRows Lane::batch_rows(int64_t layer) {
+  return {&sequence_.cache, rows(), wanted_query(layer), rows() - 1};
+}
+
+void Lane::after_layer(int64_t layer) {
+  living_->cached[layer] = living_->rows;
+  if (!wanted_query(layer)) return;
+  const at::Tensor logits = attention_logits(query_, sequence_.cache.layers[layer]);  // [H, rows]
+  const at::Tensor visual = index_tensor(living_->visual_positions(), logits.device());
+  for (Stage& stage : stages_) {
+    const auto& wanted = stage.taps.attention_layers;
+    if (std::find(wanted.begin(), wanted.end(), layer) == wanted.end()) continue;
+    const at::Tensor row = stage.taps.log_softmax ? logits.log_softmax(1) : logits;
+    stage.attention.push_back(row.index_select(1, visual).t());  // [n, H]
+  }
+}
+
+bool Lane::cuts_at(int64_t when) const {
+  if (prefix_ && when < end_->when) return false;  // done when the prefix was made
+  const auto due = [&](const Cut& cut) { return cut.when() == when; };
+  return std::any_of(stages_.begin(), stages_.end(), [&](const Stage& stage) {
+    return std::any_of(stage.cuts.begin(), stage.cuts.end(), due);
+  });
+}
+
+bool Lane::due(int64_t when) const {
+  return (end_ && when == end_->when) || cuts_at(when);
+}
+
+at::Tensor Lane::pass(int64_t when, at::Tensor hidden) {
+  if (end_ && when == end_->when) {
+    if (prefix_)
+      hidden = at::cat({prefix_->hidden, hidden});
+    else
+      leave_prefix(hidden);
+    joined_ = true;
+  }
+  if (!cuts_at(when)) return hidden;
+  for (Stage& stage : stages_)
+    for (const Cut& cut : stage.cuts)
+      if (cut.when() == when) hidden = cut_once(stage, cut, hidden);
+  return hidden;
+}
+
+void Lane::finish() {
+  if (end_ && !prefix_ && end_->when == 2 * layers()) leave_prefix({});
+  sequence_.kept = living_->source;
+}
+
+// What `stage` may look at before its cut; `hidden` are the current rows.
+View Lane::view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden) const {
+  const at::Device device = hidden.device();
+  const std::vector<int64_t> positions = living_->visual_positions();
+  const int64_t prompt_rows = rows() - (living_->guide ? 1 : 0);
+  const std::vector<int64_t> text = others(prompt_rows, positions);
+  const auto slice = [](const auto& all, size_t first, size_t count) {
+    const auto begin = all.begin() + static_cast<std::ptrdiff_t>(first);
+    return std::vector(begin, begin + static_cast<std::ptrdiff_t>(count));
+  };
+  View view;
+  view.images = sequence_.prompt.images;
+  view.living = index_tensor(living_->source, device);
+  const at::Tensor visual = index_tensor(positions, device);
+  view.hidden = hidden.index_select(0, visual);
+  view.text_hidden = hidden.index_select(0, index_tensor(text, device));
+  const int64_t last_visual = sequence_.prompt.visual_rows.back();
+  view.question = std::count_if(text.begin(), text.end(),
+                                [&](int64_t position) { return living_->rows[position] < last_visual; });
+  view.vision_states = slice(vision_.states, stage.first_state, stage.taps.vision_layers.size());
+  view.vision_attention =
+      slice(vision_.attention, stage.first_attention, stage.taps.vision_attention.size());
+  view.windows = vision_.windows;
+  if (!stage.attention.empty()) view.attention = at::cat(stage.attention, 1);
+  if (cut.ahead != Cut::Ahead::none) {
+    invariant(cut.place == Cut::Place::before, "a cut reads ahead after its layer");
+    const Rope tables = rope().rows(at::arange(prompt_rows, visual.options()));
+    const bool rotated = cut.ahead == Cut::Ahead::with_rope;
+    view.ahead =
+        model_.decoder()
+            .last_row_attention(cut.layer, hidden.narrow(0, 0, prompt_rows), rotated ? &tables : nullptr)
+            .index_select(0, visual);
+  }
+  view.boxes = sequence_.boxes;
+  return view;
+}
+
+// Positions count the rows that are left, from the first layer after the cut on.
+void Lane::renumber(const Cut& cut) {
+  sequence_.position_ids = at::arange(rows(), at::kLong).unsqueeze(0);
+  sequence_.shift.resize(layers());
+  const int64_t shift = sequence_.prompt.next_position - (rows() - (living_->guide ? 1 : 0));
+  std::fill(sequence_.shift.begin() + (cut.when() + 1) / 2, sequence_.shift.end(), shift);
+}
+
+at::Tensor Lane::cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden) {
+  const Timer timer;
+  const View view = view_of(stage, cut, hidden);
+  // Of several methods the last one has to meet the budget.
+  const Selection selection =
+      stage.pruner->select(view, cut, &stage == last_ ? sequence_.budget : Budget());
+  if (selection.scores.defined()) {
+    sequence_.scores = at::zeros({view.total()});
+    sequence_.scores.index_copy_(0, view.living.cpu(), selection.scores.to(at::kCPU, at::kFloat));
+  }
+  // What other stages recorded about the dropped tokens goes too.
+  const at::Tensor keep = index_tensor(selection.keep, hidden.device());
+  for (Stage& other : stages_)
+    for (at::Tensor& attention : other.attention) attention = attention.index_select(0, keep);
+  const bool last_guided = guided_ == &stage && &cut == &stage.cuts.back();
+  const at::Tensor stays = compact(selection, cut, last_guided, *living_, sequence_.cache);
+  sequence_.position_ids = sequence_.position_ids.index_select(1, stays);
+  if (cut.renumbers && sequence_.position_ids.size(0) == 1) renumber(cut);
+  at::Tensor left = hidden.index_select(0, stays.to(hidden.device()));
+  if (selection.features.defined())
+    left.index_copy_(0, index_tensor(living_->visual_positions(), hidden.device()),
+                     selection.features.to(left.options()));
+  sequence_.times.prune += timer.ms();
+  return left;
+}
+
+}  // namespace glimpse

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "glimpse/engine/prefix_cache.h"
+
+namespace glimpse {
+
+/// One sequence's way through the prefill: its living rows, what its pruners asked to be recorded, and its
+/// image prefix, which comes from a cache or goes there. Where it comes from one, only the rows that follow it
+/// run through the layers, until its end joins them with the prefix's.
+class Lane {
+ public:
+  /// `cache` may be null; it is used if the sequence has a prefix key.
+  Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache);
+  Lane(const Lane&) = delete;  // it refers to itself
+
+  /// Runs the encoder, or takes the prefix from the cache; returns the embedded rows [rows(), D].
+  at::Tensor start();
+
+  /// Rows that now run through the layers.
+  int64_t rows() const { return static_cast<int64_t>(living_->rows.size()) - skipped(); }
+  /// Rotary tables of these.
+  Rope rope() const;
+  /// Adds the guide token's vector of this layer to the last of the rows [rows(), D].
+  void add_guide(int64_t layer, at::Tensor rows) const;
+  SequenceRows batch_rows(int64_t layer);
+  /// Notes what a layer that has just run leaves in the cache and the attention that was asked for.
+  void after_layer(int64_t layer);
+
+  /// Whether there is something to do to the rows at `when` (see Cut::when()).
+  bool due(int64_t when) const;
+  /// Does it: leaves or joins the prefix, runs the cuts on the rows `hidden`; returns those that are there
+  /// then.
+  at::Tensor pass(int64_t when, at::Tensor hidden);
+
+  void finish();
+
+  Sequence& sequence() { return sequence_; }
+
+ private:
+  struct Stage {
+    const Pruner* pruner;
+    Taps taps;
+    std::vector<Cut> cuts;
+    size_t first_state = 0, first_attention = 0;
+    std::vector<at::Tensor> attention;  // per tapped layer [n, H]
+  };
+
+  int64_t layers() const { return model_.decoder().config().layers; }
+  int64_t skipped() const { return joined_ ? 0 : static_cast<int64_t>(prefix_->rows.size()); }
+  at::Tensor embed_all();
+  at::Tensor resume();
+  void leave_prefix(const at::Tensor& hidden) const;
+  bool cuts_at(int64_t when) const;
+  at::Tensor* wanted_query(int64_t layer);
+  View view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden) const;
+  void renumber(const Cut& cut);
+  at::Tensor cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden);
+
+  const Vlm& model_;
+  Sequence& sequence_;
+  PrefixCache* cache_;
+  std::vector<Stage> stages_;
+  Stage *guided_ = nullptr, *last_ = nullptr;
+  VisionTaps taps_;
+  VisionOutput vision_;
+  std::optional<LivingRows> living_;
+  at::Tensor query_;
+  std::optional<PrefixEnd> end_;                // of its image prefix, if there is use for one
+  std::shared_ptr<const ImagePrefix> prefix_;  // taken from the cache
+  bool joined_ = true;
+};
+
+}  // namespace glimpse

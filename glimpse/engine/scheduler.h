@@ -1,0 +1,87 @@
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <future>
+#include <mutex>
+
+#include "glimpse/engine/engine.h"
+#include "glimpse/engine/job.h"
+#include "glimpse/engine/prefill.h"
+
+namespace glimpse {
+
+/// How much is done at once.
+struct SchedulerOptions {
+  int64_t max_sequences = 8;  ///< answered at the same time
+  size_t kv_bytes = 0;        ///< bound on the KV caches of these, in bytes; 0: none
+  int64_t chunk_rows = 512;   ///< prompt rows between two decoding steps, counted through all layers: a
+                              ///< longer prompt goes on by as many layers as that much work allows
+};
+
+/// Answers many requests with one model: a step lets one batch of prompts go some layers further and gives
+/// every other sequence its next token. Requests come and end between steps. Each answer is that of the
+/// request alone.
+///
+/// Memory: an admitted request sets aside the most that its KV cache can come to,
+///   layers * capacity(prompt + 1 + new tokens) rows, with capacity(n) = n + max(64, n / 4),
+/// and after its prefill gives back what its cuts have freed: then it is the sum over layers of
+/// capacity(rows left in the layer + new tokens). Requests are admitted in the order of submission as soon as
+/// they fit; what is set aside never exceeds `kv_bytes`. Cached image prefixes are not counted here.
+class Scheduler {
+ public:
+  explicit Scheduler(const Engine& engine, SchedulerOptions options = {});
+  /// Requests that have not been answered leave a broken promise.
+  ~Scheduler() = default;
+
+  /// Queues a request; may be called from any thread, also during a step. Errors: a wrong request, or one
+  /// that could never get enough memory. Later errors come out of the future. Request::on_text is called by
+  /// the thread that steps.
+  std::future<Answer> submit(const Request& request);
+
+  /// One step, by one thread at a time. Returns whether anything is left to do.
+  bool step();
+  /// Steps until nothing is left.
+  void run();
+  /// Steps, and waits for requests, until `stop` is requested; what is then left is cancelled.
+  void serve(std::stop_token stop);
+
+  /// What is going on, as of the last step; may be called from any thread.
+  struct State {
+    size_t waiting = 0, running = 0;         ///< requests; a request in its prefill is running
+    size_t kv_reserved = 0, kv_used = 0;  ///< bytes set aside, and allocated of these
+  };
+  State state() const;
+
+  /// Bytes of KV cache that are set aside for this request when it is admitted.
+  size_t most_kv_bytes(const Job& job) const;
+
+ private:
+  using JobPtr = std::unique_ptr<Job>;
+  size_t layer_bytes(int64_t rows) const;
+  JobPtr admit();
+  void start(JobPtr job);
+  void prefill_chunk();
+  void finish_prefill();
+  void decode();
+  void drop_cancelled();
+  bool accept(Job& job, const at::Tensor& logits);
+  void shrink(Job& job, size_t bytes);
+  void end(Job& job, const std::string& reason);
+  void fail(Job& job, std::exception_ptr error);
+  void fail_all(std::vector<JobPtr>& jobs);
+
+  const Engine& engine_;
+  const SchedulerOptions options_;
+  mutable std::mutex mutex_;  // of waiting_ and state_
+  std::condition_variable_any wake_;
+  std::deque<JobPtr> waiting_;
+  State state_;
+  // Only the thread that steps uses these.
+  std::unique_ptr<PrefillBatch> batch_;
+  std::vector<JobPtr> prefilling_;  // those of batch_, in order
+  std::vector<JobPtr> decoding_;
+  size_t reserved_ = 0;
+};
+
+}  // namespace glimpse

@@ -1,0 +1,65 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <stop_token>
+
+#include "glimpse/engine/engine.h"
+#include "glimpse/eval/accounting.h"
+#include "glimpse/eval/grid.h"
+#include "glimpse/eval/shard.h"
+
+namespace glimpse {
+
+/// A task and those of its rows that are asked.
+struct EvalTask {
+  Task task;
+  std::vector<TaskRow> rows;
+};
+
+/// What is to be answered, and the folder where answers go:
+///   eval.json                        the settings that answers depend on
+///   machine.json                     where they began to be made
+///   answers/TASK/METHOD@BUDGET.rN.jsonl   what process N answered, one line a row
+///   judged.jsonl                     what a judge said
+///   results.json, table.csv, report.html  when all is answered
+struct EvalPlan {
+  std::vector<EvalTask> tasks;
+  std::vector<GridCell> cells;
+  std::filesystem::path out;
+  Shard shard;
+  ImageBounds bounds;
+  std::optional<int64_t> max_new_tokens;  ///< instead of the tasks' own
+  std::string device = "cpu";
+  KeptCounts counts;        ///< for cells with budget "from"
+  bool keep_going = false;  ///< note rows that cannot be answered instead of ending with their Error
+};
+
+/// The answers to a task's rows in one way, by TaskRow::key(), of all processes so far.
+using Answers = std::map<std::string, nlohmann::json>;
+Answers read_answers(const EvalPlan& plan, const EvalTask& task, const GridCell& cell);
+
+/// How many answers there should be, and how many are still missing: of all processes, and of this one.
+struct EvalProgress {
+  size_t total = 0, missing = 0, mine = 0, mine_missing = 0;
+};
+EvalProgress progress_of(const EvalPlan& plan);
+
+/// Error when the plan's folder cannot be used for answers with these settings, unless `overwrite`: they were
+/// made with others, or it is no folder of an evaluation. Changes nothing.
+void check_folder(const EvalPlan& plan, const nlohmann::json& settings, bool overwrite);
+/// Makes the folder, or with `overwrite` empties it, and stores the settings and what machine this is; the
+/// same errors.
+void claim_folder(const EvalPlan& plan, const nlohmann::json& settings, bool overwrite);
+
+/// Answers this process's missing rows, every way of answering in turn row by row, so that a machine's moods
+/// meet all of them. Times include everything a method does: only reading the file of the picture is left
+/// out. `step` is called after each answer. False when a stop was requested.
+bool answer_rows(const EvalPlan& plan, const Engine& engine, const Accounting& accounting,
+                 const std::stop_token& stop, const std::function<void(const std::string& note)>& step);
+
+/// The picture's size and how the model saw it, from a line of answers.
+struct SeenImage;
+SeenImage seen_image(const nlohmann::json& answer);
+
+}  // namespace glimpse

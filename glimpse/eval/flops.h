@@ -1,0 +1,79 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "glimpse/models/qwen2_5_vit.h"
+#include "glimpse/nn/decoder.h"
+#include "glimpse/prune/vip.h"
+
+/// Arithmetic and memory traffic, by formula. A multiply-add is two operations. Norms, rotations, activations
+/// and softmax are left out: together they are below 1 % at the published sizes. The formulas, with D the
+/// width of the language model, H and h its query and key heads of size d, F its inner width, L its layers, r
+/// the rows of a sequence:
+///
+///   product        2 rows in out
+///   attention      4 H d per pair of a query and a key that it sees (logits and the mixing of values)
+///   layer          2 r D (2 H d + 2 h d + 3 F) of its seven matrices, and attention over r (r + 1) / 2 pairs
+///   prefill        the layers on the rows that each of them runs on, and 2 D V for the last row's logits
+///   decoding       per token the layers on one row, attention to each layer's cache, and the head
+///   encoder        patch embedding, depth blocks (attention inside windows or frames), projector
+///   predictor (n)  in-projection, per block: condition, q, k (fuse + cond wide), v, o, attention over n^2
+///   pairs with
+///                  values padded to the queries' width, gated MLP; the out-projection
+namespace glimpse {
+
+/// The part of a config.json that describes the language model.
+const nlohmann::json& text_config(const nlohmann::json& config);
+
+/// Shape of the vision encoder as it runs, from a checkpoint's config.json.
+struct VisionShape {
+  int64_t depth = 0, hidden = 0, heads = 0, intermediate = 0, patch_values = 0, merge = 1;
+  int64_t window_tokens = 0;  ///< 0: every block attends to the whole frame
+  int64_t full_blocks = 0;
+  int64_t mlp_matrices = 3;  ///< of hidden x intermediate
+  int64_t extra_tokens = 0;  ///< beside the patches (class token)
+  double projector = 0;      ///< numbers in the matrices that make one visual token of its patches
+  int64_t patch = 14;        ///< side in pixels
+
+  /// Of a config that describes the encoder too: all but LLaVA's original layout. Error of nlohmann::json
+  /// otherwise.
+  static VisionShape from_json(const nlohmann::json& config);
+  /// Of the checkpoint in `dir` with this config.json, whichever its layout.
+  static VisionShape of(const std::filesystem::path& dir, const nlohmann::json& config);
+};
+
+/// x [rows, in] times a weight [out, in].
+inline double linear_flops(double rows, double in, double out) {
+  return 2.0 * rows * in * out;
+}
+/// q k^T and p v inside segments of these lengths; `width` is heads * head size.
+double segment_flops(const std::vector<int64_t>& lengths, double width);
+/// One encoder block without its attention: qkv, proj and the MLP.
+double vision_linears_flops(const VisionShape& v, double rows);
+/// Patch embedding, blocks (attention inside windows or, in full blocks, inside frames) and projector.
+double vision_flops(const VisionShape& v, const Grid& grid);
+
+/// Numbers in the linear weights of one decoder layer.
+double layer_weights(const DecoderConfig& c);
+/// One layer on the `rows` first rows of a sequence; causal attention has rows (rows + 1) / 2 pairs.
+double layer_flops(const DecoderConfig& c, double rows);
+double head_flops(const DecoderConfig& c);
+/// Language model on `rows` embedded rows, logits of the last one.
+double prefill_flops(const DecoderConfig& c, double rows);
+/// One more row after a cache of `length` rows in one layer, the new one included.
+double step_flops(const DecoderConfig& c, double length);
+/// How one layer would let the last of `rows` rows attend to all of them: its keys, one query, the logits.
+double look_ahead_flops(const DecoderConfig& c, double rows);
+
+/// The predictor on n visual tokens.
+double vip_flops(const VipConfig& c, double n);
+/// Prefill that has the guide token up to layer `cut` (included) and `left` rows after it.
+double pruned_prefill_flops(const DecoderConfig& c, const VipConfig& vip, double rows, double visual,
+                            double left, double cut);
+
+/// Bytes of keys and values of one row in all layers (bf16).
+double kv_row_bytes(const DecoderConfig& c);
+
+}  // namespace glimpse

@@ -1,0 +1,72 @@
+#include "glimpse/eval/http.h"
+
+#include <curl/curl.h>
+
+#include <mutex>
+
+#include "glimpse/base/check.h"
+
+namespace glimpse {
+
+namespace {
+
+constexpr size_t kLargestReply = size_t{8} << 20;
+
+size_t take(const char* data, size_t size, size_t count, void* body) {
+  auto& text = *static_cast<std::string*>(body);
+  if (text.size() + size * count > kLargestReply) return 0;
+  text.append(data, size * count);
+  return size * count;
+}
+
+}  // namespace
+
+struct HttpClient::Handle {
+  CURL* curl = nullptr;
+};
+
+HttpClient::HttpClient() : handle_(std::make_unique<Handle>()) {
+  static std::once_flag once;
+  std::call_once(once, [] { curl_global_init(CURL_GLOBAL_DEFAULT); });
+  handle_->curl = curl_easy_init();
+  check(handle_->curl != nullptr, "HTTP: libcurl cannot be started");
+}
+
+HttpClient::~HttpClient() {
+  curl_easy_cleanup(handle_->curl);
+}
+
+HttpReply HttpClient::post(const std::string& url, const std::string& body,
+                           const std::map<std::string, std::string>& headers, double timeout_s) {
+  CURL* const curl = handle_->curl;
+  curl_easy_reset(curl);  // the connection stays
+  HttpReply reply;
+  char error[CURL_ERROR_SIZE] = "";
+  curl_slist* list = nullptr;
+  for (const auto& [name, value] : headers) list = curl_slist_append(list, (name + ": " + value).c_str());
+  curl_easy_setopt(curl, CURLOPT_URL, url.c_str());
+  curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
+  curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+  curl_easy_setopt(curl, CURLOPT_POST, 1L);
+  curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body.c_str());
+  curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(body.size()));
+  curl_easy_setopt(curl, CURLOPT_HTTPHEADER, list);
+  curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, 20L);
+  curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, static_cast<long>(timeout_s * 1000));
+  curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, error);
+  curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, take);
+  curl_easy_setopt(curl, CURLOPT_WRITEDATA, &reply.body);
+  const CURLcode code = curl_easy_perform(curl);
+  curl_slist_free_all(list);
+  if (code != CURLE_OK) {
+    reply.problem = error[0] ? error : curl_easy_strerror(code);
+    return reply;
+  }
+  curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &reply.status);
+  curl_off_t wait = 0;
+  if (curl_easy_getinfo(curl, CURLINFO_RETRY_AFTER, &wait) == CURLE_OK)
+    reply.retry_after_s = static_cast<double>(wait);
+  return reply;
+}
+
+}  // namespace glimpse

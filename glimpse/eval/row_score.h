@@ -1,0 +1,34 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "glimpse/eval/judge.h"
+#include "glimpse/eval/task.h"
+#include "glimpse/image/boxes.h"
+
+namespace glimpse {
+
+/// The names a task's `score` can have: llm, precision_match, precision_match_or_llm, normal_match, vqa,
+/// anls, single_choice, one_box_iou (IoU above one half), box_iou (the IoU itself).
+const std::vector<std::string>& score_names();
+
+/// Whether answers of this score go to a judge.
+bool needs_judge(const std::string& score);
+
+/// How the model sees the first image: what boxes in its answer refer to.
+struct SeenImage {
+  int width = 0, height = 0;               ///< of the picture, pixels
+  double seen_width = 0, seen_height = 0;  ///< of what the encoder got of `area`, pixels
+  Box area = whole_image;
+};
+
+/// The score of an answer in [0, 1] by the task's own rule; nothing for one that only a judge can score.
+std::optional<double> row_score(const Task& task, const TaskRow& row, const std::string& answer,
+                                const SeenImage& seen);
+
+/// What the judge is asked about an answer.
+JudgeQuestion judge_question(const TaskRow& row, const std::string& answer);
+
+}  // namespace glimpse

@@ -1,0 +1,175 @@
+#include "glimpse/nn/flash.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "glimpse/nn/flash.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include <hwy/contrib/math/math-inl.h>
+
+#include "glimpse/nn/tile-inl.h"
+
+#include <algorithm>
+#include <cmath>
+
+HWY_BEFORE_NAMESPACE();
+namespace glimpse::HWY_NAMESPACE {
+
+// Keys per block: whole tiles of both widths, and keys and values of 128 numbers fit the second-level cache.
+constexpr int64_t kKeys = 60;
+// The scores of keys that a row does not see. Finite, so that differences of two are.
+constexpr float kUnseen = -1e30f;
+
+int64_t flash_tile_rows() {
+  return tile_rows();
+}
+
+// Scratch memory: everything that one task holds. A tile is rows of one head; rows are in lanes, so no sum or
+// maximum runs across lanes.
+struct FlashScratch {
+  float* q;          // [tiles][d][rows], scaled
+  float* out;        // [tiles][dv][rows], not yet divided by `sum`
+  float *top, *sum;  // [tiles][rows]: greatest score, sum of exponentials
+  float *k, *v;      // [kKeys][d], [kKeys][dv]
+  float* scores;     // [kKeys][rows]
+  float* factors;    // [rows]
+
+  FlashScratch(float* at, int64_t tiles, int64_t rows, int64_t d, int64_t dv)
+      : q(at),
+        out(q + tiles * d * rows),
+        top(out + tiles * dv * rows),
+        sum(top + tiles * rows),
+        k(sum + tiles * rows),
+        v(k + kKeys * d),
+        scores(v + kKeys * dv),
+        factors(scores + kKeys * rows) {}
+};
+
+int64_t flash_scratch(int64_t count, int64_t group, int64_t d, int64_t dv) {
+  const int64_t rows = tile_rows(), tiles = (count + rows - 1) / rows * group;
+  return tiles * rows * (d + dv + 2) + kKeys * (d + dv + rows) + rows;
+}
+
+// Rows [row, row + rows) of a head as [d][rows]; rows beyond `last` are zero.
+template <class T>
+void pack_tile(const flash::Heads<T>& a, int64_t head, int64_t row, int64_t last, float* to) {
+  const int64_t rows = tile_rows();
+  const float scale = 1.0f / std::sqrt(static_cast<float>(a.d));
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* from = a.q + (row + r) * a.q_row + head * a.q_head;
+    for (int64_t i = 0; i < a.d; ++i) to[i * rows + r] = row + r < last ? widen_one(from[i]) * scale : 0.0f;
+  }
+}
+
+// Scores of `count` keys from `key` on become exponentials; factors are what earlier results shrink by.
+// seen: how many keys the tile's first row sees, the next row one more if `step`.
+HWY_INLINE void online_softmax(float* scores, int64_t key, int64_t count, int64_t seen, int64_t step,
+                               float* top, float* sum, float* factors) {
+  const F f;
+  const int64_t lanes = hn::Lanes(f), rows = tile_rows();
+  for (int v = 0; v < kVectors; ++v) {
+    float* const own = scores + v * lanes;
+    const V limit =
+        hn::MulAdd(hn::Iota(f, static_cast<float>(v * lanes)), hn::Set(f, static_cast<float>(step)),
+                   hn::Set(f, static_cast<float>(seen - key)));  // keys of this block that are seen
+    for (int64_t c = std::max<int64_t>(0, seen - key); c < count; ++c)
+      hn::StoreU(hn::IfThenElse(hn::Gt(limit, hn::Set(f, static_cast<float>(c))),
+                                hn::LoadU(f, own + c * rows), hn::Set(f, kUnseen)),
+                 f, own + c * rows);
+    const V before = hn::LoadU(f, top + v * lanes);
+    V most = before;
+    for (int64_t c = 0; c < count; ++c) most = hn::Max(most, hn::LoadU(f, own + c * rows));
+    V total = hn::Zero(f);
+    for (int64_t c = 0; c < count; ++c) {
+      const V e = hn::Exp(f, hn::Sub(hn::LoadU(f, own + c * rows), most));
+      hn::StoreU(e, f, own + c * rows);
+      total = hn::Add(total, e);
+    }
+    const V factor = hn::Exp(f, hn::Sub(before, most));
+    hn::StoreU(factor, f, factors + v * lanes);
+    hn::StoreU(most, f, top + v * lanes);
+    hn::StoreU(hn::MulAdd(hn::LoadU(f, sum + v * lanes), factor, total), f, sum + v * lanes);
+  }
+}
+
+template <class T>
+void attend_any(const flash::Heads<T>& a, int64_t first, int64_t last, T* out, float* memory) {
+  const int64_t rows = tile_rows(), across = (last - first + rows - 1) / rows, tiles_all = across * a.group;
+  const FlashScratch s(memory, tiles_all, rows, a.d, a.dv);
+  const auto seen_by = [&](int64_t row) { return a.causal ? a.keys - a.rows + row + 1 : a.keys; };
+  const auto row_of = [&](int64_t t) { return first + t % across * rows; };
+  for (int64_t t = 0; t < tiles_all; ++t) pack_tile(a, t / across, row_of(t), last, s.q + t * a.d * rows);
+  std::fill_n(s.out, tiles_all * a.dv * rows, 0.0f);
+  std::fill_n(s.top, tiles_all * rows, kUnseen);
+  std::fill_n(s.sum, tiles_all * rows, 0.0f);
+
+  for (int64_t key = 0; key < seen_by(last - 1); key += kKeys) {
+    const int64_t block = std::min(kKeys, seen_by(last - 1) - key);
+    for (int64_t c = 0; c < block; ++c) {
+      widen_row(a.k + (key + c) * a.k_row, a.d, s.k + c * a.d);
+      widen_row(a.v + (key + c) * a.v_row, a.dv, s.v + c * a.dv);
+    }
+    for (int64_t t = 0; t < tiles_all; ++t) {
+      const int64_t row = row_of(t), count = std::min(block, seen_by(std::min(row + rows, last) - 1) - key);
+      if (count <= 0) continue;
+      tiles(s.q + t * a.d * rows, {s.k, a.d, 1}, a.d, count, s.scores, rows, FromZero());
+      online_softmax(s.scores, key, count, seen_by(row), a.causal ? 1 : 0, s.top + t * rows, s.sum + t * rows,
+                     s.factors);
+      tiles(s.scores, {s.v, 1, a.dv}, count, a.dv, s.out + t * a.dv * rows, rows, FromScaled{s.factors});
+    }
+  }
+  for (int64_t t = 0; t < tiles_all; ++t)
+    for (int64_t r = 0; r < std::min(rows, last - row_of(t)); ++r) {
+      T* to = out + (row_of(t) + r) * a.out_row + t / across * a.out_head;
+      const float inverse = 1.0f / s.sum[t * rows + r];
+      for (int64_t i = 0; i < a.dv; ++i) narrow_one(s.out[(t * a.dv + i) * rows + r] * inverse, to + i);
+    }
+}
+
+void attend_bf16(const flash::Heads<bf16>& a, int64_t first, int64_t last, bf16* out, float* scratch) {
+  attend_any(a, first, last, out, scratch);
+}
+void attend_f32(const flash::Heads<float>& a, int64_t first, int64_t last, float* out, float* scratch) {
+  attend_any(a, first, last, out, scratch);
+}
+const char* flash_target() {
+  return hwy::TargetName(HWY_TARGET);
+}
+
+}  // namespace glimpse::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace glimpse {
+
+HWY_EXPORT(flash_tile_rows);
+HWY_EXPORT(flash_scratch);
+HWY_EXPORT(attend_bf16);
+HWY_EXPORT(attend_f32);
+HWY_EXPORT(flash_target);
+
+namespace flash {
+
+int64_t block_rows(int64_t group) {
+  const int64_t rows = HWY_DYNAMIC_DISPATCH(flash_tile_rows)();
+  return std::max<int64_t>(1, 8 / group) * rows;
+}
+
+int64_t scratch_size(int64_t rows, int64_t group, int64_t d, int64_t dv) {
+  return HWY_DYNAMIC_DISPATCH(flash_scratch)(rows, group, d, dv);
+}
+
+void attend(const Heads<bf16>& heads, int64_t first, int64_t last, bf16* out, float* scratch) {
+  HWY_DYNAMIC_DISPATCH(attend_bf16)(heads, first, last, out, scratch);
+}
+void attend(const Heads<float>& heads, int64_t first, int64_t last, float* out, float* scratch) {
+  HWY_DYNAMIC_DISPATCH(attend_f32)(heads, first, last, out, scratch);
+}
+
+const char* target_name() {
+  return HWY_DYNAMIC_DISPATCH(flash_target)();
+}
+
+}  // namespace flash
+}  // namespace glimpse
+#endif

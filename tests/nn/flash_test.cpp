@@ -1,0 +1,92 @@
+// Flash attention on every instruction set, against plain attention in double.
+#include "glimpse/nn/flash.h"
+
+#include <cmath>
+
+#include "glimpse/nn/ops.h"
+#include "nn/every_target.h"
+#include "nn/near.h"
+
+using namespace glimpse;
+using test::near;
+using test::on_every_target;
+
+namespace {
+
+// q [R, G, d]; k [S, d]; v [S, dv] -> [R, G, dv].
+at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal) {
+  const int64_t rows = q.size(0), keys = k.size(0);
+  const at::Tensor scores = at::einsum("rgd,sd->grs", {q.to(at::kDouble), k.to(at::kDouble)}) /
+                            std::sqrt(static_cast<double>(q.size(2)));
+  const at::Tensor unseen = at::ones({rows, keys}, at::kBool).tril(keys - rows).logical_not();
+  const at::Tensor p = (causal ? scores.masked_fill(unseen, -INFINITY) : scores).softmax(2);
+  return at::einsum("grs,sd->rgd", {p, v.to(at::kDouble)});
+}
+
+// The rows [first, last) of the kernel's result, the others zero.
+at::Tensor flash_rows(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal,
+                      int64_t first, int64_t last) {
+  at::Tensor out = at::zeros({q.size(0), q.size(1), v.size(1)}, q.options());
+  std::vector<float> scratch(flash::scratch_size(last - first, q.size(1), q.size(2), v.size(1)));
+  with_element(q.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    const flash::Heads<T> heads{
+        element_data<T>(q), element_data<T>(k), element_data<T>(v), q.size(0),     k.size(0),
+        q.size(1),          q.size(2),          v.size(1),          q.stride(0),   q.stride(1),
+        k.stride(0),        v.stride(0),        out.stride(0),      out.stride(1), causal};
+    flash::attend(heads, first, last, element_data<T>(out), scratch.data());
+  });
+  return out;
+}
+
+at::Tensor flash_all(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal) {
+  return flash_rows(q, k, v, causal, 0, q.size(0));
+}
+
+}  // namespace
+
+TEST_CASE("flash attention: random shapes, causal and full") {
+  on_every_target(flash::target_name, [] {
+    for (const auto& [type, limit] : {std::pair{at::kFloat, 1e-5}, {at::kBFloat16, 2e-2}})
+      for (const auto& [rows, keys] :
+           {std::pair{1, 1}, {1, 61}, {2, 2}, {33, 33}, {64, 64}, {17, 130}, {70, 200}})
+        for (const auto& [d, dv] : {std::pair{64, 64}, {80, 80}, {128, 128}, {7, 5}, {48, 20}})
+          for (const int64_t group : {1, 3}) {
+            CAPTURE(rows);
+            CAPTURE(keys);
+            CAPTURE(d);
+            CAPTURE(group);
+            const at::Tensor q = at::randn({rows, group, d}).to(type), k = at::randn({keys, d}).to(type),
+                             v = at::randn({keys, dv}).to(type);
+            for (const bool causal : {true, false})
+              CHECK(near(flash_all(q, k, v, causal), plain(q, k, v, causal), limit, limit));
+          }
+  });
+}
+
+TEST_CASE("flash attention: strided operands, and a row's result does not depend on its neighbours") {
+  on_every_target(flash::target_name, [] {
+    const at::Tensor all = at::randn({150, 4, 3 * 24});
+    const at::Tensor q = all.narrow(1, 0, 2).narrow(2, 0, 24), k = all.select(1, 2).narrow(1, 24, 24),
+                     v = all.select(1, 3).narrow(1, 48, 24);
+    const at::Tensor whole = flash_all(q, k, v, true);
+    CHECK(near(whole, plain(q, k, v, true), 1e-5, 1e-5));
+    for (const auto& [first, last] : {std::pair{0, 1}, {1, 50}, {50, 149}, {149, 150}}) {
+      const at::Tensor part = flash_rows(q, k, v, true, first, last);
+      CHECK(part.narrow(0, first, last - first).equal(whole.narrow(0, first, last - first)));
+      CHECK(part.narrow(0, 0, first).abs().sum().item<float>() == 0);
+    }
+    const at::Tensor late = q.narrow(0, 90, 60).contiguous();  // rows that continue
+    CHECK(flash_all(late, k, v, true).equal(whole.narrow(0, 90, 60)));
+  });
+}
+
+TEST_CASE("flash attention: large scores neither overflow nor vanish") {
+  on_every_target(flash::target_name, [] {
+    const at::Tensor q = at::randn({40, 1, 16}) * 300, k = at::randn({130, 16}) * 300,
+                     v = at::randn({130, 16});
+    CHECK(near(flash_all(q, k, v, false), plain(q, k, v, false), 1e-3, 1e-3));
+    const at::Tensor falling = at::arange(130, 0, -1, at::kFloat).unsqueeze(1).expand({130, 16}).contiguous();
+    CHECK(near(flash_all(q, falling, v, true), plain(q, falling, v, true), 1e-3, 1e-3));
+  });
+}
