@@ -31,6 +31,10 @@ test: build ## Run all tests
 bench: build ## Run the benchmarks; results in build/bench.json
 	@tools/bench
 
+.PHONY: bench-peers
+bench-peers: build ## Time prefill and decoding beside llama.cpp, OpenVINO and transformers; fetches them; results in build/bench_peers.json
+	@tools/bench_peers
+
 .PHONY: benchmark
 benchmark: build ## Compare all pruning methods on the built-in model; results in docs/benchmark
 	@tools/benchmark
@@ -67,4 +71,4 @@ clean: ## Remove build/ (not .venv)
 
 .PHONY: help
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13

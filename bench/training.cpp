@@ -24,7 +24,7 @@ void time_training(const Question& question, int64_t answer, Rows& rows) {
   const at::AutoGradMode grad(true);
   EngineOptions options;
   options.model = (question.checkpoint / "model").string();
-  LoadOptions load = load_options(options, question.checkpoint / "model");
+  LoadOptions load = load_options(options, read_json(question.checkpoint / "model" / "config.json"));
   load.config_overrides = read_json(question.checkpoint / "new_modules" / "config.json");
   const std::unique_ptr<Vlm> model = load_vlm(question.checkpoint / "model", load);
   const TrainableModules modules =

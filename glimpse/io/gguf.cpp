@@ -194,10 +194,10 @@ void check_no_overlap(const std::map<std::string, Gguf::Entry>& entries, const s
 }  // namespace
 
 Gguf Gguf::open(const std::filesystem::path& path) {
-  Gguf gguf;
-  const std::string& file = gguf.file_ = path.string();
+  const auto content = std::make_shared<Content>();
+  const std::string& file = content->file = path.string();
   const auto mapping = std::make_shared<Mapping>(path);
-  gguf.mapping_ = mapping;
+  content->mapping = mapping;
   Reader reader(*mapping, file);
   check(reader.left() >= 4 && reader.number<uint32_t>() == kMagic, file, " is not a GGUF file");
   const auto version = reader.number<uint32_t>();
@@ -210,22 +210,22 @@ Gguf Gguf::open(const std::filesystem::path& path) {
   for (uint64_t i = 0; i < keys; ++i) {
     const std::string key = reader.text(kMaxTensorName, "a metadata key");
     const std::string what = concat(file, ": metadata '", key, "'");
-    check(!gguf.metadata_.contains(key), what, " is there twice");
+    check(!content->metadata.contains(key), what, " is there twice");
     const auto kind = static_cast<Kind>(reader.number<uint32_t>());
-    gguf.metadata_[key] = reader.value(kind, what);
+    content->metadata[key] = reader.value(kind, what);
   }
-  const json& parts = gguf.metadata_.value("split.count", json(1));
+  const json& parts = content->metadata.value("split.count", json(1));
   check(parts == 1 || parts == 0, file, " is one part of several; join them with llama-gguf-split --merge");
 
   for (uint64_t i = 0; i < tensors; ++i) {
     std::string name = reader.text(kMaxTensorName, "a tensor's name");
     const std::string what = concat(file, ": tensor '", name, "'");
     const Entry entry = read_entry(reader, what);
-    check(gguf.entries_.emplace(std::move(name), entry).second, what, " is there twice");
+    check(content->entries.emplace(std::move(name), entry).second, what, " is there twice");
   }
-  const uint64_t alignment = alignment_of(gguf.metadata_, file);
+  const uint64_t alignment = alignment_of(content->metadata, file);
   const uint64_t data = (reader.at() + alignment - 1) / alignment * alignment;
-  for (auto& [name, entry] : gguf.entries_) {
+  for (auto& [name, entry] : content->entries) {
     check(entry.begin % alignment == 0, file, ": tensor '", name, "' begins at offset ", entry.begin,
           ", which is no multiple of ", alignment);
     const uint64_t size = mapping->size() > data ? mapping->size() - data : 0;
@@ -233,27 +233,27 @@ Gguf Gguf::open(const std::filesystem::path& path) {
           "' of ", entry.bytes, " bytes begins at ", entry.begin, " of ", size, " bytes of data");
     entry.begin += data;
   }
-  check_no_overlap(gguf.entries_, file);
-  return gguf;
+  check_no_overlap(content->entries, file);
+  return Gguf(content);
 }
 
 at::Tensor Gguf::read(const std::string& name, at::ScalarType dtype) const {
-  const Entry& entry = entries_.at(name);
-  char* const data = mapping_->data() + entry.begin;
+  const Entry& entry = content_->entries.at(name);
+  char* const data = content_->mapping->data() + entry.begin;
   if (!entry.type->read_block && entry.type->dtype == dtype &&
       reinterpret_cast<uintptr_t>(data) % c10::elementSize(dtype) == 0)
     return at::from_blob(
-        data, entry.shape, [mapping = mapping_](void*) {}, at::TensorOptions(dtype));
+        data, entry.shape, [mapping = content_->mapping](void*) {}, at::TensorOptions(dtype));
   const at::Tensor values =
       read_gguf_blocks(*entry.type, reinterpret_cast<const uint8_t*>(data), checked_numel(entry.shape, name),
-                       dtype, concat(file_, ": tensor '", name, "'"));
+                       dtype, concat(file(), ": tensor '", name, "'"));
   release(name);
   return values.view(entry.shape);
 }
 
 void Gguf::release(const std::string& name) const {
-  const Entry& entry = entries_.at(name);
-  Mapping::release(mapping_->data() + entry.begin, entry.bytes);
+  const Entry& entry = content_->entries.at(name);
+  Mapping::release(content_->mapping->data() + entry.begin, entry.bytes);
 }
 
 }  // namespace glimpse

@@ -28,11 +28,11 @@ class Gguf {
   static Gguf open(const std::filesystem::path& path);
 
   /// The file's name, for errors.
-  const std::string& file() const { return file_; }
+  const std::string& file() const { return content_->file; }
   /// One flat object, by key. Numbers of type float32 are the decimal numbers that they were written for
   /// (1e-6, not 9.99999997e-07); texts may hold any bytes.
-  const nlohmann::json& metadata() const { return metadata_; }
-  const std::map<std::string, Entry>& entries() const { return entries_; }
+  const nlohmann::json& metadata() const { return content_->metadata; }
+  const std::map<std::string, Entry>& entries() const { return content_->entries; }
 
   /// The tensor in `dtype` (float32, bfloat16 or float16): the file's memory if it is stored so, else
   /// converted (see read_gguf_blocks), and the pages of the file that were read for it are given back.
@@ -42,12 +42,15 @@ class Gguf {
   void release(const std::string& name) const;
 
  private:
-  Gguf() = default;
+  struct Content {
+    std::string file;
+    nlohmann::json metadata = nlohmann::json::object();
+    std::map<std::string, Entry> entries;
+    std::shared_ptr<const Mapping> mapping;
+  };
+  explicit Gguf(std::shared_ptr<const Content> content) : content_(std::move(content)) {}
 
-  std::string file_;
-  nlohmann::json metadata_ = nlohmann::json::object();
-  std::map<std::string, Entry> entries_;
-  std::shared_ptr<const Mapping> mapping_;
+  std::shared_ptr<const Content> content_;  // shared by all copies: vocabularies are large
 };
 
 }  // namespace glimpse
