@@ -69,7 +69,8 @@ at::Device parse_device(const std::string& name) {
 
 WeightOptions::Format parse_weight_format(const std::string& name) {
   using enum WeightOptions::Format;
-  for (const auto& [known, format] : {std::pair{"auto", stored}, {"bf16", plain}, {"int8", int8}, {"int4", int4}})
+  for (const auto& [known, format] :
+       {std::pair{"auto", stored}, {"bf16", plain}, {"int8", int8}, {"int4", int4}})
     if (name == known) return format;
   fail("weights: expected auto, bf16, int8 or int4, got '", name, "'");
 }

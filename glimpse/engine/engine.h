@@ -19,10 +19,10 @@ struct EngineOptions {
   std::vector<std::string> adapters;  ///< PEFT directories, merged at load
   std::string dtype = "auto";         ///< auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32
   std::string weights = "auto";  ///< of the linear layers: auto (as stored), bf16 (not quantised), int8, int4
-  std::string device = "cpu";         ///< cpu, cuda or cuda:i
-  int threads = 0;                    ///< 0: one per physical core
-  size_t cache_mb = 0;                ///< MiB of image prefixes kept for further questions (see PrefixCache);
-                                      ///< 0: none
+  std::string device = "cpu";    ///< cpu, cuda or cuda:i
+  int threads = 0;               ///< 0: one per physical core
+  size_t cache_mb = 0;           ///< MiB of image prefixes kept for further questions (see PrefixCache);
+                                 ///< 0: none
 
   Fields fields();  ///< all but cache_mb, which only pays where there are many questions
 };
@@ -53,7 +53,7 @@ struct Answer {
   nlohmann::json pruning;                  ///< methods and their settings
   int64_t prompt_tokens = 0, visual_tokens = 0, kept_tokens = 0;
   int64_t cached_tokens = 0;  ///< of the prompt: what an image prefix saved
-  size_t kv_bytes = 0;  ///< of the cache after prefill
+  size_t kv_bytes = 0;        ///< of the cache after prefill
   StageTimes times;
 
   /// Tokens per second of the decoding, the first token (which prefill gives) not counted.
