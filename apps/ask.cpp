@@ -85,6 +85,7 @@ nlohmann::json answer_json(const Answer& answer) {
           {"token_ids", answer.ids},
           {"finish_reason", answer.finish_reason},
           {"prompt_tokens", answer.prompt_tokens},
+          {"cached_tokens", answer.cached_tokens},
           {"visual_tokens", answer.visual_tokens},
           {"kept_tokens", answer.kept_tokens},
           {"images", images},

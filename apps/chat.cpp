@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "flags.h"
+#include "glimpse/engine/session.h"
 #include "glimpse/image/decode.h"
 
 namespace glimpse::app {
@@ -19,53 +20,24 @@ struct ChatFlags {
   std::vector<std::string> images;
 };
 
-class Conversation {
- public:
-  Conversation(const Engine& engine, const CommonFlags& flags) : engine_(engine), flags_(flags) { clear(); }
+void add_image(Session& session, const std::string& path) {
+  check(path != "-", "image -: standard input holds the questions");
+  session.add_image(load_image(path));
+}
 
-  void clear() {
-    request_ = flags_.request(engine_);
-    pending_.clear();
-  }
-
-  void add_image(const std::string& path) {
-    check(path != "-", "image -: standard input holds the questions");
-    pending_.push_back(load_image(path));
-  }
-
-  // Asks the next question; a cancelled answer (false) leaves the conversation as it was.
-  bool ask(const std::string& question, std::stop_token stop) {
-    Request next = request_;
-    Message message{"user", {}};
-    for (const Image& image : pending_) {
-      message.parts.push_back({Part::Kind::image, {}});
-      next.images.push_back(image);
-    }
-    message.parts.push_back({Part::Kind::text, question});
-    next.messages.push_back(std::move(message));
-    next.stop = stop;
-    next.on_text = [](const std::string& text) { std::cout << text << std::flush; };
-    const Answer answer = engine_.ask(next);
-    std::cout << std::endl;
-    if (isatty(STDERR_FILENO)) std::cerr << summary(answer) << "\n";
-    if (answer.finish_reason == "cancelled") return false;
-    next.messages.push_back({"assistant", {{Part::Kind::text, answer.text}}});
-    request_ = std::move(next);
-    pending_.clear();
-    return true;
-  }
-
- private:
-  const Engine& engine_;
-  const CommonFlags& flags_;
-  Request request_;
-  std::vector<Image> pending_;
-};
+// Asks and prints; false for an answer that was cancelled.
+bool ask(Session& session, const std::string& question, std::stop_token stop) {
+  const Answer answer = session.ask(question, std::move(stop),
+                                    [](const std::string& text) { std::cout << text << std::flush; });
+  std::cout << std::endl;
+  if (isatty(STDERR_FILENO)) std::cerr << summary(answer) << "\n";
+  return answer.finish_reason != "cancelled";
+}
 
 int run(const ChatFlags& flags, Interrupt& interrupt) {
   const auto engine = Engine::load(flags.common.engine);
-  Conversation conversation(*engine, flags.common);
-  for (const std::string& path : flags.images) conversation.add_image(path);
+  Session session(*engine, flags.common.request(*engine));
+  for (const std::string& path : flags.images) add_image(session, path);
   const bool person = isatty(STDIN_FILENO);
   if (person) std::cerr << kHelp << "\n";
   for (std::string line;;) {
@@ -76,15 +48,15 @@ int run(const ChatFlags& flags, Interrupt& interrupt) {
       if (line.empty()) continue;
       if (line == "/quit" || line == "/exit") break;
       if (line == "/clear") {
-        conversation.clear();
+        session.clear();
       } else if (line == "/help") {
         std::cerr << kHelp << "\n";
       } else if (line.starts_with("/image ")) {
-        conversation.add_image(line.substr(7));
+        add_image(session, line.substr(7));
       } else if (line.starts_with('/')) {
         fail("unknown command '", line, "'. ", kHelp);
       } else {
-        const bool answered = conversation.ask(line, interrupt.arm());
+        const bool answered = ask(session, line, interrupt.arm());
         interrupt.disarm();
         if (!answered && !person) return 130;
       }
@@ -106,6 +78,7 @@ std::function<int()> add_chat(CLI::App& app, Interrupt& interrupt) {
       ->allow_extra_args(false)
       ->group("Images");
   flags->common.add(app);
+  add_cache_flag(app, flags->common.engine);
   app.footer(kHelp);
   return [flags, &interrupt] { return run(*flags, interrupt); };
 }

@@ -101,6 +101,18 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
       ->group(group);
 }
 
+void add_cache_flag(CLI::App& app, EngineOptions& options) {
+  options.cache_mb = 1024;
+  app.add_option(
+         "--cache-mb", options.cache_mb,
+         "memory for images that were seen before, in MiB: another question about one starts behind it "
+         "(0: none)")
+      ->type_name("N")
+      ->check(CLI::Range(size_t{0}, size_t{1} << 30))
+      ->capture_default_str()
+      ->group("Model");
+}
+
 void CommonFlags::add(CLI::App& app) {
   add_model_flags(app, engine);
   app.add_option("--prune", prune,
@@ -190,8 +202,9 @@ std::string summary(const Answer& answer) {
         << 100.0 * static_cast<double>(answer.kept_tokens) / static_cast<double>(answer.visual_tokens)
         << " %)\n";
   out << "vision " << answer.times.vision << " ms, prefill " << answer.times.prefill << " ms for "
-      << answer.prompt_tokens << " tokens (predictor " << answer.times.prune << " ms), decode "
-      << answer.ids.size() << " tokens";
+      << answer.prompt_tokens << " tokens (";
+  if (answer.cached_tokens > 0) out << answer.cached_tokens << " of them cached, ";
+  out << "predictor " << answer.times.prune << " ms), decode " << answer.ids.size() << " tokens";
   if (answer.decode_rate() > 0) out << " at " << answer.decode_rate() << " tokens/s";
   out << ", KV cache " << static_cast<double>(answer.kv_bytes) / 1048576 << " MiB, peak memory "
       << peak_memory_mib() << " MiB";

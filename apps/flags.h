@@ -49,6 +49,9 @@ struct CommonFlags {
 /// Adds the flags that name a model and how to run it.
 void add_model_flags(CLI::App& app, EngineOptions& options);
 
+/// Adds --cache-mb, for commands that ask more than one question.
+void add_cache_flag(CLI::App& app, EngineOptions& options);
+
 /// Stage times, tokens per second and memory of an answer, as JSON (ms, MiB).
 nlohmann::json times_json(const Answer& answer);
 /// The same in one or two lines for people.

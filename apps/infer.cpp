@@ -1,10 +1,12 @@
+#include <chrono>
 #include <fstream>
 #include <iostream>
 #include <map>
-#include <span>
+#include <numeric>
 
 #include "flags.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/engine/scheduler.h"
 #include "glimpse/image/decode.h"
 #include "rows.h"
 
@@ -15,7 +17,8 @@ namespace {
 struct InferFlags {
   CommonFlags common;
   std::string rows, image_root = ".", out, budget_from;
-  size_t limit = 0, batch = 1;
+  size_t limit = 0, kv_mb = 0;
+  int64_t batch = 1;
   bool overwrite = false, keep_going = false;
 };
 
@@ -68,6 +71,7 @@ nlohmann::json result(const Row& row, const Answer& answer) {
           {"token_ids", answer.ids},
           {"finish_reason", answer.finish_reason},
           {"visual_tokens", answer.visual_tokens},
+          {"cached_tokens", answer.cached_tokens},
           {"kept_tokens", answer.kept_tokens},
           {"keep", answer.keep},
           {"times_ms", times_json(answer)}};
@@ -95,69 +99,117 @@ nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Reques
       {"system", flags.common.has_system ? nlohmann::json(flags.common.system) : nlohmann::json(nullptr)}};
 }
 
-// What is asked together, and where the answers go.
-class Batches {
+// The order of asking: rows about the same images one after the other, so that these are still in the cache,
+// but no row more than a window away from its place: answers wait for those of the rows before them.
+std::vector<size_t> asking_order(const std::vector<Row>& rows, bool grouped) {
+  constexpr size_t window = 256;
+  std::vector<size_t> order(rows.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  for (size_t first = 0; grouped && first < order.size(); first += window) {
+    const auto begin = order.begin() + static_cast<std::ptrdiff_t>(first),
+               end = order.begin() + static_cast<std::ptrdiff_t>(std::min(first + window, order.size()));
+    std::map<std::vector<std::filesystem::path>, size_t> seen;  // and by which row first
+    for (auto row = begin; row != end; ++row) seen.emplace(rows[*row].images, *row);
+    std::stable_sort(begin, end,
+                     [&](size_t x, size_t y) { return seen.at(rows[x].images) < seen.at(rows[y].images); });
+  }
+  return order;
+}
+
+// Keeps the scheduler supplied with rows and writes the answers in the rows' order.
+class Answering {
  public:
-  Batches(const Engine& engine, const InferFlags& flags, ResumableLines& out, size_t total, size_t done)
-      : engine_(engine),
-        flags_(flags),
+  Answering(const Engine& engine, const InferFlags& flags, const std::vector<Row>& rows, ResumableLines& out,
+            size_t total)
+      : flags_(flags),
+        rows_(rows),
         out_(out),
-        progress_(total, done),
-        budget_(read_budget(flags.budget_from)) {}
+        progress_(total, total - rows.size()),
+        budget_(read_budget(flags.budget_from)),
+        scheduler_(engine, {.max_sequences = flags.batch, .kv_bytes = flags.kv_mb << 20}),
+        order_(asking_order(rows, engine.prefix_cache() != nullptr)),
+        results_(rows.size()) {}
 
   /// False when a stop was requested.
-  bool answer(const Request& shared, std::span<const Row> rows) {
-    std::vector<const Row*> chosen;
-    std::vector<Request> requests;
-    for (const Row& row : rows) try {
-        requests.push_back(make_request(shared, row, budget_));
-        chosen.push_back(&row);
-      } catch (const Error& error) {
-        reject(row, error);
-      }
-    return requests.empty() || ask(requests, chosen);
+  bool run(const Request& shared) {
+    while (written_ < rows_.size() && !stopped_) {
+      // One request more than run at once is ready to start.
+      while (asked_ < order_.size() && std::ssize(in_flight_) <= flags_.batch) ask(shared, order_[asked_++]);
+      scheduler_.step();
+      std::erase_if(in_flight_, [&](InFlight& each) { return collect(each); });
+      write();
+    }
+    return !stopped_;
   }
 
   size_t failed() const { return failed_; }
 
  private:
-  bool ask(std::span<const Request> requests, std::span<const Row* const> rows) {
-    std::vector<Answer> answers;
+  struct InFlight {
+    size_t row;
+    std::future<Answer> answer;
+  };
+  struct Result {
+    bool done = false;
+    nlohmann::json line;  // null: it failed
+    std::string note;     // for the progress line, or the error
+  };
+
+  void ask(const Request& shared, size_t row) {
     try {
-      answers = engine_.ask(requests);
+      in_flight_.push_back({row, scheduler_.submit(make_request(shared, rows_[row], budget_))});
     } catch (const Error& error) {
-      // One request spoils its batch: the others are answered one by one.
-      if (rows.size() == 1) return reject(*rows[0], error), true;
-      for (size_t i = 0; i < rows.size(); ++i)
-        if (!ask(requests.subspan(i, 1), rows.subspan(i, 1))) return false;
-      return true;
+      results_[row] = {true, {}, error.what()};
     }
-    bool stopped = false;
-    for (size_t i = 0; i < answers.size(); ++i) {
-      const Answer& answer = answers[i];
-      if (answer.finish_reason == "cancelled") {
-        stopped = true;
-        continue;
-      }
-      out_.write(result(*rows[i], answer));
-      progress_.step(concat("kept ", answer.kept_tokens, "/", answer.visual_tokens));
-    }
-    return !stopped;
   }
 
-  void reject(const Row& row, const Error& error) {
-    const std::string text = concat(flags_.rows, ":", row.line, ": ", error.what());
+  // Takes the answer if there is one.
+  bool collect(InFlight& each) {
+    if (each.answer.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return false;
+    try {
+      const Answer answer = each.answer.get();
+      if (answer.finish_reason == "cancelled")
+        stopped_ = true;
+      else
+        results_[each.row] = {true, result(rows_[each.row], answer),
+                              concat("kept ", answer.kept_tokens, "/", answer.visual_tokens)};
+    } catch (const Error& error) {
+      results_[each.row] = {true, {}, error.what()};
+    }
+    return true;
+  }
+
+  void write() {
+    for (; written_ < results_.size() && results_[written_].done; ++written_) {
+      Result& result = results_[written_];
+      if (result.line.is_null()) {
+        reject(rows_[written_], result.note);
+      } else {
+        out_.write(result.line);
+        progress_.step(result.note);
+      }
+      result.line = {};
+    }
+  }
+
+  void reject(const Row& row, const std::string& error) {
+    const std::string text = concat(flags_.rows, ":", row.line, ": ", error);
     check(flags_.keep_going, text);
     std::cerr << "glimpse: " << text << "\n";
     ++failed_;
   }
 
-  const Engine& engine_;
   const InferFlags& flags_;
+  const std::vector<Row>& rows_;
   ResumableLines& out_;
   Progress progress_;
   const KeptCounts budget_;
-  size_t failed_ = 0;
+  Scheduler scheduler_;
+  const std::vector<size_t> order_;
+  std::vector<Result> results_;  // of each row
+  std::vector<InFlight> in_flight_;
+  size_t asked_ = 0, written_ = 0, failed_ = 0;
+  bool stopped_ = false;
 };
 
 int run(const InferFlags& flags, Interrupt& interrupt) {
@@ -175,13 +227,12 @@ int run(const InferFlags& flags, Interrupt& interrupt) {
   if (total != rows.size()) std::cerr << "glimpse: " << total - rows.size() << " rows are already answered\n";
   shared.stop = interrupt.arm();
 
-  Batches batches(*engine, flags, out, total, total - rows.size());
-  for (size_t first = 0; first < rows.size(); first += flags.batch)
-    if (!batches.answer(shared, std::span(rows).subspan(first, std::min(flags.batch, rows.size() - first)))) {
-      std::cerr << "\nglimpse: stopped; the same command goes on from here\n";
-      return 130;
-    }
-  check(batches.failed() == 0, batches.failed(), " of ", total, " rows could not be answered; see above");
+  Answering answering(*engine, flags, rows, out, total);
+  if (!answering.run(shared)) {
+    std::cerr << "\nglimpse: stopped; the same command goes on from here\n";
+    return 130;
+  }
+  check(answering.failed() == 0, answering.failed(), " of ", total, " rows could not be answered; see above");
   return 0;
 }
 
@@ -211,12 +262,19 @@ std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt) {
       ->type_name("N")
       ->check(CLI::NonNegativeNumber)
       ->group("Output");
-  app.add_option("--batch", flags->batch, "rows answered together")
+  app.add_option("--batch", flags->batch, "rows answered at the same time, at most")
       ->type_name("N")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str()
       ->group("Model");
+  app.add_option("--kv-mb", flags->kv_mb,
+                 "bound on the KV caches of the rows answered at the same time, in MiB; more wait (0: none)")
+      ->type_name("N")
+      ->check(CLI::Range(size_t{0}, size_t{1} << 30))
+      ->capture_default_str()
+      ->group("Model");
   flags->common.add(app);
+  add_cache_flag(app, flags->common.engine);
   return [flags, &interrupt] { return run(*flags, interrupt); };
 }
 

@@ -54,7 +54,7 @@ struct Answer {
   nlohmann::json pruning;                  ///< methods and their settings
   int64_t prompt_tokens = 0, visual_tokens = 0, kept_tokens = 0;
   int64_t cached_tokens = 0;  ///< of the prompt: what an image prefix saved
-  size_t kv_bytes = 0;  ///< of the cache after prefill
+  size_t kv_bytes = 0;        ///< of the cache after prefill
   StageTimes times;
 
   /// Tokens per second of the decoding, the first token (which prefill gives) not counted.

@@ -14,8 +14,8 @@ Job::Job(const Engine& engine, const Request& request)
   check(max_new_tokens_ > 0, "max_new_tokens: ", max_new_tokens_, " is not positive");
   const Vlm& model = engine.model();
   sequence.prompt = model.prompt(request.messages, request.images, request.bounds);
-  sequence.pruners = make_pruners(request.prune == "auto" ? engine.default_prune() : request.prune,
-                                  engine.pruner_context());
+  sequence.pruners =
+      make_pruners(request.prune == "auto" ? engine.default_prune() : request.prune, engine.pruner_context());
   sequence.budget = request.budget;
   sequence.boxes = request.boxes;
   sequence.stop = request.stop;

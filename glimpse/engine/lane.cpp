@@ -190,8 +190,7 @@ View Lane::view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden)
   view.question = std::count_if(text.begin(), text.end(),
                                 [&](int64_t position) { return living_->rows[position] < last_visual; });
   view.vision_states = slice(vision_.states, stage.first_state, stage.taps.vision_layers.size());
-  view.vision_attention =
-      slice(vision_.attention, stage.first_attention, stage.taps.vision_attention.size());
+  view.vision_attention = slice(vision_.attention, stage.first_attention, stage.taps.vision_attention.size());
   view.windows = vision_.windows;
   if (!stage.attention.empty()) view.attention = at::cat(stage.attention, 1);
   if (cut.ahead != Cut::Ahead::none) {
@@ -219,8 +218,7 @@ at::Tensor Lane::cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden
   const Timer timer;
   const View view = view_of(stage, cut, hidden);
   // Of several methods the last one has to meet the budget.
-  const Selection selection =
-      stage.pruner->select(view, cut, &stage == last_ ? sequence_.budget : Budget());
+  const Selection selection = stage.pruner->select(view, cut, &stage == last_ ? sequence_.budget : Budget());
   if (selection.scores.defined()) {
     sequence_.scores = at::zeros({view.total()});
     sequence_.scores.index_copy_(0, view.living.cpu(), selection.scores.to(at::kCPU, at::kFloat));

@@ -8,8 +8,8 @@
 namespace glimpse {
 
 /// One sequence's way through the prefill: its living rows, what its pruners asked to be recorded, and its
-/// image prefix, which comes from a cache or goes there. Where it comes from one, only the rows that follow it
-/// run through the layers, until its end joins them with the prefix's.
+/// image prefix, which comes from a cache or goes there. Where it comes from one, only the rows that follow
+/// it run through the layers, until its end joins them with the prefix's.
 class Lane {
  public:
   /// `cache` may be null; it is used if the sequence has a prefix key.
@@ -68,7 +68,7 @@ class Lane {
   VisionOutput vision_;
   std::optional<LivingRows> living_;
   at::Tensor query_;
-  std::optional<PrefixEnd> end_;                // of its image prefix, if there is use for one
+  std::optional<PrefixEnd> end_;               // of its image prefix, if there is use for one
   std::shared_ptr<const ImagePrefix> prefix_;  // taken from the cache
   bool joined_ = true;
 };

@@ -29,10 +29,8 @@ class Hash {
     XXH3_128bits_update(state_, data, size);
   }
   template <class T>
-    requires std::is_arithmetic_v<T>
-  void add(T value) {
-    bytes(&value, sizeof value);
-  }
+  requires std::is_arithmetic_v<T>
+  void add(T value) { bytes(&value, sizeof value); }
   void add(const std::string& text) { bytes(text.data(), text.size()); }
   template <class T>
   void add(const std::optional<T>& value) {
@@ -40,10 +38,8 @@ class Hash {
     if (value) add(*value);
   }
   template <class T>
-    requires std::is_arithmetic_v<T>
-  void add(const std::vector<T>& values) {
-    bytes(values.data(), values.size() * sizeof(T));
-  }
+  requires std::is_arithmetic_v<T>
+  void add(const std::vector<T>& values) { bytes(values.data(), values.size() * sizeof(T)); }
   void add(const at::Tensor& tensor) {
     const at::Tensor flat = tensor.cpu().contiguous();
     add(static_cast<int>(flat.scalar_type()));

@@ -144,13 +144,13 @@ void Scheduler::prefill_chunk() {
     start(std::move(job));
     if (!decoding_.empty()) return;  // an image is enough to encode between two tokens
   }
-  const int64_t layers = engine_.model().decoder().config().layers;
-  for (int64_t work = options_.chunk_rows * layers; work > 0 && !prefilling_.empty() && !batch_->done();) {
+  int64_t work = options_.chunk_rows * engine_.model().decoder().config().layers;
+  for (bool any = false; !prefilling_.empty() && !batch_->done(); any = true) {
+    if (any && work < batch_->rows()) return;
     work -= batch_->rows();
     for (const PrefillBatch::Failure& failure : batch_->step()) {
-      const auto job = std::find_if(prefilling_.begin(), prefilling_.end(), [&](const JobPtr& each) {
-        return &each->sequence == failure.sequence;
-      });
+      const auto job = std::find_if(prefilling_.begin(), prefilling_.end(),
+                                    [&](const JobPtr& each) { return &each->sequence == failure.sequence; });
       fail(**job, failure.error);
       prefilling_.erase(job);
     }

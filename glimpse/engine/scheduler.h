@@ -48,7 +48,7 @@ class Scheduler {
 
   /// What is going on, as of the last step; may be called from any thread.
   struct State {
-    size_t waiting = 0, running = 0;         ///< requests; a request in its prefill is running
+    size_t waiting = 0, running = 0;      ///< requests; a request in its prefill is running
     size_t kv_reserved = 0, kv_used = 0;  ///< bytes set aside, and allocated of these
   };
   State state() const;

@@ -23,8 +23,8 @@ class Ask(CliTest):
 
     def test_json(self):
         got = self.ask()
-        self.assertEqual(set(got), {"answer", "token_ids", "finish_reason", "prompt_tokens", "visual_tokens",
-                                    "kept_tokens", "images", "pruning", "times_ms", "decode_tokens_per_s",
+        self.assertEqual(set(got), {"answer", "token_ids", "finish_reason", "prompt_tokens", "cached_tokens",
+                                    "visual_tokens", "kept_tokens", "images", "pruning", "times_ms", "decode_tokens_per_s",
                                     "kv_cache_bytes", "peak_memory_mib"})
         self.assertEqual(got["answer"], ANSWER)
         self.assertEqual(len(got["token_ids"]), 9)

@@ -15,7 +15,7 @@ RECORDED = [json.loads(line) for line in (TEST / "answers.jsonl").read_text().sp
 def read(path):
     """The rows by id, without what differs from run to run."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return {row["id"]: {key: value for key, value in row.items() if key != "times_ms"} for row in rows}
+    return {row["id"]: {key: value for key, value in row.items() if key not in ("times_ms", "cached_tokens")} for row in rows}
 
 
 class Infer(CliTest):
@@ -33,7 +33,7 @@ class Infer(CliTest):
         rows = [json.loads(line) for line in (self.dir / "out.jsonl").read_text().splitlines()]
         for row, recorded in zip(rows, RECORDED):
             self.assertEqual(set(row), {"id", "answer", "token_ids", "finish_reason", "visual_tokens", "kept_tokens",
-                                        "keep", "times_ms"})
+                                        "keep", "times_ms", "cached_tokens"})
             self.assertEqual((row["id"], row["answer"]), (recorded["id"], recorded["answer_pruned"]))
             self.assertEqual((row["visual_tokens"], row["kept_tokens"]), (recorded["visual"], len(row["keep"][0])))
             self.assertEqual(set(row["times_ms"]), {"vision", "prefill", "prune", "decode"})
@@ -59,6 +59,29 @@ class Infer(CliTest):
         self.assertEqual((self.dir / "out.jsonl").read_bytes(), again)
         self.ok(*self.infer("--limit", "1", "--threshold", "0.4", "--overwrite"))
         self.assertEqual(len(read(self.dir / "out.jsonl")), 1)
+
+    def test_cache(self):
+        """Rows about one image are asked together, answered in their own order, and as without a cache."""
+        scattered = []
+        for k in range(4):  # four questions about each of the first three images
+            scattered += [json.loads(line) for line in ROWS.read_text().splitlines()[k:12:4]]
+        rows = self.rows_file(*scattered)
+        cached = {}
+        for name, flags in {"cache": [], "batch": ["--batch", "3"], "none": ["--cache-mb", "0"], "small": ["--cache-mb", "1"],
+                            "scarce": ["--batch", "4", "--kv-mb", "7"]}.items():
+            self.ok(*self.infer(*flags, rows=rows, out=name))
+            lines = [json.loads(line) for line in (self.dir / name).read_text().splitlines()]
+            cached[name] = [row["cached_tokens"] for row in lines]
+            self.assertEqual([row["id"] for row in lines], [row["id"] for row in scattered], name)
+            self.assertEqual(read(self.dir / name), read(self.dir / "cache"), name)
+        self.assertEqual(cached["none"], [0] * 12)
+        for name in ("cache", "batch", "small", "scarce"):
+            self.assertEqual(cached[name][:3], [0, 0, 0], name)
+            self.assertTrue(all(tokens > 200 for tokens in cached[name][3:]), cached)
+        result = self.fails(self.infer("--kv-mb", "1", rows=rows, out="refused"), "rows.jsonl:1: this request may need ",
+                            "MiB of KV cache (a prompt of 285 tokens and up to 512 new ones)", "have 1 MiB")
+        self.assertNotIn("rows.jsonl:2", result.stderr)
+        result = self.fails(self.infer("--kv-mb", "1", "--keep-going", rows=rows, out="refused"), "12 of 12 rows could not be")
 
     def test_killed(self):
         out = self.dir / "out.jsonl"

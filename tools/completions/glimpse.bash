@@ -23,7 +23,7 @@ _glimpse() {
     --device) mapfile -t COMPREPLY < <(compgen -W 'cpu cuda' -- "$cur"); return ;;
     --keep | --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | -n | --temperature | --top-p | \
       --top-k | --repetition-penalty | --seed | --system | --min-pixels | --max-pixels | --threads | -t | --limit | \
-      --batch | --max-shard-size | --budgets | --sets | --gallery | --commit | --judge-url | --judge-model | --judge-key-env | \
+      --batch | --kv-mb | --cache-mb | --max-shard-size | --budgets | --sets | --gallery | --commit | --judge-url | --judge-model | --judge-key-env | \
       --judge-jobs | --judge-tries) return ;;
   esac
 
@@ -33,8 +33,8 @@ _glimpse() {
   else
     case $command in
       ask) words="$run --image --reference-boxes --mask-out --overlay-out --scores-out --json --quiet" ;;
-      chat) words="$run --image" ;;
-      infer) words="$run --out --image-root --limit --batch --keep-going --overwrite --budget-from" ;;
+      chat) words="$run --image --cache-mb" ;;
+      infer) words="$run --out --image-root --limit --batch --kv-mb --cache-mb --keep-going --overwrite --budget-from" ;;
       train) words="--config --data --out --resume --overwrite --model --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
       eval) words="$model --out --task --methods --budgets --budget-from --data-root --image-root --sets --limit --overwrite --keep-going --gallery --commit --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --max-new-tokens --min-pixels --max-pixels" ;;
       inspect) words="$model --json" ;;

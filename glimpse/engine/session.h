@@ -1,0 +1,34 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "glimpse/engine/engine.h"
+
+namespace glimpse {
+
+/// A conversation of several turns. Each question is answered as if asked afresh after all turns before it,
+/// with visual tokens of its own; an engine with a cache (EngineOptions::cache_mb) runs the images only once.
+class Session {
+ public:
+  /// `settings`: what every turn is asked with, and the messages and images to begin with (a system message).
+  Session(const Engine& engine, Request settings)
+      : engine_(engine), settings_(std::move(settings)), request_(settings_) {}
+
+  /// Adds an image to the next question.
+  void add_image(Image image) { pending_.push_back(std::move(image)); }
+  /// Asks the next question. A cancelled answer leaves the conversation, and the images that wait, as they
+  /// were; so does an error.
+  Answer ask(const std::string& question, std::stop_token stop = {},
+             std::function<void(const std::string&)> on_text = {});
+  /// Forgets the turns and the images.
+  void clear();
+
+ private:
+  const Engine& engine_;
+  const Request settings_;
+  Request request_;  // the conversation so far
+  std::vector<Image> pending_;
+};
+
+}  // namespace glimpse
