@@ -12,8 +12,8 @@ class Llava : public Vlm {
  public:
   static std::unique_ptr<Vlm> load(const ModelSource& source, const nlohmann::json& config,
                                    const LoadOptions& options);
-  /// The encoder's folder of a checkpoint in the original layout: beside or inside the model's folder, else wherever
-  /// the config's name leads.
+  /// The encoder's folder of a checkpoint in the original layout: beside or inside the model's folder, else
+  /// wherever the config's name leads.
   static std::filesystem::path tower_dir(const std::filesystem::path& dir, const nlohmann::json& config);
   /// Canonical name of a tensor, whichever of the published layouts its file uses.
   static std::string canonical_name(std::string_view name);

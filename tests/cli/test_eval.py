@@ -1,5 +1,6 @@
 """glimpse eval: the grid, killed and resumed, several processes, a judge, what goes wrong."""
 import csv
+import html.parser
 import http.server
 import json
 import os
@@ -36,6 +37,28 @@ class Judge(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+class WellFormed(html.parser.HTMLParser):
+    """Every tag of a page is closed where it should be, and pictures have their data with them."""
+
+    def check(self, case, page):
+        self.case, self.open = case, []
+        self.feed(page)
+        self.close()
+        case.assertEqual(self.open, [])
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.case.assertTrue(dict(attributes)["src"].startswith("data:image/jpeg;base64,"))
+        elif tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        self.case.assertEqual(self.open.pop(), tag)
 
 
 class Eval(CliTest):
@@ -97,6 +120,7 @@ class Eval(CliTest):
         page = (self.dir / "run/report.html").read_text()
         for part in ("Score against time", "<svg", "data:image/jpeg;base64,", "glimpse (own rule)", "Settings"):
             self.assertIn(part, page)
+        WellFormed().check(self, page)
         for never in ("<script", "http:", "https:", str(self.dir)):
             self.assertNotIn(never, page)
         # Again: nothing to answer, so no model is needed, and the same page.

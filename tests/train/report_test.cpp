@@ -122,6 +122,16 @@ TEST_CASE("curves lie where their numbers are") {
   CHECK(chart.find("<title>f1 0.5 at step 5</title>") != chart.npos);
   for (const char* mark : {">0</text>", ">0.2</text>", ">0.8</text>", ">1</text>", ">10</text>"})
     CHECK_MESSAGE(chart.find(mark) != chart.npos, mark);
+  // Without a zero, over something else than steps: y from 238 (0.8) to 10 (0.9), x from 62 (1.5) to 624
+  // (2.5).
+  const std::string other = draw_chart(
+      "t", {{"a<", {{1.5, 0.8}, {2.5, 0.9}}, {"p", "q&"}}},
+      {.zero = false, .x_name = "time, ms", .x_unit = "ms", .whole_x = false, .last_values = false});
+  CHECK(other.find("d='M62.0 238.0L624.0 10.0'") != other.npos);
+  CHECK(other.find("<title>a&lt; 0.9 at ms 2.5, q&amp;</title>") != other.npos);
+  CHECK(other.find(">time, ms</text>") != other.npos);
+  CHECK(other.find(">1.6</text>") != other.npos);
+  CHECK(other.find("<b>") == other.npos);
   CHECK(draw_chart("t", {}).empty());
   CHECK(draw_chart("t", {{"a", {{1, NAN}}}}).empty());
   CHECK(short_number(0.00012346) == "0.0001235");
