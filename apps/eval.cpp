@@ -89,6 +89,7 @@ json settings_of(const EvalFlags& flags, const EvalPlan& plan) {
           {"adapters", e.adapters},
           {"dtype", e.dtype},
           {"weights", e.weights},
+          {"weights", e.weights},
           {"device", e.device},
           {"threads", e.threads},
           {"tasks", tasks},

@@ -88,6 +88,7 @@ nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Reques
       {"new_modules", e.new_modules},
       {"adapters", e.adapters},
       {"dtype", e.dtype},
+      {"weights", e.weights},
       {"pruning", pruning},
       {"budget_from", flags.budget_from},
       {"image_root", flags.image_root},

@@ -200,4 +200,40 @@ void time_answers(const Question& question, const Limits& limits, Rows& rows) {
   memory("peak_rss_mib", answers.peak_mib, "with weights");
 }
 
+void time_decoder(const Question& question, const Limits& limits, Rows& rows) {
+  const std::unique_ptr<Engine> engine = load_engine(question);
+  const Vlm& model = engine->model();
+  const int64_t length = question.visual + question.text;
+  at::manual_seed(0);
+  const at::Tensor ids = at::randint(0, 500, {length}, at::kLong);
+  const Prompt prompt =
+      model.prompt({ids.const_data_ptr<int64_t>(), ids.const_data_ptr<int64_t>() + length}, {});
+  Samples prefills, decodes;
+  for (int round = 0; round < question.rounds; ++round) {
+    Sequence sequence;
+    sequence.prompt = prompt;
+    Sequence* const sequences[] = {&sequence};
+    at::Tensor logits = prefill(model, sequences);
+    prefills.add(sequence.times.prefill);
+    const Timer timer;
+    for (int64_t i = 0; i < question.decode; ++i)
+      logits = decode_step(model, sequences, {logits.argmax().item<int64_t>()});
+    decodes.add(timer.ms());
+    say(concat("prefill ", prefills.values.back(), " ms, decoding ", decodes.values.back(), " ms"));
+  }
+  const DecoderConfig& c = model.decoder().config();
+  const double steps = static_cast<double>(question.decode);
+  const double bytes =
+      weight_bytes(c, question.weights) + kv_row_bytes(c) * (static_cast<double>(length) + (steps + 1) / 2);
+  rows.add({"prefill_ms", prefills.best(), "ms", prefills.median(),
+            limits.share_of_flops(prefill_flops(c, static_cast<double>(length)), prefills.best())});
+  rows.add({"decode_tokens_per_s",
+            steps / decodes.best() * 1e3,
+            "tokens/s",
+            steps / decodes.median() * 1e3,
+            limits.share_of_bytes(bytes * steps, decodes.best()),
+            {},
+            concat(std::round(bytes / 1e7) / 100, " GB per token")});
+}
+
 }  // namespace glimpse::bench

@@ -31,4 +31,7 @@ std::unique_ptr<Engine> load_engine(const Question& question);
 /// encoding, prefill, decoding, caches and memory.
 void time_answers(const Question& question, const Limits& limits, Rows& rows);
 
+/// The language model alone on as many tokens, all of them text. Rows: prefill and decoding.
+void time_decoder(const Question& question, const Limits& limits, Rows& rows);
+
 }  // namespace glimpse::bench

@@ -63,6 +63,7 @@ void run(const Options& options) {
     time_selection(question.visual, config.at("hidden_size"), question.keep, vision,
                    patch_grid(question, vision.merge), question.rounds, rows);
   if (wanted("answers")) time_answers(question, limits, rows);
+  if (wanted("decoder")) time_decoder(question, limits, rows);
   if (wanted("serving")) time_serving(question, options.sizes, limits, rows);
   if (wanted("training")) time_training(question, options.answer, rows);
 
@@ -99,7 +100,7 @@ int main(int argc, char** argv) {
   app.add_option("--rounds", question.rounds, "rounds; the best and the median are shown")
       ->check(CLI::Range(1, 1000));
   app.add_option("--only", options.only, "parts to run; without limits there are no shares")
-      ->check(CLI::IsMember({"limits", "vit", "selection", "answers", "serving", "training"}));
+      ->check(CLI::IsMember({"limits", "vit", "selection", "answers", "decoder", "serving", "training"}));
   app.add_option("--answer", options.answer, "tokens of the answer that training learns")
       ->check(CLI::Range(1, 65536));
   app.add_option("--peer", options.peers,
