@@ -32,27 +32,32 @@ void narrow_rows(const float* from, bf16* to, int64_t n) {
   convert(from, to, n);
 }
 
-// M rows of x against R rows of w at once: each w element is loaded once, each x element R times.
+// M rows of x against R rows of w at once: each w element is loaded once, each x element R times. While it
+// works it asks for the block of w after this one: the hardware alone does not look beyond a page, which a
+// row often is.
 template <int M, int R, class W>
-void dot_block(const float* x, int64_t k, const W* w, float* y, int64_t ldy) {
+void dot_block(const float* x, int64_t k, const W* w, bool ahead, float* y, int64_t ldy) {
   const F f;
+  constexpr int64_t line = 64 / sizeof(W);
   const int64_t lanes = hn::Lanes(f);
   V sum[M][R];
   for (int i = 0; i < M; ++i)
     for (int r = 0; r < R; ++r) sum[i][r] = hn::Zero(f);
-  int64_t j = 0;
-  for (; j + lanes <= k; j += lanes) {
+  const auto step = [&](int64_t j) {
     V wv[R];
-    for (int r = 0; r < R; ++r) {
-      wv[r] = load(f, w + r * k + j);
-      // Half a kilobyte ahead: the hardware alone keeps too few reads of so many streams under way.
-      __builtin_prefetch(w + r * k + j + 256);
-    }
+    for (int r = 0; r < R; ++r) wv[r] = load(f, w + r * k + j);
     for (int i = 0; i < M; ++i) {
       const V xv = hn::LoadU(f, x + i * k + j);
       for (int r = 0; r < R; ++r) sum[i][r] = hn::MulAdd(xv, wv[r], sum[i][r]);
     }
+  };
+  int64_t j = 0;
+  for (; j + line <= k; j += line) {
+    if (ahead)
+      for (int r = 0; r < R; ++r) __builtin_prefetch(w + (R + r) * k + j, 0, 2);
+    for (int64_t t = 0; t < line; t += lanes) step(j + t);
   }
+  for (; j + lanes <= k; j += lanes) step(j);
   for (int i = 0; i < M; ++i)
     for (int r = 0; r < R; ++r) {
       float total = hn::GetLane(hn::SumOfLanes(f, sum[i][r]));
@@ -88,8 +93,9 @@ void dots_any(const float* x, int64_t m, int64_t k, const W* w, int64_t begin, i
         const float* own = x + row * k;
         float* to = y + row * ldy;
         int64_t n = first;
-        for (; n + columns <= last; n += columns) dot_block<count, columns>(own, k, w + n * k, to + n, ldy);
-        for (; n < last; ++n) dot_block<count, 1>(own, k, w + n * k, to + n, ldy);
+        for (; n + columns <= last; n += columns)
+          dot_block<count, columns>(own, k, w + n * k, row == 0, to + n, ldy);
+        for (; n < last; ++n) dot_block<count, 1>(own, k, w + n * k, row == 0, to + n, ldy);
       });
 }
 
