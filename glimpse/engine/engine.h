@@ -23,7 +23,7 @@ struct EngineOptions {
   std::string device = "cpu";    ///< cpu, cuda or cuda:i
   std::string kernels = "auto";  ///< best instruction set for the CPU kernels (nn/target.h)
   int threads = 0;               ///< 0: one per physical core
-  size_t cache_mb = 0;           ///< MiB of image prefixes kept for further questions (see PrefixCache); 0: none
+  size_t cache_mb = 0;  ///< MiB of image prefixes kept for further questions (see PrefixCache); 0: none
 
   Fields fields();  ///< all but cache_mb, which only pays where there are many questions
 };

@@ -6,7 +6,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include "glimpse/nn/bf16-inl.h"
+#include "glimpse/nn/quads-inl.h"
 #include "glimpse/nn/rows-inl.h"
 
 #include <algorithm>
@@ -16,94 +16,12 @@
 HWY_BEFORE_NAMESPACE();
 namespace glimpse::HWY_NAMESPACE {
 
-constexpr int64_t kColumns = low_bit::block_columns;
-constexpr int64_t kQuadBytes = 4 * kColumns;
-
-// 32-bit lanes, each a column of a block; a block takes kParts vectors.
-using L = hn::CappedTag<int32_t, kColumns>;
-using VL = hn::Vec<L>;
-using LF = hn::RebindToFloat<L>;
-using VF = hn::Vec<LF>;
-#if HWY_TARGET == HWY_SCALAR
-constexpr int kParts = 16;
-#else
-constexpr int kParts = 64 / HWY_MAX_BYTES;
-#endif
-constexpr int64_t kLanes = kColumns / kParts;
-
 // A tile of rows x blocks keeps its sums in registers.
 #if HWY_TARGET <= HWY_AVX3
 constexpr int kTileRows = 8, kTileBlocks = 3;  // 24 of 32
 #else
 constexpr int kTileRows = 12 / kParts > 0 ? 12 / kParts : 1, kTileBlocks = 1;  // 12 of 16
 #endif
-
-// Instruction sets without 8-bit dot products, but with those of pairs of 16 bits (madd), take the even and
-// the odd bytes of a quad apart: pairs of 16-bit products cannot overflow 32 bits.
-#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
-#define GLIMPSE_PAIRS 1
-#else
-#define GLIMPSE_PAIRS 0
-#endif
-
-#if GLIMPSE_PAIRS
-struct Pairs {
-  VL even, odd;  // two 16-bit numbers per lane
-};
-HWY_INLINE Pairs unsigned_pairs(VL u) {
-  const hn::Repartition<uint16_t, L> h;
-  const auto bytes = hn::BitCast(h, u);
-  return {hn::BitCast(L(), hn::And(bytes, hn::Set(h, 0xFF))), hn::BitCast(L(), hn::ShiftRight<8>(bytes))};
-}
-HWY_INLINE Pairs signed_pairs(VL s) {
-  const hn::Repartition<int16_t, L> h;
-  const auto bytes = hn::BitCast(h, s);
-  return {hn::BitCast(L(), hn::ShiftRight<8>(hn::ShiftLeft<8>(bytes))),
-          hn::BitCast(L(), hn::ShiftRight<8>(bytes))};
-}
-// Adds to each lane the sum of its two products.
-HWY_INLINE VL pair_dot(VL acc, VL a, VL b) {
-  const hn::Repartition<int16_t, L> h;
-  VL rest = hn::Zero(L());  // stays so where one instruction sums neighbours
-  acc = hn::ReorderWidenMulAccumulate(L(), hn::BitCast(h, a), hn::BitCast(h, b), acc, rest);
-  return hn::Add(acc, rest);
-}
-#endif
-
-// Adds to each lane the products of its four unsigned bytes u with its four signed bytes s.
-HWY_INLINE VL quad_dot(VL acc, VL u, VL s) {
-#if HWY_TARGET == HWY_AVX3_DL
-  // Highway's target string lacks avx512vnni, so GCC would refuse the intrinsic.
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc.raw) : "v"(u.raw), "v"(s.raw));
-  return acc;
-#elif GLIMPSE_PAIRS
-  const Pairs a = unsigned_pairs(u), b = signed_pairs(s);
-  return pair_dot(pair_dot(acc, a.even, b.even), a.odd, b.odd);
-#else
-  const hn::RebindToUnsigned<L> ul;
-  const auto bytes = hn::BitCast(ul, u);
-  const auto low = hn::Set(ul, 0xFF);
-  const auto product = [&](auto unsigned_byte, VL signed_byte) {
-    return hn::Mul(hn::BitCast(L(), unsigned_byte), signed_byte);
-  };
-  acc = hn::Add(acc, product(hn::And(bytes, low), hn::ShiftRight<24>(hn::ShiftLeft<24>(s))));
-  acc =
-      hn::Add(acc, product(hn::And(hn::ShiftRight<8>(bytes), low), hn::ShiftRight<24>(hn::ShiftLeft<16>(s))));
-  acc =
-      hn::Add(acc, product(hn::And(hn::ShiftRight<16>(bytes), low), hn::ShiftRight<24>(hn::ShiftLeft<8>(s))));
-  return hn::Add(acc, product(hn::ShiftRight<24>(bytes), hn::ShiftRight<24>(s)));
-#endif
-}
-
-HWY_INLINE VL load_quads(const void* from) {
-  return hn::LoadU(L(), static_cast<const int32_t*>(from));
-}
-
-HWY_INLINE VL broadcast_quad(const uint8_t* from) {
-  int32_t bytes;
-  __builtin_memcpy(&bytes, from, 4);
-  return hn::Set(L(), bytes);
-}
 
 template <class T>
 float quantise_row(const T* x, int64_t k, uint8_t* u, int64_t padded) {
@@ -445,8 +363,6 @@ void few4_bf16(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t a, int
 void few4_f32(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t a, int64_t b, float* y) {
   few4_any(x, w, a, b, y);
 }
-
-#undef GLIMPSE_PAIRS
 
 }  // namespace glimpse::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
