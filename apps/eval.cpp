@@ -89,7 +89,6 @@ json settings_of(const EvalFlags& flags, const EvalPlan& plan) {
           {"adapters", e.adapters},
           {"dtype", e.dtype},
           {"weights", e.weights},
-          {"weights", e.weights},
           {"device", e.device},
           {"threads", e.threads},
           {"tasks", tasks},
