@@ -7,7 +7,6 @@
 #include "glimpse/eval/machine.h"
 #include "glimpse/eval/results.h"
 #include "glimpse/eval/row_score.h"
-#include "glimpse/io/model_dir.h"
 #include "glimpse/train/world.h"
 #include "rows.h"
 
@@ -84,19 +83,21 @@ json settings_of(const EvalFlags& flags, const EvalPlan& plan) {
   const EngineOptions& e = flags.engine;
   json tasks = json::array();
   for (const EvalTask& task : plan.tasks) tasks.push_back(task.task.to_json());
-  return {{"model", e.model.empty() ? "built-in" : e.model},
-          {"new_modules", e.new_modules},
-          {"adapters", e.adapters},
-          {"dtype", e.dtype},
-          {"weights", e.weights},
-          {"device", e.device},
-          {"threads", e.threads},
-          {"tasks", tasks},
-          {"budget_from", flags.budget_from},
-          {"max_new_tokens", flags.max_new_tokens ? json(*flags.max_new_tokens) : json()},
-          {"min_pixels", flags.bounds.min_pixels ? json(*flags.bounds.min_pixels) : json()},
-          {"max_pixels", flags.bounds.max_pixels ? json(*flags.bounds.max_pixels) : json()},
-          {"sampling", "greedy"}};
+  json settings = {{"model", e.model.empty() ? "built-in" : e.model},
+                   {"new_modules", e.new_modules},
+                   {"adapters", e.adapters},
+                   {"dtype", e.dtype},
+                   {"weights", e.weights},
+                   {"device", e.device},
+                   {"threads", e.threads},
+                   {"tasks", tasks},
+                   {"budget_from", flags.budget_from},
+                   {"max_new_tokens", flags.max_new_tokens ? json(*flags.max_new_tokens) : json()},
+                   {"min_pixels", flags.bounds.min_pixels ? json(*flags.bounds.min_pixels) : json()},
+                   {"max_pixels", flags.bounds.max_pixels ? json(*flags.bounds.max_pixels) : json()},
+                   {"sampling", "greedy"}};
+  if (!e.clip.empty()) settings["clip"] = e.clip;
+  return settings;
 }
 
 void write_file(const fs::path& path, const std::string& text) {
@@ -116,9 +117,7 @@ std::unique_ptr<Engine> load_engine(const EvalFlags& flags, const EvalPlan& plan
 
 // Answers what is missing; 130 when stopped.
 int answer(const EvalFlags& flags, const EvalPlan& plan, const Engine& engine, Interrupt& interrupt) {
-  const fs::path dir =
-      flags.engine.model.empty() ? builtin_model_dir() / "model" : resolve_model_dir(flags.engine.model);
-  const Accounting accounting(engine, dir);
+  const Accounting accounting(engine, *model_source(flags.engine));
   const EvalProgress progress = progress_of(plan);
   Progress bar(progress.mine, progress.mine - progress.mine_missing, "answers");
   size_t left = progress.mine_missing;

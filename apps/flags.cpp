@@ -67,6 +67,11 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
                  "new_modules_gp.pt or .safetensors)")
       ->type_name("DIR")
       ->group(group);
+  app.add_option(
+         "--clip", options.clip,
+         "a whole CLIP, for its text tower (cdpruner), beside a LLaVA whose own encoder comes without")
+      ->type_name("DIR")
+      ->group(group);
   app.add_option("--adapter", options.adapters, "PEFT adapter directory to merge into the model (repeatable)")
       ->type_name("DIR")
       ->allow_extra_args(false)

@@ -82,7 +82,7 @@ nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Reques
   nlohmann::json pruning = nlohmann::json::array();
   for (const auto& pruner : make_pruners(request.prune, engine.pruner_context()))
     pruning.push_back({{"method", pruner->name()}, {"settings", pruner->settings()}});
-  return {
+  nlohmann::json settings = {
       {"rows", flags.rows},
       {"model", e.model.empty() ? "built-in" : e.model},
       {"new_modules", e.new_modules},
@@ -98,6 +98,8 @@ nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Reques
       {"min_pixels", flags.common.bounds.min_pixels.value_or(0)},
       {"max_pixels", flags.common.bounds.max_pixels.value_or(0)},
       {"system", flags.common.has_system ? nlohmann::json(flags.common.system) : nlohmann::json(nullptr)}};
+  if (!e.clip.empty()) settings["clip"] = e.clip;
+  return settings;
 }
 
 // The order of asking: rows about the same images one after the other, so that these are still in the cache,

@@ -14,11 +14,17 @@ struct InspectFlags {
   bool json = false;
 };
 
+// Of a whole CLIP, what is not its vision encoder.
+bool is_text_tower(const std::string& name) {
+  return name.starts_with("text_") || name == "visual_projection.weight" || name == "logit_scale";
+}
+
 // Parameters and dtypes of a checkpoint, by part.
 nlohmann::json parts_of(const Weights& weights) {
   std::map<std::string, nlohmann::json> parts;
   for (const std::string& name : weights.names()) {
     const std::string part = name.starts_with("visual.")                                ? "vision encoder"
+                             : is_text_tower(name)                                      ? "text tower"
                              : name.starts_with("model.embed")                          ? "embeddings"
                              : name.starts_with("lm_head")                              ? "output head"
                              : name.starts_with("attn_fuser.")                          ? "predictor"
@@ -74,6 +80,8 @@ int run(const InspectFlags& flags) {
       {"vision_encoder",
        {{"layers", engine->model().vision_depth()}, {"hidden_size", engine->model().vision_width()}}},
       {"parts", parts_of(open_weights(*source))}};
+  const auto tower = engine->model().text_tower();
+  if (tower) out["text_tower"] = {{"layers", tower->layers}, {"hidden_size", tower->hidden_size}};
   const GlimpseModules* modules = engine->modules();
   if (modules) {
     const auto folder = flags.engine.new_modules.empty() ? builtin_model_dir() / "new_modules"
@@ -106,6 +114,8 @@ int run(const InspectFlags& flags) {
              c.tied_head ? ", tied head" : "", ", context ", engine->model().max_positions()));
   row("vision encoder",
       concat(engine->model().vision_depth(), " layers, hidden ", engine->model().vision_width()));
+  row("text tower", tower ? concat(tower->layers, " layers, hidden ", tower->hidden_size)
+                          : "none (cdpruner compares with the words of the question)");
   print_parts(out["parts"]);
   if (!modules) {
     std::cout << "pruning modules   none (--new-modules)\n";

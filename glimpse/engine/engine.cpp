@@ -40,6 +40,7 @@ Fields EngineOptions::fields() {
            "model)")
       .add("mmproj", mmproj, "the vision encoder's .gguf file, for a model that is one")
       .add("new_modules", new_modules, "directory of the pruning modules (config.json, new_modules_gp.pt)")
+      .add("clip", clip, "directory of a whole CLIP, for its text tower (cdpruner)")
       .add("adapter", adapters, "PEFT adapter directory to merge (repeatable)")
       .add("dtype", dtype, "arithmetic: auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32")
       .add("weights", weights,
@@ -94,6 +95,7 @@ LoadOptions load_options(const EngineOptions& options, const json& config) {
                                          : at::kBFloat16;
   load.device = parse_device(options.device);
   load.weights.format = parse_weight_format(options.weights);
+  if (!options.clip.empty()) load.clip = resolve_model_dir(options.clip);
   for (const std::string& adapter : options.adapters) load.adapters.push_back(resolve_model_dir(adapter));
   return load;
 }

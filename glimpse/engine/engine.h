@@ -17,6 +17,7 @@ struct EngineOptions {
   std::string model;                  ///< directory, hub id in the local Hugging Face cache, or .gguf file
   std::string mmproj;                 ///< the vision encoder's .gguf file beside a .gguf model
   std::string new_modules;            ///< directory of the pruning modules, or ""
+  std::string clip;                   ///< a whole CLIP for its text tower, beside a model that has none
   std::vector<std::string> adapters;  ///< PEFT directories, merged at load
   std::string dtype = "auto";         ///< auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32
   std::string weights = "auto";  ///< of the linear layers: auto (as stored), bf16 (not quantised), int8, int4
@@ -53,8 +54,9 @@ struct Answer {
   std::vector<float> scores;               ///< [N] probability per visual token, or empty
   nlohmann::json pruning;                  ///< methods and their settings
   int64_t prompt_tokens = 0, visual_tokens = 0, kept_tokens = 0;
-  int64_t cached_tokens = 0;  ///< of the prompt: what an image prefix saved
-  size_t kv_bytes = 0;        ///< of the cache after prefill
+  std::vector<int64_t> question_rows;  ///< that a text tower ran for each piece of the question, if asked to
+  int64_t cached_tokens = 0;           ///< of the prompt: what an image prefix saved
+  size_t kv_bytes = 0;                 ///< of the cache after prefill
   StageTimes times;
 
   /// Tokens per second of the decoding, the first token (which prefill gives) not counted.
@@ -77,7 +79,8 @@ class Engine {
   const Vlm& model() const { return *model_; }
   const GlimpseModules* modules() const { return modules_.get(); }
   PrunerContext pruner_context() const {
-    return {model_->decoder().config().layers, modules_, model_->shallow_block(), model_->has_class_token()};
+    return {model_->decoder().config().layers, modules_, model_->shallow_block(), model_->has_class_token(),
+            model_->text_tower().has_value()};
   }
   /// Image prefixes, or null if none are kept.
   PrefixCache* prefix_cache() const { return prefix_cache_.get(); }

@@ -58,6 +58,7 @@ void Job::finish(const std::string& reason) try {
   answer.images = sequence.prompt.images;
   answer.prompt_tokens = std::ssize(sequence.prompt.ids);
   answer.cached_tokens = sequence.cached_tokens;
+  answer.question_rows = sequence.question_rows;
   answer.visual_tokens = std::ssize(sequence.prompt.visual_rows);
   answer.kept_tokens = std::ssize(sequence.kept);
   answer.keep.resize(answer.images.size());

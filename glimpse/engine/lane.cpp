@@ -24,6 +24,7 @@ Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
       all.insert(all.end(), own.begin(), own.end());
       return all.size() - own.size();
     };
+    taps_.shared |= stage.taps.shared_space;
     stage.first_state = add(taps_.states, stage.taps.vision_layers);
     stage.first_attention = add(taps_.attention, stage.taps.vision_attention);
   }
@@ -40,6 +41,11 @@ at::Tensor Lane::start() {
   sequence_.shift.clear();
   living_.emplace(static_cast<int64_t>(prompt.ids.size()), prompt.visual_rows, guided_ != nullptr, layers());
   at::Tensor x = prefix_ ? resume() : embed_all();
+  sequence_.question_rows.clear();
+  if (taps_.shared) {
+    question_ = model_.encode_text(prompt.question);
+    sequence_.question_rows = question_.rows;
+  }
   if (guided_) {
     x = at::cat({x, guided_->taps.guide->added[0].unsqueeze(0)});
     const int64_t shift = sequence_.shift.empty() ? 0 : sequence_.shift[0];
@@ -192,6 +198,10 @@ View Lane::view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden)
   view.vision_states = slice(vision_.states, stage.first_state, stage.taps.vision_layers.size());
   view.vision_attention = slice(vision_.attention, stage.first_attention, stage.taps.vision_attention.size());
   view.windows = vision_.windows;
+  if (stage.taps.shared_space) {
+    view.shared_image = vision_.shared;
+    view.shared_question = question_.embeds;
+  }
   if (!stage.attention.empty()) view.attention = at::cat(stage.attention, 1);
   if (cut.ahead != Cut::Ahead::none) {
     invariant(cut.place == Cut::Place::before, "a cut reads ahead after its layer");

@@ -66,6 +66,7 @@ class Lane {
   Stage *guided_ = nullptr, *last_ = nullptr;
   VisionTaps taps_;
   VisionOutput vision_;
+  TextOutput question_;
   std::optional<LivingRows> living_;
   at::Tensor query_;
   std::optional<PrefixEnd> end_;               // of its image prefix, if there is use for one

@@ -66,7 +66,8 @@ bool early(const Cut& cut) {
 }  // namespace
 
 size_t ImagePrefix::bytes() const {
-  size_t sum = stored(vision.windows) + stored(hidden) + stored(position_ids) + stored(scores);
+  size_t sum =
+      stored(vision.windows) + stored(vision.shared) + stored(hidden) + stored(position_ids) + stored(scores);
   for (const at::Tensor& state : vision.states) sum += stored(state);
   for (const VisionAttention& attention : vision.attention)
     sum += stored(attention.received) + stored(attention.keys);
@@ -99,6 +100,7 @@ PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end) {
   for (const auto& pruner : sequence.pruners) {
     const Taps taps = pruner->taps();
     hash.add(taps.vision_layers);
+    hash.add(taps.shared_space);
     hash.add(taps.vision_attention.size());
     for (const VisionAttentionTap& tap : taps.vision_attention) {
       hash.add(tap.block);

@@ -42,7 +42,8 @@ struct Sequence {
   int64_t next_position = 0;
   /// Per layer: what renumbering cuts took off the positions of later tokens. Empty: nothing anywhere.
   std::vector<int64_t> shift;
-  int64_t cached_tokens = 0;  ///< prompt tokens whose rows came from an image prefix
+  std::vector<int64_t> question_rows;  ///< that the model's text tower ran for each piece of the question
+  int64_t cached_tokens = 0;           ///< prompt tokens whose rows came from an image prefix
   StageTimes times;
 };
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "glimpse/base/json_file.h"
 #include "glimpse/prune/shares.h"
 
 namespace glimpse {
@@ -76,10 +75,10 @@ double cosine_flops(double n, double d) {
 
 }  // namespace
 
-Accounting::Accounting(const Engine& engine, const std::filesystem::path& dir)
+Accounting::Accounting(const Engine& engine, const ModelSource& source)
     : engine_(engine), decoder_(engine.model().decoder().config()) {
   try {
-    vision_ = VisionShape::of(dir, read_json(dir / "config.json"));
+    vision_ = VisionShape::of(source.path(), source.config());
   } catch (const json::exception&) {  // a config that leaves out what is the format's default
   }
 }
@@ -113,7 +112,14 @@ double Accounting::overhead(const Pruner& pruner, const Cut& cut, const Answer& 
   const std::string name = pruner.name();
   const json settings = pruner.settings();
   if (name == "divprune" || name == "cdpruner") sum += cosine_flops(living, width);
-  if (name == "cdpruner") sum += 2 * living * width + living * kept * (kept - 1);
+  if (name == "cdpruner") sum += living * kept * (kept - 1);
+  if (name == "cdpruner" && !taps.shared_space) sum += 2 * living * width;
+  if (const auto tower = engine_.model().text_tower(); tower && taps.shared_space && vision_) {
+    const double pieces = static_cast<double>(answer.question_rows.size()), all = answer.visual_tokens;
+    const auto space = static_cast<double>(tower->width);
+    for (const int64_t rows_read : answer.question_rows) sum += text_flops(*tower, rows_read);
+    sum += 2 * all * static_cast<double>(vision_->hidden) * space + 2 * living * space * pieces;
+  }
   if (name == "dart") {
     const double own = std::min(settings.at("image_pivots").get<double>(), kept);
     sum += 2 * (own + settings.at("text_pivots").get<double>()) * living * width;

@@ -21,8 +21,8 @@ struct AnswerFlops {
 /// Counts answers of a loaded model by formula.
 class Accounting {
  public:
-  /// `dir` is the checkpoint that the engine has loaded.
-  Accounting(const Engine& engine, const std::filesystem::path& dir);
+  /// `source` is what the engine was loaded from.
+  Accounting(const Engine& engine, const ModelSource& source);
 
   /// What `answer`, given with these pruners under `budget`, took. How many tokens a cut that is not the last
   /// one left follows from its method's settings; where it depends on the picture (glimpse before another

@@ -88,6 +88,13 @@ double vision_flops(const VisionShape& v, const Grid& grid) {
          attention + 2.0 * static_cast<double>(patches / unit) * v.projector;
 }
 
+double text_flops(const TextTower& t, double rows) {
+  const double d = t.hidden_size;
+  const double layer = linear_flops(rows, d, 4 * d) + 2 * linear_flops(rows, d, t.intermediate_size) +
+                       2 * d * rows * (rows + 1);
+  return t.layers * layer + linear_flops(1, d, t.width);
+}
+
 double layer_weights(const DecoderConfig& c) {
   const double q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
   return c.hidden_size * (2 * q + 2 * kv + 3.0 * c.intermediate_size);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "glimpse/models/qwen2_5_vit.h"
+#include "glimpse/models/vlm.h"
 #include "glimpse/nn/decoder.h"
 #include "glimpse/prune/vip.h"
 
@@ -18,7 +19,8 @@
 ///   layer          2 r D (2 H d + 2 h d + 3 F) of its seven matrices, and attention over r (r + 1) / 2 pairs
 ///   prefill        the layers on the rows that each of them runs on, and 2 D V for the last row's logits
 ///   decoding       per token the layers on one row, attention to each layer's cache, and the head
-///   encoder        patch embedding, depth blocks (attention inside windows or frames), projector
+///   text encoder   per layer four matrices of its width and two of its MLP, causal attention; one row
+///   projected encoder        patch embedding, depth blocks (attention inside windows or frames), projector
 ///   predictor (n)  in-projection, per block: condition, q, k (fuse + cond wide), v, o, attention over n^2
 ///   pairs with
 ///                  values padded to the queries' width, gated MLP; the out-projection
@@ -54,6 +56,9 @@ double segment_flops(const std::vector<int64_t>& lengths, double width);
 double vision_linears_flops(const VisionShape& v, double rows);
 /// Patch embedding, blocks (attention inside windows or, in full blocks, inside frames) and projector.
 double vision_flops(const VisionShape& v, const Grid& grid);
+
+/// A text encoder on a text of which it runs `rows` rows and projects one; causal attention.
+double text_flops(const TextTower& tower, double rows);
 
 /// Numbers in the linear weights of one decoder layer.
 double layer_weights(const DecoderConfig& c);

@@ -2,12 +2,10 @@
 
 #include <ATen/ATen.h>
 
-#include <nlohmann/json.hpp>
 #include <vector>
 
-#include "glimpse/io/checkpoint.h"
+#include "glimpse/models/clip_block.h"
 #include "glimpse/models/vision.h"
-#include "glimpse/nn/linear.h"
 
 namespace glimpse {
 
@@ -34,23 +32,11 @@ class ClipVit {
   int64_t tokens() const { return position_embedding_.size(0) - 1; }
 
  private:
-  struct Norm {
-    at::Tensor weight, bias;
-  };
-  struct Block {
-    Norm layer_norm1, layer_norm2;
-    Linear q_proj, k_proj, v_proj, out_proj, fc1, fc2;
-  };
-  at::Tensor norm(const at::Tensor& x, const Norm& norm) const;
-  at::Tensor block(const Block& block, const at::Tensor& x, VisionAttention* attention) const;
-
-  int64_t heads_ = 0, depth_ = 0, patch_ = 14, image_size_ = 224;
-  double norm_eps_ = 1e-5;
-  bool quick_gelu_ = true;
+  int64_t depth_ = 0, patch_ = 14, image_size_ = 224;
   Linear patch_embedding_;
   at::Tensor class_embedding_, position_embedding_;
-  Norm pre_layrnorm_;  // spelt as in the checkpoints
-  std::vector<Block> blocks_;
+  ClipNorm pre_layrnorm_;  // spelt as in the checkpoints
+  std::vector<ClipBlock> blocks_;
 };
 
 }  // namespace glimpse

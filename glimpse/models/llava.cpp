@@ -133,6 +133,7 @@ std::unique_ptr<Vlm> Llava::load(const ModelSource& source, const json& config, 
   for (const auto& adapter : load.adapters) weights.merge_adapter(adapter);
   const at::TensorOptions options = at::TensorOptions(load.dtype).device(load.device);
   model->visual_ = ClipVit::load(settings.vision, settings.state, weights, options, load.weights);
+  model->find_text_tower(source, config, load);
   const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
     return take_linear(weights, name, out, in, true, options, load.weights);
   };
@@ -161,6 +162,40 @@ std::unique_ptr<Vlm> Llava::load(const ModelSource& source, const json& config, 
   return model;
 }
 
+// In the encoder's own checkpoint, where that is a whole CLIP, or in the one that the options name.
+void Llava::find_text_tower(const ModelSource& source, const json& config, const LoadOptions& load) {
+  const bool own = load.clip.empty();
+  if (own && is_converted(config)) return;  // this layout has the vision encoder alone
+  const fs::path dir = own ? tower_dir(source.path(), config) : load.clip;
+  const auto open = [own, dir, model = dir_, config] {
+    return own ? open_weights(*open_model_dir(model), config) : Weights::open(dir, canonical_name);
+  };
+  if (!ClipText::is_in(open())) {
+    check(own, "--clip ", dir.string(), " holds no text tower; name a whole CLIP");
+    return;
+  }
+  const json clip = read_json(dir / "config.json");
+  const ClipShape shape = ClipText::shape_of(clip);
+  text_tower_ = {shape.layers, shape.hidden, shape.intermediate, ClipText::width_of(clip)};
+  load_clip_ = [=, width = visual_.hidden_size(),
+                options = at::TensorOptions(load.dtype).device(load.device)] {
+    return ClipText::load(clip, width, open(), Tokenizer::load(dir), options);
+  };
+}
+
+const ClipText& Llava::clip() const {
+  check(text_tower_.has_value(), dir_.string(), ": its vision encoder comes without CLIP's text tower");
+  std::call_once(clip_is_loaded_, [&] { clip_ = load_clip_(); });
+  return *clip_;
+}
+
+TextOutput Llava::encode_text(const std::string& text) const {
+  const auto pieces = clip().pieces(text);
+  TextOutput out{clip().text(pieces), {}};
+  for (const auto& piece : pieces) out.rows.push_back(clip().rows_read(piece));
+  return out;
+}
+
 const Tokenizer& Llava::tokenizer() const {
   check(tokenizer_ != nullptr, dir_.string(), ": no tokenizer.json and no tokenizer.model");
   return *tokenizer_;
@@ -174,7 +209,9 @@ Prompt Llava::prompt(const std::vector<Message>& messages, const std::vector<Ima
   std::vector<Patches> patches;
   patches.reserve(images.size());
   for (const Image& image : images) patches.push_back(clip_patches(image, image_options_, visual_.patch()));
-  return prompt(chat_ids(messages, true), std::move(patches));
+  Prompt out = prompt(chat_ids(messages, true), std::move(patches));
+  out.question = question_of(messages);
+  return out;
 }
 
 std::vector<int64_t> Llava::chat_ids(const std::vector<Message>& messages, bool add_generation_prompt) const {
@@ -203,6 +240,7 @@ VisionOutput Llava::encode(const std::vector<Patches>& patches, const VisionTaps
   VisionOutput out;
   out.states = visual_(at::cat(pixels), wanted, &out.attention);
   out.embeds = projector_2_(at::gelu(projector_0_(out.states.back())));
+  if (taps.shared) out.shared = clip().image(out.states.back());
   out.states.pop_back();
   // Every picture is one window.
   const at::Tensor pictures = at::arange(static_cast<int64_t>(patches.size()), at::kLong);

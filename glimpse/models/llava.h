@@ -1,7 +1,11 @@
 #pragma once
 
+#include <functional>
+#include <mutex>
+
 #include "glimpse/image/clip_image.h"
 #include "glimpse/models/clip.h"
+#include "glimpse/models/clip_text.h"
 #include "glimpse/models/vlm.h"
 
 namespace glimpse {
@@ -34,6 +38,8 @@ class Llava : public Vlm {
   std::vector<int64_t> chat_ids(const std::vector<Message>& messages,
                                 bool add_generation_prompt) const override;
   Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
+  std::optional<TextTower> text_tower() const override { return text_tower_; }
+  TextOutput encode_text(const std::string& text) const override;
   VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const override;
   Rope rope(const at::Tensor& position_ids) const override;
 
@@ -48,6 +54,14 @@ class Llava : public Vlm {
   ClipVit visual_;
   Linear projector_0_, projector_2_;
   Decoder decoder_;
+
+  // The text tower is large, so that it is loaded when it is first asked for.
+  const ClipText& clip() const;
+  void find_text_tower(const ModelSource& source, const nlohmann::json& config, const LoadOptions& options);
+  std::optional<TextTower> text_tower_;
+  std::function<ClipText()> load_clip_;
+  mutable std::once_flag clip_is_loaded_;
+  mutable std::optional<ClipText> clip_;
 };
 
 }  // namespace glimpse

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "glimpse/image/patches.h"
@@ -23,6 +24,7 @@ struct Prompt {
   std::vector<ImageSpan> images;     ///< token grids, in order of appearance
   std::vector<int64_t> visual_rows;  ///< [N]: where the visual tokens stand
   std::vector<Patches> patches;      ///< encoder input, one per image
+  std::string question;              ///< what is asked, as a text encoder of the family's should read it
 };
 
 /// How a family marks the place of an image in its ids.

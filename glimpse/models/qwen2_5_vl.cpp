@@ -26,6 +26,7 @@ Weights Qwen25Vl::open_weights(const ModelSource& source, const json&) {
 std::unique_ptr<Vlm> Qwen25Vl::load(const ModelSource& source, const json& config, const LoadOptions& load) {
   const std::string where = source.where("config.json");
   const json& text = config.contains("text_config") ? config["text_config"] : config;
+  check(load.clip.empty(), where, ": --clip ", load.clip.string(), " is for models whose encoder is CLIP's");
   auto model = std::make_unique<Qwen25Vl>();
   model->dir_ = source.path();
   DecoderConfig shape = decoder_config(text, config, where);

@@ -43,6 +43,10 @@ auto with_family(const ModelSource& source, const json& overrides, Function f) {
 
 }  // namespace
 
+TextOutput Vlm::encode_text(const std::string&) const {
+  fail("this model has no text encoder that shares a space with its vision encoder");
+}
+
 at::ScalarType checkpoint_dtype(const nlohmann::json& config) {
   const auto is_float32 = [&](const char* key) {
     return config.is_object() && member(config, key) == "float32";

@@ -15,12 +15,14 @@ struct VisionOutput {
   std::vector<at::Tensor> states;          ///< [N, Dv] each: the tapped encoder layers
   at::Tensor windows;                      ///< [N] int64: which encoder attention window a token is in
   std::vector<VisionAttention> attention;  ///< of the blocks asked for
+  at::Tensor shared;                       ///< [N, P]: in the space shared with texts, if asked for
 };
 
 /// What an encoder records on its way.
 struct VisionTaps {
   std::vector<int64_t> states;  ///< layers whose output is kept
   std::vector<VisionAttentionTap> attention;
+  bool shared = false;  ///< embeddings in the space shared with texts
 
   VisionTaps() = default;
   VisionTaps(std::vector<int64_t> states_of) : states(std::move(states_of)) {}

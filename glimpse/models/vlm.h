@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,6 +20,18 @@
 #include "glimpse/text/tokenizer.h"
 
 namespace glimpse {
+
+/// A text in the space that text and vision encoder share.
+struct TextOutput {
+  at::Tensor embeds;          ///< [M, P]: one per piece, where the encoder reads long texts in pieces
+  std::vector<int64_t> rows;  ///< [M]: that the encoder ran
+};
+
+/// The size of a text encoder.
+struct TextTower {
+  int64_t layers = 0, hidden_size = 0, intermediate_size = 0;
+  int64_t width = 0;  ///< P, of the shared space
+};
 
 /// A vision-language model family: what differs between families, and nothing else.
 class Vlm {
@@ -37,6 +50,11 @@ class Vlm {
   virtual Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const = 0;
   /// Runs the vision encoder over a prompt's images; records what `taps` ask for.
   virtual VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const = 0;
+  /// The text encoder whose embeddings share a space with the vision encoder's (VisionTaps::shared), if the
+  /// model has one.
+  virtual std::optional<TextTower> text_tower() const { return std::nullopt; }
+  /// Runs it. May be called from several threads. Error if there is none.
+  virtual TextOutput encode_text(const std::string& text) const;
   /// Rotary tables for position_ids [components, T].
   virtual Rope rope(const at::Tensor& position_ids) const = 0;
 
@@ -59,6 +77,7 @@ struct LoadOptions {
   at::Device device = at::kCPU;
   std::vector<std::filesystem::path> adapters;  ///< PEFT directories, merged at load
   WeightOptions weights;                        ///< of the linear layers of language model and encoder
+  std::filesystem::path clip;                   ///< a whole CLIP beside the model, or ""
   nlohmann::json config_overrides;              ///< a new-modules config: its fields win over the base's
 };
 

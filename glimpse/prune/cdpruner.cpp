@@ -14,7 +14,24 @@ namespace glimpse {
 Fields CdPruner::Options::fields() {
   Fields fields;
   fields.add("keep", keep, "fraction of the visual tokens to keep", {1e-9, 1});
+  fields.add(
+      "relevance", relevance,
+      "to the question, by the embeddings of clip (where the model has its text tower) or, as words, by "
+      "those of the language model");
   return fields;
+}
+
+CdPruner::CdPruner(Options options) : options_(std::move(options)) {
+  const std::string& by = options_.relevance;
+  check(by == "clip" || by == "words", "cdpruner: relevance: expected clip or words, got '", by, "'");
+  check(by == "words" || options_.text_tower,
+        "cdpruner: relevance=clip needs CLIP's text tower, which this model's checkpoint is without");
+}
+
+Taps CdPruner::taps() const {
+  Taps taps;
+  taps.shared_space = options_.relevance == "clip";
+  return taps;
 }
 
 at::Tensor cdpruner_relevance(const at::Tensor& image, const at::Tensor& text, bool negate) {
@@ -67,18 +84,26 @@ std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor
   return order;
 }
 
-Selection CdPruner::select(const View& view, const Cut&, const Budget& budget) const {
+// [living] of one image's tokens.
+at::Tensor CdPruner::relevance(const View& view, const ImageShare& share) const {
+  if (options_.relevance == "clip") {
+    const at::Tensor tokens = view.living.narrow(0, share.first, share.living);
+    return cdpruner_relevance(view.shared_image.index_select(0, tokens), view.shared_question, true);
+  }
   const int64_t rows = view.text_hidden.size(0);
+  if (rows == 0) return at::ones({share.living});
   // A question that stands before its image: all of the text.
   const int64_t first = view.question < rows ? view.question : 0;
   const at::Tensor words = view.text_hidden.narrow(0, first, rows - first).to(at::kFloat);
+  return cdpruner_relevance(view.hidden.narrow(0, share.first, share.living), words.mean(0, true), false);
+}
+
+Selection CdPruner::select(const View& view, const Cut&, const Budget& budget) const {
   const auto own = [&](int64_t n) { return std::llround(options_.keep * static_cast<double>(n)); };
   return select_by_image(view, budget, own, [&](const ImageShare& share) {
     if (share.keep == 0) return Selection();
     const at::Tensor features = view.hidden.narrow(0, share.first, share.living);
-    const at::Tensor relevance =
-        rows > 0 ? cdpruner_relevance(features, words.mean(0, true), false) : at::ones({share.living});
-    Selection out{cdpruner_order(features, relevance, share.keep), {}, {}};
+    Selection out{cdpruner_order(features, relevance(view, share), share.keep), {}, {}};
     std::sort(out.keep.begin(), out.keep.end());
     return out;
   });

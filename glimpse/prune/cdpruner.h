@@ -1,26 +1,33 @@
 #pragma once
 
-#include "glimpse/prune/pruner.h"
+#include <string>
+
+#include "glimpse/prune/shares.h"
 
 namespace glimpse {
 
 /// CDPruner (arXiv 2506.10967): tokens that are different from each other and relevant to the question, by
-/// greedy search for the likeliest set of a determinantal point process. Relevance is the similarity of the
-/// projected tokens to the question's mean input embedding, as OpenVINO GenAI has it for models without a
-/// CLIP text encoder.
+/// greedy search for the likeliest set of a determinantal point process. Relevance compares CLIP's embeddings
+/// of patches and question; in models without CLIP's text tower the projected tokens and the question's mean
+/// input embedding, as OpenVINO GenAI has it.
 class CdPruner : public Pruner {
  public:
   struct Options {
     double keep = 0.111;
+    std::string relevance = "words";  ///< "clip", or "words": by the language model's input embeddings
+    bool text_tower = false;          ///< the model has one, so that "clip" can be asked for
     Fields fields();
   };
-  explicit CdPruner(Options options) : options_(options) {}
+  /// Error for a relevance that there is not, or not in this model.
+  explicit CdPruner(Options options);
   std::string name() const override { return "cdpruner"; }
   nlohmann::json settings() const override { return Options(options_).fields().to_json(); }
   std::vector<Cut> cuts() const override { return {{.place = Cut::Place::before, .renumbers = true}}; }
+  Taps taps() const override;
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
 
  private:
+  at::Tensor relevance(const View& view, const ImageShare& share) const;
   Options options_;
 };
 

@@ -65,6 +65,7 @@ struct Taps {
   bool log_softmax = false;               ///< of those logits, over all keys
   const GuideToken* guide = nullptr;
   std::vector<VisionAttentionTap> vision_attention;
+  bool shared_space = false;  ///< embeddings of image and question in the space that both share (CLIP)
 };
 
 /// What a pruner may look at: n living of N visual tokens.
@@ -78,6 +79,8 @@ struct View {
   at::Tensor windows;                     ///< [N] int64: encoder window of each token
   at::Tensor attention;                   ///< [n, layers * H] float32, layer-major
   std::vector<VisionAttention> vision_attention;  ///< in the order of Taps::vision_attention
+  at::Tensor shared_image;                        ///< [N, P]: see Taps::shared_space
+  at::Tensor shared_question;                     ///< [M, P]: of the M pieces of the question
   at::Tensor ahead;                         ///< [n] float32: see Cut; softmax over all rows, mean over heads
   std::span<const std::vector<Box>> boxes;  ///< reference boxes per image, normalised; may be empty
 

@@ -73,6 +73,11 @@ void adapt(VisionZip::Options& options, const PrunerContext& context) {
   if (context.class_token) options = {54.0 / 576, 0.0174};  // 54 and 10 of 576
 }
 
+void adapt(CdPruner::Options& options, const PrunerContext& context) {
+  options.text_tower = context.text_tower;
+  options.relevance = context.text_tower ? "clip" : "words";
+}
+
 void adapt(PyramidDrop::Options& options, const PrunerContext& context) {
   const int64_t layers = context.layers;
   options.layers = {layers / 4, layers / 2, 3 * layers / 4};  // 8, 16 and 24 of 32

@@ -18,6 +18,7 @@ struct PrunerContext {
   std::shared_ptr<const GlimpseModules> modules;  ///< or null, if no pruning modules were given
   int64_t shallow_block = 0;                      ///< of the encoder: shows local detail
   bool class_token = false;                       ///< the encoder has one
+  bool text_tower = false;                        ///< the encoder shares a space with a text encoder
 };
 
 /// A method as `--help` and errors show it.

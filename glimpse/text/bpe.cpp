@@ -92,11 +92,14 @@ const std::string& Vocabulary::bytes(int64_t id) const {
   return id >= 0 && id < size() ? tokens_[id] : none;
 }
 
-Bpe::Bpe(const Vocabulary& vocabulary, const std::vector<Merge>& merges) : merger_(merges) {
+Bpe::Bpe(const Vocabulary& vocabulary, const std::vector<Merge>& merges, const std::string& word_end)
+    : merger_(merges) {
   for (int b = 0; b < 256; ++b) {
-    const auto id = vocabulary.find(std::string(1, static_cast<char>(b)));
-    check(id.has_value(), "the vocabulary has no token for the byte ", b);
+    const std::string byte(1, static_cast<char>(b));
+    const auto id = vocabulary.find(byte), last = vocabulary.find(byte + word_end);
+    check(id && last, "the vocabulary has no token for the byte ", b, id ? " at the end of a word" : "");
     byte_ids_[b] = static_cast<int32_t>(*id);
+    last_byte_ids_[b] = static_cast<int32_t>(*last);
   }
 }
 
@@ -104,6 +107,7 @@ void Bpe::encode(std::string_view word, std::vector<int64_t>& ids) const {
   check(word.size() < size_t{1} << 31, "a word of ", word.size(), " bytes is too long");
   std::vector<int32_t> symbols(word.size());
   for (size_t i = 0; i < word.size(); ++i) symbols[i] = byte_ids_[static_cast<unsigned char>(word[i])];
+  if (!word.empty()) symbols.back() = last_byte_ids_[static_cast<unsigned char>(word.back())];
   merger_.join(symbols, ids);
 }
 

@@ -60,14 +60,15 @@ class Merger {
 /// Byte-pair encoding of single words.
 class Bpe {
  public:
-  /// Throws Error unless every byte is a token.
-  Bpe(const Vocabulary& vocabulary, const std::vector<Merge>& merges);
+  /// `word_end` is spelt at the end of every word's last token ("</w>", or ""). Throws Error unless every
+  /// byte is a token, alone and with it.
+  Bpe(const Vocabulary& vocabulary, const std::vector<Merge>& merges, const std::string& word_end = "");
 
   /// Appends the tokens of `word`, in time n log n. Throws Error for words of 2^31 bytes and more.
   void encode(std::string_view word, std::vector<int64_t>& ids) const;
 
  private:
-  int32_t byte_ids_[256];
+  int32_t byte_ids_[256], last_byte_ids_[256];
   Merger merger_;
 };
 

@@ -11,6 +11,8 @@ constexpr const char* gpt2_pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 constexpr const char* qwen2_pattern =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+constexpr const char* clip_pattern = R"('s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+)";
+constexpr const char* clip_word_end = "</w>";
 
 // What is no byte string can only be a special token; it stands for itself.
 std::string spelling(std::string_view token) {
@@ -46,6 +48,36 @@ std::string read_pattern(const json& part) {
   return split.at("pattern").at("Regex").get<std::string>();
 }
 
+// The parts around a tokenizer.json's model that turn its text into words.
+void read_words(const json& root, ByteLevelData& data) {
+  const std::string normalizer = type_of(member(root, "normalizer"));
+  check(normalizer == "NFC" || normalizer == "null", "normalizer ", normalizer, ", expected NFC or null");
+  data.nfc = normalizer == "NFC";
+  data.pattern = read_pattern(member(root, "pre_tokenizer"));
+  const std::string post = type_of(member(root, "post_processor"));
+  check(post == "ByteLevel" || post == "null", "post-processor ", post, ", expected ByteLevel or null");
+}
+
+// The same of CLIP's: white space and what the post-processor puts around a text are not for encode().
+void read_clip_words(const json& root, ByteLevelData& data) {
+  const auto types = [&](const char* part, const char* list) {
+    std::string names;
+    const json& parts = member(root, part);
+    if (type_of(parts) == "Sequence")
+      for (const json& each : parts.at(list)) names += " " + type_of(each);
+    return names;
+  };
+  check(types("normalizer", "normalizers") == " NFC Replace Lowercase" &&
+            types("pre_tokenizer", "pretokenizers") == " Split ByteLevel",
+        "end_of_word_suffix is only supported with CLIP's normalizer and pre-tokenizer");
+  const json& split = root.at("pre_tokenizer").at("pretokenizers").at(0);
+  check(split.at("behavior") == "Removed" && split.at("invert") == true,
+        "pre-tokenizer Split: expected behavior Removed with invert");
+  data.pattern = split.at("pattern").at("Regex").get<std::string>();
+  data.lower_case = true;
+  data.word_end = clip_word_end;
+}
+
 std::vector<Merge> parse_merges(const Vocabulary& vocabulary, std::string_view text) {
   std::vector<Merge> merges;
   for (bool first = true; !text.empty(); first = false) {
@@ -63,17 +95,16 @@ std::vector<Merge> parse_merges(const Vocabulary& vocabulary, std::string_view t
 ByteLevelData parse_byte_level(const json& root) {
   const json& model = root.at("model");
   check(type_of(model) == "BPE", "model type ", type_of(model), ", expected BPE");
+  const bool is_clip = member(model, "end_of_word_suffix") == clip_word_end;
   for (const char* option : {"dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
-                             "byte_fallback", "ignore_merges"})
+                             "byte_fallback", "ignore_merges"}) {
+    const std::string name = option;
+    if (is_clip && (name == "end_of_word_suffix" || name == "unk_token")) continue;  // no byte is unknown
     check(is_off(model, option), "the BPE model sets ", option, ", which is not supported");
+  }
 
   ByteLevelData data;
-  const std::string normalizer = type_of(member(root, "normalizer"));
-  check(normalizer == "NFC" || normalizer == "null", "normalizer ", normalizer, ", expected NFC or null");
-  data.nfc = normalizer == "NFC";
-  data.pattern = read_pattern(member(root, "pre_tokenizer"));
-  const std::string post = type_of(member(root, "post_processor"));
-  check(post == "ByteLevel" || post == "null", "post-processor ", post, ", expected ByteLevel or null");
+  is_clip ? read_clip_words(root, data) : read_words(root, data);
   const std::string decoder = type_of(member(root, "decoder"));
   check(decoder == "ByteLevel", "decoder ", decoder, ", expected ByteLevel");
 
@@ -127,10 +158,19 @@ ByteLevelData read_vocabulary_and_merges(const Path& directory) {
 
   with_json(directory / "tokenizer_config.json", [&](const json& root) {
     const std::string type = root.value("tokenizer_class", "Qwen2Tokenizer");
+    if (type.starts_with("CLIPTokenizer")) {
+      data.pattern = clip_pattern;
+      data.lower_case = true;
+      data.word_end = clip_word_end;
+      return;
+    }
     check(type == "Qwen2Tokenizer" || type == "Qwen2TokenizerFast", "tokenizer_class ", type,
-          " needs a tokenizer.json; without one only Qwen2Tokenizer is supported");
+          " needs a tokenizer.json; without one only Qwen2Tokenizer and CLIPTokenizer are supported");
   });
   data.added = read_added_files(directory);
+  if (data.word_end == clip_word_end && data.added.empty())  // older folders only have them in the vocabulary
+    for (const char* token : {"<|startoftext|>", "<|endoftext|>"})
+      if (const auto id = data.vocabulary.find(token)) data.added.push_back({token, *id, true, true});
   return data;
 }
 

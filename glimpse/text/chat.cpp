@@ -139,6 +139,19 @@ std::vector<Piece> LlavaHfChat::pieces(const std::vector<Message>& messages,
   return script.done();
 }
 
+std::string question_of(const std::vector<Message>& messages) {
+  std::string question;
+  for (const Message& message : messages) {
+    if (message.role != "user") continue;
+    question.clear();
+    for (const Part& part : message.parts) question += part.text;
+  }
+  constexpr std::string_view short_answer = "\nAnswer the question using a single word or phrase.";
+  if (const size_t found = question.find(short_answer); found != question.npos)
+    question.erase(found, short_answer.size());
+  return question;
+}
+
 std::vector<int64_t> encode_chat(const Tokenizer& tokenizer, const std::vector<Message>& messages,
                                  bool add_generation_prompt, const ChatFormat& format) {
   std::vector<int64_t> ids;

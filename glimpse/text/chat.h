@@ -80,6 +80,9 @@ class LlavaHfChat : public ChatFormat {
   std::vector<Piece> pieces(const std::vector<Message>& messages, bool add_generation_prompt) const override;
 };
 
+/// What the last user message asks: its texts, without the line that asks for a single word or phrase.
+std::string question_of(const std::vector<Message>& messages);
+
 /// The token ids of the prompt. They equal those of Hugging Face's apply_chat_template for messages without
 /// special tokens in their text. Where Hugging Face turns "<|im_end|>" in a message into the control token,
 /// this encodes it as ordinary text: a message cannot end its turn, add an image or speak for another role.

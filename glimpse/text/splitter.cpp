@@ -61,7 +61,7 @@ Splitter::Splitter(const std::string& pattern) {
   pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // where it fails the interpreter does the same, slower
 }
 
-std::vector<std::string_view> Splitter::split(std::string_view text) const {
+std::vector<std::string_view> Splitter::split(std::string_view text, bool between) const {
   const MatchData match(pcre2_match_data_create(1, nullptr), &pcre2_match_data_free);
   const MatchContext limits(pcre2_match_context_create(nullptr), &pcre2_match_context_free);
   invariant(match && limits, "PCRE2 could not allocate");
@@ -80,14 +80,14 @@ std::vector<std::string_view> Splitter::split(std::string_view text) const {
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(match.get());
     const size_t begin = range[0], end = range[1];
     if (begin < end) {
-      if (done < begin) pieces.push_back(text.substr(done, begin - done));
+      if (between && done < begin) pieces.push_back(text.substr(done, begin - done));
       pieces.push_back(text.substr(begin, end - begin));
       from = done = end;
     } else {  // an empty match cuts nothing
       from = end < text.size() ? end + first_sequence(text.substr(end)).length : end;
     }
   }
-  if (done < text.size()) pieces.push_back(text.substr(done));
+  if (between && done < text.size()) pieces.push_back(text.substr(done));
   return pieces;
 }
 

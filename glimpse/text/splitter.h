@@ -16,9 +16,10 @@ class Splitter {
   /// not a regular expression.
   explicit Splitter(const std::string& pattern);
 
-  /// The matches and what lies between them, in order; joined they give `text`, which must be valid UTF-8 and
-  /// outlive the result. Throws Error when the expression needs too many steps on this text. Thread-safe.
-  std::vector<std::string_view> split(std::string_view text) const;
+  /// The matches and, if wanted, what lies between them, in order; joined they then give `text`, which must
+  /// be valid UTF-8 and outlive the result. Throws Error when the expression needs too many steps on this
+  /// text. Thread-safe.
+  std::vector<std::string_view> split(std::string_view text, bool between = true) const;
 
  private:
   struct Free {

@@ -23,6 +23,12 @@ size_t append_complete(std::string_view bytes, std::string& out) {
   return 0;
 }
 
+void append_character(utf8proc_int32_t point, std::string& out) {
+  utf8proc_uint8_t bytes[4];
+  const auto length = utf8proc_encode_char(point, bytes);
+  out.append(reinterpret_cast<const char*>(bytes), length);
+}
+
 }  // namespace
 
 Utf8Sequence first_sequence(std::string_view bytes) {
@@ -91,10 +97,21 @@ std::string nfc(std::string_view text) {
   invariant(count >= 0, "utf8proc could not compose");
   std::string out;
   out.reserve(text.size());
-  for (utf8proc_ssize_t i = 0; i < count; ++i) {
-    utf8proc_uint8_t bytes[4];
-    const auto length = utf8proc_encode_char(points[i], bytes);
-    out.append(reinterpret_cast<const char*>(bytes), length);
+  for (utf8proc_ssize_t i = 0; i < count; ++i) append_character(points[i], out);
+  return out;
+}
+
+std::string lower_case(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  while (!text.empty()) {
+    utf8proc_int32_t point;
+    const auto* bytes = reinterpret_cast<const utf8proc_uint8_t*>(text.data());
+    const auto length = utf8proc_iterate(bytes, std::ssize(text), &point);
+    invariant(length > 0, "lower_case() was given invalid UTF-8");
+    text.remove_prefix(length);
+    append_character(utf8proc_tolower(point), out);
+    if (point == 0x130) append_character(0x307, out);  // the one letter that becomes two: I with a dot
   }
   return out;
 }

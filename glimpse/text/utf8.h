@@ -27,4 +27,7 @@ std::string repair_utf8(std::string_view bytes);
 /// Normalization form C of valid UTF-8, in time n log n.
 std::string nfc(std::string_view text);
 
+/// Valid UTF-8 with every character in lower case, whatever stands around it.
+std::string lower_case(std::string_view text);
+
 }  // namespace glimpse

@@ -12,7 +12,9 @@ import sys
 import unicodedata
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-from transformers import AutoTokenizer  # noqa: E402
+from transformers import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast  # noqa: E402
+
+CLIP = pathlib.Path(__file__).resolve().parents[1] / "data/golden/methods/clip_full_112"
 
 # What the published template does for text and images, written anew: the tiny model's has no add_vision_id.
 TEMPLATE = (
@@ -141,6 +143,21 @@ def cases(folder: pathlib.Path, chats, twins: list[pathlib.Path] = []) -> dict:
     }
 
 
+def clip_cases(json_folder: pathlib.Path) -> dict:
+    """CLIP's: from vocab.json and merges.txt, and as a tokenizer.json, which goes to `json_folder`."""
+    tokenizer, older = CLIPTokenizerFast.from_pretrained(CLIP), CLIPTokenizer.from_pretrained(CLIP)
+    tokenizer.save_pretrained(json_folder)
+    for name in ("vocab.json", "merges.txt"):
+        (json_folder / name).unlink()
+    texts = TEXTS + ["<|ENDOFTEXT|>x", "a<|startoftext|>b", "ΣΑΣ ΟΔΟΣ ΑΣ", "İstanbul ǅ ẞ", "IT'S HE'LL'VE", "the</w>"] + random_texts(random.Random(7))
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    for text, expected in zip(texts, ids):  # the tokenizer in Python, without ftfy, reads other scripts in another way
+        if text.isascii() and all(c.isprintable() or c in "\t\r\n" for c in text):
+            assert older.encode(text, add_special_tokens=False) == expected, text
+    return {"folder": str(CLIP), "twins": [str(json_folder.resolve())], "size": len(tokenizer),
+            "texts": [{"text": text, "ids": i} for text, i in zip(texts, ids)], "decoded": [], "chats": []}
+
+
 def main(output: str, model: str, assets: str | None = None) -> None:
     sets = [cases(pathlib.Path(model), qwen_chats)]
     if assets:
@@ -148,6 +165,7 @@ def main(output: str, model: str, assets: str | None = None) -> None:
         sets += [cases(folder / "qwen2_vocab", qwen_chats), cases(folder / "llama_metaspace", llava_chats),
                  cases(folder / "llama_prepend", llava_chats, [folder / "llama_sentencepiece"])]
     pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
+    sets.append(clip_cases(pathlib.Path(output).parent / "clip_json"))
     # json's own escapes cannot carry lone surrogates, which no text here has.
     pathlib.Path(output).write_text(json.dumps(sets), encoding="utf-8")
 

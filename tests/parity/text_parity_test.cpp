@@ -88,7 +88,7 @@ TEST_CASE("ids and texts equal those of transformers") {
   }
 }
 
-TEST_CASE("a SentencePiece model gives the ids of the tokenizer.json made of it") {
+TEST_CASE("other files of the same tokenizer give the same ids") {
   int twins = 0;
   for (const json& set : sets())
     for (const std::string folder : set["twins"]) {
@@ -102,13 +102,13 @@ TEST_CASE("a SentencePiece model gives the ids of the tokenizer.json made of it"
         }
       ++twins;
     }
-  CHECK(twins > 0);
+  CHECK(twins == 2);
 }
 
 TEST_CASE("conversations equal those of transformers") {
   for (const json& set : sets()) {
     const auto tokenizer = Tokenizer::load(set["folder"].get<std::string>());
-    CHECK(set["chats"].size() > 100);
+    CHECK((set["chats"].empty() || set["chats"].size() > 100));  // CLIP has none
     for (const json& entry : set["chats"]) {
       const auto messages = messages_of(entry["messages"]);
       const bool generation = entry["generation"];
