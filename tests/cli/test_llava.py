@@ -7,6 +7,7 @@ from tensor_files import read_safetensors, write_safetensors
 
 GOLDEN = ROOT / "tests/data/golden/llava_tiny"
 MODULES = GOLDEN / "nm_main"
+CLIP = ROOT / "tests/data/golden/methods/clip_full_112"
 PHOTO, OTHER = str(GOLDEN / "inputs/imgA.png"), str(GOLDEN / "inputs/imgB.png")
 SPACE = "\u2581"
 IMAGE_ID = 400
@@ -54,9 +55,9 @@ class Llava(CliTest):
         (model / "preprocessor_config.json").symlink_to(GOLDEN / "vision_tower/preprocessor_config.json")
         return model
 
-    def ask_llava(self, model, *args, images=(PHOTO,)):
+    def ask_llava(self, model, *args, images=(PHOTO,), question="Where?"):
         flags = [flag for image in images for flag in ("-i", image)]
-        return json.loads(self.ok("ask", "--json", "-m", model, "--new-modules", MODULES, "-n", "6", *flags, *args, "Where?"))
+        return json.loads(self.ok("ask", "--json", "-m", model, "--new-modules", MODULES, "-n", "6", *flags, *args, question))
 
     def test_ask(self):
         original = self.original()
@@ -117,6 +118,35 @@ class Llava(CliTest):
         flags = ["chat", "-m", model, "--new-modules", MODULES, "-n", "4", "-i", PHOTO]
         both = self.ok(*flags, input="Where?\nAnd why?\n")
         self.assertTrue(both.startswith(self.ok(*flags, input="Where?\n")))
+
+    def test_text_tower(self):
+        """CDPruner compares with the text by CLIP where there is a text tower, and says by what it did."""
+        asked = ["--prune", "cdpruner", "--keep", "0.2"]
+        by = lambda got: got["pruning"][0]["settings"]["relevance"]
+        alone, converted = self.original(), self.converted()
+        words = self.ask_llava(alone, *asked)
+        self.assertEqual(by(words), "words")
+        self.assertIn("none (cdpruner compares with the words", self.ok("inspect", "-m", alone))
+        self.fails(["ask", "-m", alone, "-i", PHOTO, "--prune", "cdpruner(relevance=clip)", "x"], "needs CLIP's text tower")
+        self.fails(["ask", "-m", alone, "-i", PHOTO, "--prune", "cdpruner(relevance=x)", "x"], "expected clip or words, got 'x'")
+        self.fails(["ask", "-m", alone, "--clip", GOLDEN / "vision_tower", "x"], "holds no text tower")
+        self.fails(["ask", "--clip", CLIP, "x"], "is for models whose encoder is CLIP's")
+        named = [self.ask_llava(model, *asked, "--clip", CLIP) for model in (alone, converted)]
+        (self.dir / "clip-vit-tiny-patch14-112").unlink()
+        (self.dir / "clip-vit-tiny-patch14-112").symlink_to(CLIP)
+        whole = self.ask_llava(alone, *asked)
+        for got in (*named, whole):
+            self.assertEqual(by(got), "clip")
+            self.assertEqual(got["images"][0]["keep"], whole["images"][0]["keep"])
+        self.assertNotEqual(whole["images"][0]["keep"], words["images"][0]["keep"])
+        # The line about the form of the answer is not part of the question.
+        short = self.ask_llava(alone, *asked, "--system", "x", question="Where?\nAnswer the question using a single word or phrase.")
+        self.assertEqual(short["images"][0]["keep"], whole["images"][0]["keep"])
+        other = self.ask_llava(alone, *asked, question="What color is the umbrella on the left side of the picture?")
+        self.assertNotEqual(other["images"][0]["keep"], whole["images"][0]["keep"])
+        got = json.loads(self.ok("inspect", "--json", "-m", alone))
+        self.assertEqual(got["text_tower"], {"layers": 3, "hidden_size": 48})
+        self.assertIn("text tower", {part["part"] for part in got["parts"]})
 
     def test_inspect(self):
         got = json.loads(self.ok("inspect", "--json", "-m", self.original(), "--new-modules", MODULES))

@@ -255,7 +255,7 @@ TEST_CASE("a session's turns are fresh questions about the whole conversation") 
 TEST_CASE("plain positions: a LLaVA's prompts, where some methods renumber") {
   const auto golden = test::GoldenCase(test::golden_dir() / "llava_tiny/cases/l01_single.json");
   const test::Inputs inputs(golden, golden.info["inputs"]);
-  auto model = test::load_model(golden, at::kFloat);
+  auto model = test::load_model(golden, at::kFloat, test::golden_dir() / "methods/clip_full_112");
   const auto modules =
       GlimpseModules::load(golden.folder / "nm_main", base_shape(*model), model->decoder().options());
   const Engine engine(std::move(model), modules);
@@ -271,6 +271,7 @@ TEST_CASE("plain positions: a LLaVA's prompts, where some methods renumber") {
     std::vector<int64_t> own = ids;
     own.back() = question;
     sequence.prompt = engine.model().prompt(own, inputs.patches);
+    sequence.prompt.question = "What is number " + std::to_string(question) + "?";
     sequence.pruners = make_pruners(prune, engine.pruner_context());
     sequence.prefix_key = prefix_key(
         sequence, *prefix_end(sequence.prompt, sequence.pruners, engine.model().decoder().config().layers));
@@ -286,7 +287,7 @@ TEST_CASE("plain positions: a LLaVA's prompts, where some methods renumber") {
   for (const char* prune :
        {"none", "glimpse", "divprune(keep=0.5)", "visionzip", "vscan(window=2,layers=2,layer_keep=0.3)",
         "pyramiddrop", "divprune(keep=0.5)+pyramiddrop", "divprune(keep=0.5)+glimpse(threshold=0.2)",
-        "cdpruner"}) {
+        "cdpruner", "cdpruner(keep=0.5)+glimpse", "cdpruner(relevance=words)"}) {
     CAPTURE(prune);
     PrefixCache cache(size_t{1} << 30);
     for (const int64_t question : {40, 41, 42}) {

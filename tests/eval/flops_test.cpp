@@ -5,9 +5,7 @@
 #include "glimpse/eval/accounting.h"
 #include "glimpse/nn/flop_count.h"
 #include "golden/inputs.h"
-
-#undef CHECK
-#include <doctest/doctest.h>
+#include "io/scratch.h"
 
 using namespace glimpse;
 using test::row_request;
@@ -24,7 +22,7 @@ void check_near(double counted, double formula, double limit = 0.02) {
 }
 
 const Accounting& accounting() {
-  static const Accounting own(tiny_engine(), test::tiny_dir() / "model");
+  static const Accounting own(tiny_engine(), *open_model_dir(test::tiny_dir() / "model"));
   return own;
 }
 
@@ -113,6 +111,42 @@ TEST_CASE("the encoder of LLaVA") {
   model->encode({patches}, {});
   check_near(static_cast<double>(count.take()), vision_flops(shape, patches.grid), 1e-3);
   CHECK(shape.patch * shape.merge == 14);
+}
+
+TEST_CASE("CDPruner with CLIP's text tower") {
+  const auto folder = test::golden_dir() / "methods/llava_cdpruner";
+  const test::Scratch scratch;
+  nlohmann::json config = read_json(test::golden_dir() / "llava_tiny/base/config.json");
+  config["mm_vision_tower"] = (test::golden_dir() / "methods/clip_full_112").string();
+  scratch.write("config.json", config.dump());
+  std::filesystem::create_symlink(test::golden_dir() / "llava_tiny/base/model.safetensors",
+                                  scratch / "model.safetensors");
+  const auto engine = Engine::load({.model = scratch / "", .dtype = "fp32"});
+  const Accounting formulas(*engine, *open_model_dir(scratch / ""));
+  for (const test::GoldenCase& golden : test::golden_cases(folder)) {
+    CAPTURE(golden.name);
+    Sequence sequence;
+    Patches patches;
+    patches.pixel_values = at::rand({64, 3 * 14 * 14});
+    patches.grid = {1, 8, 8};
+    sequence.prompt = engine->model().prompt(golden.integers("input_ids"), {patches});
+    sequence.prompt.question = golden.info["text"];
+    sequence.pruners = make_pruners("cdpruner", engine->pruner_context());
+    Sequence* const sequences[] = {&sequence};
+    engine->model().encode_text("loads it");
+    FlopCount count;
+    prefill(engine->model(), sequences);
+    const auto counted = static_cast<double>(count.take());
+    Answer answer;
+    answer.images = sequence.prompt.images;
+    answer.prompt_tokens = std::ssize(sequence.prompt.ids);
+    answer.visual_tokens = 64;
+    answer.kept_tokens = std::ssize(sequence.kept);
+    answer.question_rows = sequence.question_rows;
+    const AnswerFlops formula = formulas.of(answer, sequence.pruners, {});
+    check_near(counted, formula.total());
+    check_near(counted - *formula.vision - formula.prefill, formula.prune);
+  }
 }
 
 TEST_CASE("nothing is counted unless asked") {

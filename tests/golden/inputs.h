@@ -32,8 +32,10 @@ struct Inputs {
 };
 
 /// The case's base model, with the config that its pruning modules replace fields of.
-inline std::unique_ptr<Vlm> load_model(const GoldenCase& golden, at::ScalarType dtype) {
+inline std::unique_ptr<Vlm> load_model(const GoldenCase& golden, at::ScalarType dtype,
+                                       const std::filesystem::path& clip = {}) {
   LoadOptions options;
+  options.clip = clip;
   options.dtype = dtype;
   options.config_overrides =
       read_json(golden.folder / golden.info["new_modules"].get<std::string>() / "config.json");

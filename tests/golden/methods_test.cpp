@@ -5,6 +5,8 @@
 #include "glimpse/image/clip_image.h"
 #include "glimpse/image/decode.h"
 #include "glimpse/image/qwen_image.h"
+#include "glimpse/models/clip_text.h"
+#include "glimpse/models/llava.h"
 #include "glimpse/prune/cdpruner.h"
 #include "glimpse/prune/divprune.h"
 #include "glimpse/prune/keep_rule.h"
@@ -242,6 +244,8 @@ std::string composition(const GoldenCase& golden) {
     return s.contains(key) && s[key].is_array() ? s[key].get<std::vector<double>>() : std::vector<double>();
   };
   if (method == "divprune") return concat("divprune(keep=", s["ratio"], ")");
+  if (method == "cdpruner")
+    return concat("cdpruner(keep=", (s["visual_token_num"].get<double>() + 0.25) / 64, ",relevance=clip)");
   if (method == "visionzip")
     return concat("visionzip(dominant=", s["dominant_ratio"], ",contextual=", s["contextual_ratio"], ")");
   if (method == "pdrop")
@@ -292,8 +296,44 @@ void check_scores(const GoldenCase& golden, const Seen& encoder, int64_t heads) 
     compare("shallow_scores", received(0), golden["shallow_scores"], 1e-6);
     compare("deep_scores", received(1), golden["deep_scores"], 1e-6);
   }
+  if (golden.has("clip_image_embeds")) {
+    const View& view = encoder.view;
+    compare("clip_image_embeds", view.shared_image, golden["clip_image_embeds"], 3e-5);
+    compare("text_embeds", view.shared_question, golden["text_embeds"], 3e-5);
+    const at::Tensor relevance = cdpruner_relevance(view.shared_image, view.shared_question, true);
+    compare("relevance", relevance, golden["relevance"], 2e-5);
+    const Ids order = golden.integers("selection_order");
+    CHECK(cdpruner_order(view.hidden, relevance, std::ssize(order)) == order);
+  }
   if (golden.has("merged")) compare("merged", encoder.selection.features, golden["merged"], 2e-4);
   if (golden.has("image_embeds")) compare("image_embeds", encoder.view.hidden, golden["image_embeds"], 2e-4);
+  // What the language model gets: the text around what is left of the one image.
+  const at::Tensor &text = encoder.view.text_hidden, &features = encoder.selection.features;
+  const at::Tensor left = features.defined()
+                              ? features
+                              : encoder.view.hidden.index_select(0, at::tensor(encoder.kept, at::kLong));
+  const int64_t before = encoder.view.question;
+  compare("llm_inputs_embeds",
+          at::cat({text.narrow(0, 0, before), left, text.narrow(0, before, text.size(0) - before)}),
+          golden["llm_inputs_embeds"], 2e-4);
+}
+
+// The ids and the mask that CLIP's text tower gets for the question.
+void check_pieces(const GoldenCase& golden) {
+  const auto dir = test::golden_dir() / golden.info["vision_tower"].get<std::string>();
+  const ClipText clip =
+      ClipText::load(read_json(dir / "config.json"), 64, Weights::open(dir, Llava::canonical_name),
+                     Tokenizer::load(dir), at::kFloat);
+  const auto pieces = clip.pieces(golden.info["text"]);
+  Ids ids, mask;
+  for (const Ids& piece : pieces) {
+    ids.insert(ids.end(), piece.begin(), piece.end());
+    mask.resize(ids.size(), 1);
+    ids.resize((ids.size() + 76) / 77 * 77, 0);
+    mask.resize(ids.size(), 0);
+  }
+  CHECK(ids == golden.integers("text_input_ids"));
+  CHECK(mask == golden.integers("text_attention_mask"));
 }
 
 void run_case(const GoldenCase& golden) {
@@ -309,6 +349,10 @@ void run_case(const GoldenCase& golden) {
   const Vlm& model = engine.model();
   Sequence sequence;
   sequence.prompt = model.prompt(golden.integers("input_ids"), patches_of(golden));
+  if (golden.info.contains("text")) {
+    sequence.prompt.question = golden.info["text"];
+    check_pieces(golden);
+  }
   const PrunerChain chain = make_pruners(composition(golden), engine.pruner_context());
   const auto recorder = std::make_shared<Recorder>(chain.at(0));
   sequence.pruners = {recorder};
@@ -355,11 +399,12 @@ void run_case(const GoldenCase& golden) {
 
 TEST_CASE("whole runs") {
   int run = 0;
-  for (const char* folder : {"llava_divprune", "llava_pdrop", "llava_vscan", "qwen_visionzip", "qwen_vscan"})
+  for (const char* folder :
+       {"llava_divprune", "llava_cdpruner", "llava_pdrop", "llava_vscan", "qwen_visionzip", "qwen_vscan"})
     for (const GoldenCase& golden : test::golden_cases(methods_dir() / folder)) {
       INFO(folder << "/" << golden.name << ": " << composition(golden));
       run_case(golden);
       ++run;
     }
-  CHECK(run == 27);
+  CHECK(run == 31);
 }

@@ -85,6 +85,17 @@ class Gguf(unittest.TestCase):
         self.assertEqual({p["part"]: p["parameters"] for p in model["parts"]},
                          {p["part"]: p["parameters"] for p in built_in["parts"]})
 
+    def test_eval(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, model in (("ours", pair("bf16")), ("expected", ["--model", TINY / "model"])):
+                self.ok("eval", *model, "--new-modules", TINY / "new_modules", "--methods", "glimpse", "--limit", 1, "--threads", 1,
+                        "--out", Path(folder) / name)
+            ours, expected = (json.loads((Path(folder) / name / "results.json").read_text()) for name in ("ours", "expected"))
+        self.assertEqual(ours["about"]["model"], str(DIR / "bf16/model.gguf"))
+        operations = [results["cells"][0]["all"]["gflop"] for results in (ours, expected)]
+        self.assertGreater(operations[0]["vision"], 0)
+        self.assertEqual(operations[0], operations[1])
+
     def test_errors_say_what_to_do(self):
         model, mmproj = (DIR / "q8_0" / name for name in ("model.gguf", "mmproj-model.gguf"))
         ask = ["ask", "--image", IMAGE, QUESTION]

@@ -46,6 +46,16 @@ TEST_CASE("without special tokens in the texts the ids are those of the rendered
           tokenizer->encode(QwenChat().render(messages, generation)));
 }
 
+TEST_CASE("what a conversation asks") {
+  CHECK(question_of({{"user", {words("Who?")}},
+                     {"assistant", {words("me")}},
+                     {"user", {image, words("Where"), words("?")}}}) == "Where?");
+  CHECK(question_of({{"user", {words("Why?\nAnswer the question using a single word or phrase."), image}}}) ==
+        "Why?");
+  CHECK(question_of({{"user", {words("Answer in a single word: why?")}}}) == "Answer in a single word: why?");
+  CHECK(question_of({{"system", {words("x")}}}).empty());
+}
+
 TEST_CASE("messages cannot smuggle special tokens in") {
   const auto tokenizer = Tokenizer::load(tiny_model());
   const auto specials = [&](const std::vector<Message>& messages) {

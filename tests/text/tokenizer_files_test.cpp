@@ -40,6 +40,8 @@ TEST_CASE("a tokenizer.json that asks for something else is refused by name") {
       {[](json& r) { r["model"]["byte_fallback"] = true; }, "normalizer"},
       {[](json& r) { r["model"]["dropout"] = 0.1; }, "dropout"},
       {[](json& r) { r["model"]["ignore_merges"] = true; }, "ignore_merges"},
+      {[](json& r) { r["model"]["end_of_word_suffix"] = "@@"; }, "sets end_of_word_suffix"},
+      {[](json& r) { r["model"]["end_of_word_suffix"] = "</w>"; }, "only supported with CLIP's normalizer"},
       {[](json& r) { r["model"]["vocab"] = json::array({1}); }, "no object"},
       {[](json& r) { r["model"]["vocab"]["!"] = -1; }, "has id -1"},
       {[](json& r) { r["model"]["vocab"]["!"] = int64_t{1} << 40; }, "expected 0 to"},
@@ -149,6 +151,10 @@ TEST_CASE("a folder of vocab.json and merges.txt is checked too") {
   SUBCASE("another tokenizer") {
     folder.write("tokenizer_config.json", R"({"tokenizer_class": "GPT2Tokenizer"})");
     check_error(folder, "tokenizer_config.json", "GPT2Tokenizer");
+  }
+  SUBCASE("CLIP's, but of words without ends") {
+    folder.write("tokenizer_config.json", R"({"tokenizer_class": "CLIPTokenizer"})");
+    check_error(folder, "vocab.json", "no token for the byte 0 at the end of a word");
   }
   SUBCASE("bad id") {
     for (const char* id : {"", "x", "-1", "99999999999999999999"}) {

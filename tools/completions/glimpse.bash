@@ -2,14 +2,14 @@
 
 _glimpse() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
-  local model='--model --mmproj --new-modules --adapter --dtype --weights --kernels --device --threads --help'
+  local model='--model --mmproj --new-modules --clip --adapter --dtype --weights --kernels --device --threads --help'
   local run="$model --prune --keep --threshold --max-keep --min-keep --anchors
     --max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --system
     --min-pixels --max-pixels"
 
   COMPREPLY=()
   case $prev in
-    --model | -m | --new-modules | --adapter | --image-root | --data-root | --resume)
+    --model | -m | --new-modules | --clip | --adapter | --image-root | --data-root | --resume)
       mapfile -t COMPREPLY < <(compgen -d -- "$cur"); compopt -o filenames; return ;;
     --image | -i | --config | -c | --data | --budget-from | --mask-out | --overlay-out | --scores-out | --out | -o | --mmproj)
       mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames; return ;;
