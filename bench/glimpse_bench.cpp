@@ -37,9 +37,12 @@ void run(const Options& options) {
   const auto wanted = [&](const char* part) {
     return std::find(options.only.begin(), options.only.end(), part) != options.only.end();
   };
+  const GemmPath path = bf16_gemm_path();
   std::printf("%s: %lld threads, %s kernels, bf16 products %s\n", question.checkpoint.c_str(),
               static_cast<long long>(at::get_num_threads()), kernels::target_name(),
-              bf16_gemm_path() == GemmPath::native ? "native" : "widened to float32");
+              path == GemmPath::native   ? "by libtorch"
+              : path == GemmPath::paired ? "in pairs"
+                                         : "widened to float32");
   std::fflush(stdout);
 
   Rows rows;

@@ -68,6 +68,7 @@ at::Tensor flash_attention(const at::Tensor& queries, const at::Tensor& keys, co
     for (int64_t first = 0; first < segment.rows; first += step)
       for (int64_t head = 0; head < kv_heads; ++head) tasks.push_back({&segment, head, first});
   const auto count = static_cast<int64_t>(tasks.size());
+  const bool pairs = bf16_gemm_path() == GemmPath::paired;
   with_element(q.scalar_type(), [&](auto element) {
     using T = decltype(element);
     parallel_tasks(count, [&](int64_t i) {
@@ -91,7 +92,8 @@ at::Tensor flash_attention(const at::Tensor& queries, const at::Tensor& keys, co
           v.stride(0),
           heads * dv,
           dv,
-          causal};
+          causal,
+          pairs};
       flash::attend(work, first, last,
                     element_data<T>(out) + segment->first_q * heads * dv + head * group * dv, scratch.data());
     });

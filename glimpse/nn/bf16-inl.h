@@ -32,14 +32,17 @@ HWY_INLINE void store(F f, V v, float* to) {
   hn::StoreU(v, f, to);
 }
 
-// Round to nearest even, as PyTorch does. Infinities stay; a NaN must not round up to infinity.
-HWY_INLINE void store(F, V v, bf16* to) {
+// The nearest bf16, ties to even as in PyTorch. Infinities stay; a NaN must not round up to infinity.
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<F>> rounded_bits(V v) {
   const hn::RebindToUnsigned<F> u;
   const auto bits = hn::BitCast(u, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(u, 1));
   const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(hn::Set(u, 0x7FFF), odd)));
-  const auto half = hn::IfThenElse(hn::RebindMask(u, hn::IsNaN(v)), hn::Set(u, 0x7FC0), rounded);
-  hn::StoreU(hn::TruncateTo(H(), half), H(), to);
+  return hn::IfThenElse(hn::RebindMask(u, hn::IsNaN(v)), hn::Set(u, 0x7FC0), rounded);
+}
+
+HWY_INLINE void store(F, V v, bf16* to) {
+  hn::StoreU(hn::TruncateTo(H(), rounded_bits(v)), H(), to);
 }
 
 HWY_INLINE float widen_one(bf16 x) {

@@ -26,47 +26,81 @@ int64_t flash_tile_rows() {
 
 // Scratch memory: everything that one task holds. A tile is rows of one head; rows are in lanes, so no sum or
 // maximum runs across lanes.
+template <class Step>
 struct FlashScratch {
-  float* q;          // [tiles][d][rows], scaled
+  Step* q;           // [tiles][d in steps][rows]
   float* out;        // [tiles][dv][rows], not yet divided by `sum`
   float *top, *sum;  // [tiles][rows]: greatest score, sum of exponentials
-  float *k, *v;      // [kKeys][d], [kKeys][dv]
+  Step *k, *v;       // [kKeys][d in steps], [kKeys in steps][dv]
   float* scores;     // [kKeys][rows]
+  Step* p;           // [kKeys in steps][rows]: their exponentials; floats take the place of the scores
   float* factors;    // [rows]
 
-  FlashScratch(float* at, int64_t tiles, int64_t rows, int64_t d, int64_t dv)
-      : q(at),
-        out(q + tiles * d * rows),
-        top(out + tiles * dv * rows),
-        sum(top + tiles * rows),
-        k(sum + tiles * rows),
-        v(k + kKeys * d),
-        scores(v + kKeys * dv),
-        factors(scores + kKeys * rows) {}
+  FlashScratch(float* memory, int64_t tiles, int64_t rows, int64_t d, int64_t dv) {
+    const auto take = [&](auto*& part, int64_t size) {
+      part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(memory);
+      memory += size;
+    };
+    take(q, tiles * steps_of<Step>(d) * rows);
+    take(out, tiles * dv * rows);
+    take(top, tiles * rows);
+    take(sum, tiles * rows);
+    take(k, kKeys * steps_of<Step>(d));
+    take(v, steps_of<Step>(kKeys) * dv);
+    take(scores, kKeys * rows);
+    p = reinterpret_cast<Step*>(scores);
+    if constexpr (std::is_same_v<Step, Pair>) take(p, steps_of<Step>(kKeys) * rows);
+    take(factors, rows);
+  }
 };
 
+// For either kind of steps.
 int64_t flash_scratch(int64_t count, int64_t group, int64_t d, int64_t dv) {
   const int64_t rows = tile_rows(), tiles = (count + rows - 1) / rows * group;
-  return tiles * rows * (d + dv + 2) + kKeys * (d + dv + rows) + rows;
+  return tiles * rows * (d + dv + 2) + kKeys * (d + dv + 2 * rows) + rows;
 }
 
-// Rows [row, row + rows) of a head as [d][rows]; rows beyond `last` are zero.
-template <class T>
-void pack_tile(const flash::Heads<T>& a, int64_t head, int64_t row, int64_t last, float* to) {
+// Rows [row, row + rows) of a head as [d in steps][rows]; rows beyond `last` are zero.
+template <class T, class Step>
+void pack_tile(const flash::Heads<T>& a, int64_t head, int64_t row, int64_t last, Step* to) {
   const int64_t rows = tile_rows();
-  const float scale = 1.0f / std::sqrt(static_cast<float>(a.d));
   for (int64_t r = 0; r < rows; ++r) {
     const T* from = a.q + (row + r) * a.q_row + head * a.q_head;
-    for (int64_t i = 0; i < a.d; ++i) to[i * rows + r] = row + r < last ? widen_one(from[i]) * scale : 0.0f;
+    for (int64_t i = 0; i < steps_of<Step>(a.d); ++i)
+      to[i * rows + r] = row + r < last ? step_at<Step>(from, i, a.d) : Step{0};
   }
 }
 
-// Scores of `count` keys from `key` on become exponentials; factors are what earlier results shrink by.
+// Values [n, dv] in steps of keys.
+template <class T>
+void pack_values(const T* v, int64_t row, int64_t n, int64_t dv, float* to) {
+  for (int64_t c = 0; c < n; ++c) widen_row(v + c * row, dv, to + c * dv);
+}
+void pack_values(const bf16* v, int64_t row, int64_t n, int64_t dv, Pair* to) {
+  for (int64_t c = 0; c < n; c += 2)
+    for (int64_t i = 0; i < dv; ++i)
+      to[c / 2 * dv + i] = v[c * row + i] | (c + 1 < n ? Pair{v[(c + 1) * row + i]} << 16 : 0);
+}
+
+// A vector of exponentials as the key's step.
+HWY_INLINE void put_step(V e, int64_t c, float* p) {
+  hn::StoreU(e, F(), p + c * tile_rows());
+}
+HWY_INLINE void put_step(V e, int64_t c, Pair* p) {
+  const U u;
+  Pair* const to = p + c / 2 * tile_rows();
+  const VU bits = rounded_bits(e);
+  hn::StoreU(c % 2 ? hn::Or(hn::LoadU(u, to), hn::ShiftLeft<16>(bits)) : bits, u, to);
+}
+
+// Scores of `count` keys from `key` on become exponentials in p; factors are what earlier results shrink by.
 // seen: how many keys the tile's first row sees, the next row one more if `step`.
+template <class Step>
 HWY_INLINE void online_softmax(float* scores, int64_t key, int64_t count, int64_t seen, int64_t step,
-                               float* top, float* sum, float* factors) {
+                               float scale, Step* p, float* top, float* sum, float* factors) {
   const F f;
   const int64_t lanes = hn::Lanes(f), rows = tile_rows();
+  const V scales = hn::Set(f, scale);
   for (int v = 0; v < kVectors; ++v) {
     float* const own = scores + v * lanes;
     const V limit =
@@ -81,41 +115,42 @@ HWY_INLINE void online_softmax(float* scores, int64_t key, int64_t count, int64_
     for (int64_t c = 0; c < count; ++c) most = hn::Max(most, hn::LoadU(f, own + c * rows));
     V total = hn::Zero(f);
     for (int64_t c = 0; c < count; ++c) {
-      const V e = hn::Exp(f, hn::Sub(hn::LoadU(f, own + c * rows), most));
-      hn::StoreU(e, f, own + c * rows);
+      const V e = hn::Exp(f, hn::Mul(hn::Sub(hn::LoadU(f, own + c * rows), most), scales));
+      put_step(e, c, p + v * lanes);
       total = hn::Add(total, e);
     }
-    const V factor = hn::Exp(f, hn::Sub(before, most));
+    const V factor = hn::Exp(f, hn::Mul(hn::Sub(before, most), scales));
     hn::StoreU(factor, f, factors + v * lanes);
     hn::StoreU(most, f, top + v * lanes);
     hn::StoreU(hn::MulAdd(hn::LoadU(f, sum + v * lanes), factor, total), f, sum + v * lanes);
   }
 }
 
-template <class T>
+template <class Step, class T>
 void attend_any(const flash::Heads<T>& a, int64_t first, int64_t last, T* out, float* memory) {
-  const int64_t rows = tile_rows(), across = (last - first + rows - 1) / rows, tiles_all = across * a.group;
-  const FlashScratch s(memory, tiles_all, rows, a.d, a.dv);
+  const int64_t rows = tile_rows(), across = (last - first + rows - 1) / rows, tiles_all = across * a.group,
+                depth = steps_of<Step>(a.d);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(a.d));
+  const FlashScratch<Step> s(memory, tiles_all, rows, a.d, a.dv);
   const auto seen_by = [&](int64_t row) { return a.causal ? a.keys - a.rows + row + 1 : a.keys; };
   const auto row_of = [&](int64_t t) { return first + t % across * rows; };
-  for (int64_t t = 0; t < tiles_all; ++t) pack_tile(a, t / across, row_of(t), last, s.q + t * a.d * rows);
+  for (int64_t t = 0; t < tiles_all; ++t) pack_tile(a, t / across, row_of(t), last, s.q + t * depth * rows);
   std::fill_n(s.out, tiles_all * a.dv * rows, 0.0f);
   std::fill_n(s.top, tiles_all * rows, kUnseen);
   std::fill_n(s.sum, tiles_all * rows, 0.0f);
 
   for (int64_t key = 0; key < seen_by(last - 1); key += kKeys) {
     const int64_t block = std::min(kKeys, seen_by(last - 1) - key);
-    for (int64_t c = 0; c < block; ++c) {
-      widen_row(a.k + (key + c) * a.k_row, a.d, s.k + c * a.d);
-      widen_row(a.v + (key + c) * a.v_row, a.dv, s.v + c * a.dv);
-    }
+    for (int64_t c = 0; c < block; ++c) copy_steps(a.k + (key + c) * a.k_row, 0, depth, a.d, s.k + c * depth);
+    pack_values(a.v + key * a.v_row, a.v_row, block, a.dv, s.v);
     for (int64_t t = 0; t < tiles_all; ++t) {
       const int64_t row = row_of(t), count = std::min(block, seen_by(std::min(row + rows, last) - 1) - key);
       if (count <= 0) continue;
-      tiles(s.q + t * a.d * rows, {s.k, a.d, 1}, a.d, count, s.scores, rows, FromZero());
-      online_softmax(s.scores, key, count, seen_by(row), a.causal ? 1 : 0, s.top + t * rows, s.sum + t * rows,
-                     s.factors);
-      tiles(s.scores, {s.v, 1, a.dv}, count, a.dv, s.out + t * a.dv * rows, rows, FromScaled{s.factors});
+      tiles(s.q + t * depth * rows, Operand<Step>{s.k, depth, 1}, depth, count, s.scores, rows, FromZero());
+      online_softmax(s.scores, key, count, seen_by(row), a.causal ? 1 : 0, scale, s.p, s.top + t * rows,
+                     s.sum + t * rows, s.factors);
+      tiles(s.p, Operand<Step>{s.v, 1, a.dv}, steps_of<Step>(count), a.dv, s.out + t * a.dv * rows, rows,
+            FromScaled{s.factors});
     }
   }
   for (int64_t t = 0; t < tiles_all; ++t)
@@ -127,10 +162,13 @@ void attend_any(const flash::Heads<T>& a, int64_t first, int64_t last, T* out, f
 }
 
 void attend_bf16(const flash::Heads<bf16>& a, int64_t first, int64_t last, bf16* out, float* scratch) {
-  attend_any(a, first, last, out, scratch);
+  if (a.pairs)
+    attend_any<Pair>(a, first, last, out, scratch);
+  else
+    attend_any<float>(a, first, last, out, scratch);
 }
 void attend_f32(const flash::Heads<float>& a, int64_t first, int64_t last, float* out, float* scratch) {
-  attend_any(a, first, last, out, scratch);
+  attend_any<float>(a, first, last, out, scratch);
 }
 const char* flash_target() {
   return hwy::TargetName(HWY_TARGET);

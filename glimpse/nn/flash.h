@@ -3,7 +3,7 @@
 #include <cstdint>
 
 /// Attention in blocks of keys with a running softmax (Dao et al., "FlashAttention", 2022), so that memory
-/// grows with the rows and not with rows x keys. bf16 or float32 operands, float32 arithmetic. Compiled for
+/// grows with the rows and not with rows x keys. bf16 or float32 operands, float32 sums. Compiled for
 /// every instruction set like nn/kernels.h; runs on the calling thread.
 namespace glimpse::flash {
 
@@ -21,6 +21,8 @@ struct Heads {
   int64_t k_row, v_row;       ///< strides of k and v
   int64_t out_row, out_head;  ///< strides of the result
   bool causal;                ///< row i sees the first keys - rows + i + 1 keys; else all
+  bool pairs = false;  ///< bf16 products in pairs, where gemm::has_pairs() (nn/gemm.h); the softmax's weights
+                       ///< are rounded to bf16 too
 };
 
 /// Rows that one call of attend() should take when `group` heads share a key head.

@@ -7,7 +7,7 @@
 
 #include <hwy/contrib/math/math-inl.h>
 
-#include "glimpse/nn/bf16-inl.h"
+#include "glimpse/nn/pairs-inl.h"
 #include "glimpse/nn/rows-inl.h"
 
 #include <algorithm>
@@ -32,23 +32,38 @@ void narrow_rows(const float* from, bf16* to, int64_t n) {
   convert(from, to, n);
 }
 
+// Vectors of numbers to multiply: x decides whether single float32 or pairs of bf16.
+HWY_INLINE int64_t numbers_per_vector(const float*) {
+  return hn::Lanes(F());
+}
+HWY_INLINE int64_t numbers_per_vector(const bf16*) {
+  return 2 * hn::Lanes(F());
+}
+template <class T>
+HWY_INLINE V load_factor(const float*, const T* from) {
+  return load(F(), from);
+}
+HWY_INLINE VU load_factor(const bf16*, const bf16* from) {
+  return load_pairs(from);
+}
+
 // M rows of x against R rows of w at once: each w element is loaded once, each x element R times. While it
 // works it asks for the block of w after this one: the hardware alone does not look beyond a page, which a
 // row often is.
-template <int M, int R, class W>
-void dot_block(const float* x, int64_t k, const W* w, bool ahead, float* y, int64_t ldy) {
+template <int M, int R, class X, class W>
+void dot_block(const X* x, int64_t k, const W* w, bool ahead, float* y, int64_t ldy) {
   const F f;
   constexpr int64_t line = 64 / sizeof(W);
-  const int64_t lanes = hn::Lanes(f);
+  const int64_t lanes = numbers_per_vector(x);
   V sum[M][R];
   for (int i = 0; i < M; ++i)
     for (int r = 0; r < R; ++r) sum[i][r] = hn::Zero(f);
   const auto step = [&](int64_t j) {
-    V wv[R];
-    for (int r = 0; r < R; ++r) wv[r] = load(f, w + r * k + j);
+    decltype(load_factor(x, w)) wv[R];
+    for (int r = 0; r < R; ++r) wv[r] = load_factor(x, w + r * k + j);
     for (int i = 0; i < M; ++i) {
-      const V xv = hn::LoadU(f, x + i * k + j);
-      for (int r = 0; r < R; ++r) sum[i][r] = hn::MulAdd(xv, wv[r], sum[i][r]);
+      const auto xv = load_factor(x, x + i * k + j);
+      for (int r = 0; r < R; ++r) sum[i][r] = add_product(sum[i][r], xv, wv[r]);
     }
   };
   int64_t j = 0;
@@ -61,7 +76,7 @@ void dot_block(const float* x, int64_t k, const W* w, bool ahead, float* y, int6
   for (int i = 0; i < M; ++i)
     for (int r = 0; r < R; ++r) {
       float total = hn::GetLane(hn::SumOfLanes(f, sum[i][r]));
-      for (int64_t t = j; t < k; ++t) total += x[i * k + t] * widen_one(w[r * k + t]);
+      for (int64_t t = j; t < k; ++t) total += widen_one(x[i * k + t]) * widen_one(w[r * k + t]);
       y[i * ldy + r] = total;
     }
 }
@@ -80,8 +95,8 @@ constexpr int columns_for(int m) {
 }
 #endif
 
-template <class W>
-void dots_any(const float* x, int64_t m, int64_t k, const W* w, int64_t begin, int64_t end, float* y,
+template <class X, class W>
+void dots_any(const X* x, int64_t m, int64_t k, const W* w, int64_t begin, int64_t end, float* y,
               int64_t ldy) {
   const int64_t passes = (m + kRows - 1) / kRows, rows = (m + passes - 1) / passes;
   const int64_t step = passes == 1 ? end - begin : 12;  // a multiple of columns_for(3) and (4)
@@ -90,7 +105,7 @@ void dots_any(const float* x, int64_t m, int64_t k, const W* w, int64_t begin, i
       with_rows(std::min(rows, m - row), [&](auto count) {
         constexpr int columns = columns_for(count);
         const int64_t last = std::min(first + step, end);
-        const float* own = x + row * k;
+        const X* own = x + row * k;
         float* to = y + row * ldy;
         int64_t n = first;
         for (; n + columns <= last; n += columns)
@@ -217,6 +232,10 @@ void dots_f32(const float* x, int64_t m, int64_t k, const float* w, int64_t b, i
               int64_t ldy) {
   dots_any(x, m, k, w, b, e, y, ldy);
 }
+void dots_pairs(const bf16* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y,
+                int64_t ldy) {
+  dots_any(x, m, k, w, b, e, y, ldy);
+}
 void mix_bf16(const float* p, int64_t ldp, int64_t m, int64_t n, const bf16* v, int64_t d, float* y) {
   mix_any(p, ldp, m, n, v, d, y);
 }
@@ -255,6 +274,7 @@ HWY_EXPORT(widen_rows);
 HWY_EXPORT(narrow_rows);
 HWY_EXPORT(dots_bf16);
 HWY_EXPORT(dots_f32);
+HWY_EXPORT(dots_pairs);
 HWY_EXPORT(mix_bf16);
 HWY_EXPORT(mix_f32);
 HWY_EXPORT(rms_norm_bf16);
@@ -279,6 +299,9 @@ void dots(const float* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_
 }
 void dots(const float* x, int64_t m, int64_t k, const float* w, int64_t b, int64_t e, float* y, int64_t ldy) {
   HWY_DYNAMIC_DISPATCH(dots_f32)(x, m, k, w, b, e, y, ldy);
+}
+void dots(const bf16* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y, int64_t ldy) {
+  HWY_DYNAMIC_DISPATCH(dots_pairs)(x, m, k, w, b, e, y, ldy);
 }
 void mix(const float* p, int64_t ldp, int64_t m, int64_t n, const bf16* v, int64_t d, float* y) {
   HWY_DYNAMIC_DISPATCH(mix_bf16)(p, ldp, m, n, v, d, y);

@@ -21,6 +21,9 @@ void dots(const float* x, int64_t m, int64_t k, const bf16* w, int64_t begin, in
           int64_t ldy);
 void dots(const float* x, int64_t m, int64_t k, const float* w, int64_t begin, int64_t end, float* y,
           int64_t ldy);
+/// In pairs of bf16, where gemm::has_pairs() (nn/gemm.h).
+void dots(const bf16* x, int64_t m, int64_t k, const bf16* w, int64_t begin, int64_t end, float* y,
+          int64_t ldy);
 
 /// y[i, :] = sum_s p[i * ldp + s] * v[s, :] for i < m <= max_rows, s < n; v [n, d], y [m, d].
 void mix(const float* p, int64_t ldp, int64_t m, int64_t n, const bf16* v, int64_t d, float* y);

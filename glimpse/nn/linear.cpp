@@ -23,34 +23,37 @@ bool cpu_has_amx_bf16() {
 }
 
 // Few rows: every weight is read once at memory speed.
-at::Tensor few_rows(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+at::Tensor few_rows(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, bool pairs) {
   const int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
-  const at::Tensor wide = x.to(at::kFloat).contiguous();
-  at::Tensor sums = at::empty({m, n}, wide.options());
-  with_element(weight.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    const T* w = element_data<T>(weight);
-    const int64_t chunk = std::max<int64_t>(8, 262144 / std::max<int64_t>(k, 1) / 8 * 8);
+  const at::Tensor rows = (pairs ? x : x.to(at::kFloat)).contiguous();
+  at::Tensor sums = at::empty({m, n}, x.options().dtype(at::kFloat));
+  const int64_t chunk = std::max<int64_t>(8, 262144 / std::max<int64_t>(k, 1) / 8 * 8);
+  const auto run = [&](const auto* from, const auto* w) {
     parallel_tasks((n + chunk - 1) / chunk, [&](int64_t i) {
-      kernels::dots(wide.const_data_ptr<float>(), m, k, w, i * chunk, std::min((i + 1) * chunk, n),
-                    sums.data_ptr<float>(), n);
+      kernels::dots(from, m, k, w, i * chunk, std::min((i + 1) * chunk, n), sums.data_ptr<float>(), n);
     });
-  });
+  };
+  if (pairs)
+    run(element_data<kernels::bf16>(rows), element_data<kernels::bf16>(weight));
+  else
+    with_element(weight.scalar_type(), [&](auto element) {
+      run(element_data<float>(rows), element_data<decltype(element)>(weight));
+    });
   if (bias.defined()) sums += bias;
   return sums.to(x.scalar_type());
 }
 
-// Many rows, float32 arithmetic on bf16 matrices (nn/gemm.h).
-at::Tensor widened(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+// Many rows of bf16 matrices (nn/gemm.h).
+at::Tensor many_rows(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, bool pairs) {
   const int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
   const at::Tensor rows = x.contiguous(), wide_bias = bias.defined() ? bias.to(at::kFloat) : bias;
   const at::TensorOptions wide = x.options().dtype(at::kFloat);
-  at::Tensor packed = at::empty({gemm::packed_size(m, k)}, wide);
+  at::Tensor packed = at::empty({gemm::packed_size(m, k, pairs)}, wide);
   at::Tensor out = at::empty({m, n}, x.options());
-  const int64_t blocks = gemm::packed_size(m, 1) / gemm::block_rows();
+  const int64_t blocks = (m + gemm::block_rows() - 1) / gemm::block_rows();
   float* const to = packed.data_ptr<float>();
   at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
-    gemm::pack(element_data<gemm::bf16>(rows), m, k, first, last, to);
+    gemm::pack(element_data<gemm::bf16>(rows), m, k, first, last, pairs, to);
   });
   // Tasks are panels of columns, cut along the rows too so that narrow products use every core.
   const int64_t height = std::min<int64_t>(blocks, std::max<int64_t>(1, 384 / gemm::block_rows()));
@@ -62,7 +65,8 @@ at::Tensor widened(const at::Tensor& x, const at::Tensor& weight, const at::Tens
     const int64_t column = task / down * gemm::panel_columns, first = task % down * height;
     gemm::panel(to, m, k, first, std::min(first + height, blocks), element_data<gemm::bf16>(weight),
                 wide_bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr, column,
-                std::min(column + gemm::panel_columns, n), n, element_data<gemm::bf16>(out), scratch.data());
+                std::min(column + gemm::panel_columns, n), n, pairs, element_data<gemm::bf16>(out),
+                scratch.data());
   });
   return out;
 }
@@ -74,9 +78,11 @@ at::Tensor dense(const at::Tensor& x, const at::Tensor& weight, const at::Tensor
   const at::Tensor rows = x.reshape({-1, x.size(-1)});
   auto sizes = x.sizes().vec();
   sizes.back() = weight.size(0);
-  if (rows.size(0) > 0 && rows.size(0) <= kernels::max_rows) return few_rows(rows, weight, bias).view(sizes);
-  if (x.scalar_type() == at::kBFloat16 && bf16_gemm_path() == GemmPath::widened && rows.size(0) > 0)
-    return widened(rows, weight, bias).view(sizes);
+  const bool bf16 = x.scalar_type() == at::kBFloat16, some = rows.size(0) > 0;
+  const GemmPath path = bf16_gemm_path();
+  const bool pairs = bf16 && path == GemmPath::paired;
+  if (some && rows.size(0) <= kernels::max_rows) return few_rows(rows, weight, bias, pairs).view(sizes);
+  if (some && bf16 && path != GemmPath::native) return many_rows(rows, weight, bias, pairs).view(sizes);
   return at::linear(x, weight, bias);
 }
 
@@ -148,11 +154,10 @@ Linear take_linear(const Weights& weights, const std::string& name, int64_t out,
 
 GemmPath bf16_gemm_path() {
   // Measured: AMD Zen 4/5 runs bf16 dot products at twice the float32 rate, Intel without AMX at half of it.
-  static const GemmPath own =
-      cpu_has_amx_bf16() || (__builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16"))
-          ? GemmPath::native
-          : GemmPath::widened;
-  return forced_path.value_or(own);
+  static const bool amx = cpu_has_amx_bf16(), amd = __builtin_cpu_is("amd");
+  if (forced_path) return *forced_path;
+  if (amx) return GemmPath::native;
+  return amd && gemm::has_pairs() ? GemmPath::paired : GemmPath::widened;
 }
 
 void force_bf16_gemm_path(std::optional<GemmPath> path) {

@@ -49,10 +49,9 @@ Linear take_linear(const Weights& weights, const std::string& name, int64_t out,
 /// A plain layer as `how` asks for it; `name`d in errors.
 Linear as_asked(Linear layer, const std::string& name, const WeightOptions& how);
 
-/// How many-row bf16 products run on this CPU. Where bf16 dot products are slower than float32 FMA (CPUs
-/// without AMX whose AVX-512 BF16 runs at half rate, and those without it) weights are widened panel by panel
-/// instead.
-enum class GemmPath { native, widened };
+/// How many-row bf16 products (linear layers, flash attention) run on this CPU: by libtorch, which uses AMX;
+/// in pairs (nn/gemm.h) where bf16 dot products beat float32 FMA; else widened to float32, panel by panel.
+enum class GemmPath { native, widened, paired };
 GemmPath bf16_gemm_path();
 /// Forces a path (for tests and measurements); nothing given: the CPU's own again.
 void force_bf16_gemm_path(std::optional<GemmPath> path);

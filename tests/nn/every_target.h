@@ -6,6 +6,9 @@
 #include <set>
 #include <string>
 
+#include "glimpse/nn/gemm.h"
+#include "glimpse/nn/kernels.h"
+
 #undef CHECK
 #include <doctest/doctest.h>
 
@@ -26,6 +29,11 @@ void on_every_target(const char* (*target_name)(), Body body) {
   }
   CHECK(names.size() > 1);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+/// Whether products of bf16 pairs (nn/gemm.h) can run: by instructions, or emulated without AVX-512.
+inline bool can_pair() {
+  return gemm::has_pairs() || std::string(kernels::target_name()).find("AVX3") == std::string::npos;
 }
 
 }  // namespace glimpse::test

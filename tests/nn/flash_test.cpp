@@ -8,6 +8,7 @@
 #include "nn/near.h"
 
 using namespace glimpse;
+using test::can_pair;
 using test::near;
 using test::on_every_target;
 
@@ -25,22 +26,35 @@ at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, 
 
 // The rows [first, last) of the kernel's result, the others zero.
 at::Tensor flash_rows(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal,
-                      int64_t first, int64_t last) {
+                      int64_t first, int64_t last, bool pairs = false) {
   at::Tensor out = at::zeros({q.size(0), q.size(1), v.size(1)}, q.options());
   std::vector<float> scratch(flash::scratch_size(last - first, q.size(1), q.size(2), v.size(1)));
   with_element(q.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    const flash::Heads<T> heads{
-        element_data<T>(q), element_data<T>(k), element_data<T>(v), q.size(0),     k.size(0),
-        q.size(1),          q.size(2),          v.size(1),          q.stride(0),   q.stride(1),
-        k.stride(0),        v.stride(0),        out.stride(0),      out.stride(1), causal};
+    const flash::Heads<T> heads{element_data<T>(q),
+                                element_data<T>(k),
+                                element_data<T>(v),
+                                q.size(0),
+                                k.size(0),
+                                q.size(1),
+                                q.size(2),
+                                v.size(1),
+                                q.stride(0),
+                                q.stride(1),
+                                k.stride(0),
+                                v.stride(0),
+                                out.stride(0),
+                                out.stride(1),
+                                causal,
+                                pairs};
     flash::attend(heads, first, last, element_data<T>(out), scratch.data());
   });
   return out;
 }
 
-at::Tensor flash_all(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal) {
-  return flash_rows(q, k, v, causal, 0, q.size(0));
+at::Tensor flash_all(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal,
+                     bool pairs = false) {
+  return flash_rows(q, k, v, causal, 0, q.size(0), pairs);
 }
 
 }  // namespace
@@ -59,7 +73,9 @@ TEST_CASE("flash attention: random shapes, causal and full") {
             const at::Tensor q = at::randn({rows, group, d}).to(type), k = at::randn({keys, d}).to(type),
                              v = at::randn({keys, dv}).to(type);
             for (const bool causal : {true, false})
-              CHECK(near(flash_all(q, k, v, causal), plain(q, k, v, causal), limit, limit));
+              for (const bool pairs : {false, true})
+                if (!pairs || (type == at::kBFloat16 && can_pair()))
+                  CHECK(near(flash_all(q, k, v, causal, pairs), plain(q, k, v, causal), limit, limit));
           }
   });
 }
@@ -78,6 +94,20 @@ TEST_CASE("flash attention: strided operands, and a row's result does not depend
     }
     const at::Tensor late = q.narrow(0, 90, 60).contiguous();  // rows that continue
     CHECK(flash_all(late, k, v, true).equal(whole.narrow(0, 90, 60)));
+  });
+}
+
+TEST_CASE("flash attention in pairs: a row's result does not depend on its neighbours") {
+  on_every_target(flash::target_name, [] {
+    if (!can_pair()) return;
+    const auto random = [](at::IntArrayRef shape) { return at::randn(shape).to(at::kBFloat16); };
+    const at::Tensor q = random({150, 2, 24}), k = random({150, 24}), v = random({150, 20});
+    const at::Tensor whole = flash_all(q, k, v, true, true);
+    CHECK_FALSE(whole.equal(flash_all(q, k, v, true)));  // it is another computation
+    for (const auto& [first, last] : {std::pair{0, 1}, {1, 50}, {50, 149}, {149, 150}}) {
+      const at::Tensor part = flash_rows(q, k, v, true, first, last, true);
+      CHECK(part.narrow(0, first, last - first).equal(whole.narrow(0, first, last - first)));
+    }
   });
 }
 

@@ -53,16 +53,16 @@ at::Tensor wide(const at::Tensor& x) {
 const std::vector<int64_t> kSizes = {0,  1,  2,  3,  4,  5,  7,   8,   9,   15,  16,
                                      17, 31, 32, 33, 63, 65, 100, 128, 257, 1000};
 
-template <class T>
+template <class X, class T>
 void test_dots() {
   for (const int64_t k : kSizes)
     for (int64_t m = 1; m <= kernels::max_rows; ++m) {
       CAPTURE(k);
       CAPTURE(m);
       const int64_t rows = 11, begin = m % 3, end = rows - m % 2, ldy = rows + 2;
-      const Guarded x = random<float>({m, k}), w = random<T>({rows, k});
+      const Guarded x = random<X>({m, k}), w = random<T>({rows, k});
       const Guarded y(at::full({m, ldy}, -5, at::kFloat));
-      kernels::dots(x.data<float>(), m, k, w.data<T>(), begin, end, y.data<float>(), ldy);
+      kernels::dots(x.data<X>(), m, k, w.data<T>(), begin, end, y.data<float>(), ldy);
       at::Tensor expected = at::full({m, ldy}, -5, at::kDouble);  // nothing outside [begin, end) is written
       expected.narrow(1, begin, end - begin)
           .copy_(at::matmul(wide(x.view), wide(w.view).t()).narrow(1, begin, end - begin));
@@ -187,8 +187,9 @@ TEST_CASE("narrow and widen: any length, nothing beyond it") {
 
 TEST_CASE("dots") {
   on_every_target([] {
-    test_dots<float>();
-    test_dots<kernels::bf16>();
+    test_dots<float, float>();
+    test_dots<float, kernels::bf16>();
+    if (test::can_pair()) test_dots<kernels::bf16, kernels::bf16>();
   });
 }
 

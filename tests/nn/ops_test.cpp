@@ -5,10 +5,8 @@
 
 #include "glimpse/nn/linear.h"
 #include "glimpse/nn/rotary.h"
+#include "nn/every_target.h"
 #include "nn/near.h"
-
-#undef CHECK
-#include <doctest/doctest.h>
 
 using namespace glimpse;
 using test::near;
@@ -128,7 +126,8 @@ TEST_CASE("linear: few rows, many rows, panels") {
               at::linear(wide(x), wide(linear.weight), bias ? wide(linear.bias) : at::Tensor());
           // Eight lanes (AVX2) sum more numbers each than sixteen, libtorch's products as ours.
           const double absolute = (type == at::kFloat ? 4e-6 : 2e-3) * std::sqrt(static_cast<double>(in));
-          for (const GemmPath path : {GemmPath::native, GemmPath::widened}) {
+          for (const GemmPath path : {GemmPath::native, GemmPath::widened, GemmPath::paired}) {
+            if (path == GemmPath::paired && !test::can_pair()) continue;
             force_bf16_gemm_path(path);
             CHECK(near(linear(x), expected, relative, absolute));
           }
@@ -137,6 +136,22 @@ TEST_CASE("linear: few rows, many rows, panels") {
           // Autograd goes the other way, which is also the native one.
           if (in < 8200) CHECK(near(linear(x.requires_grad_(true)), expected, relative, absolute));
         }
+  });
+}
+
+TEST_CASE("linear: bf16 panels on every instruction set") {
+  test::on_every_target(kernels::target_name, [] {
+    for (const auto& [rows, in, out] : {std::array{9, 1, 1}, {33, 130, 7}, {70, 515, 250}}) {
+      const Linear linear{random({out, in}, at::kBFloat16), random({out}, at::kBFloat16)};
+      const at::Tensor x = random({rows, in}, at::kBFloat16);
+      const at::Tensor expected = at::linear(wide(x), wide(linear.weight), wide(linear.bias));
+      for (const GemmPath path : {GemmPath::widened, GemmPath::paired}) {
+        if (path == GemmPath::paired && !test::can_pair()) continue;
+        force_bf16_gemm_path(path);
+        CHECK(near(linear(x), expected, 1e-2, 1e-2));
+      }
+      force_bf16_gemm_path(std::nullopt);
+    }
   });
 }
 
