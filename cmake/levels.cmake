@@ -7,9 +7,9 @@ if(GLIMPSE_WERROR)
   target_compile_options(glimpse_options INTERFACE -Werror)
 endif()
 if(GLIMPSE_SANITIZE)
-  # GCC takes instrumented standard headers for uses of uninitialised values.
+  # GCC takes instrumented standard headers for uses of uninitialised values and overflows.
   target_compile_options(glimpse_options INTERFACE -fsanitize=${GLIMPSE_SANITIZE} -fno-omit-frame-pointer
-                         $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+                         "$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-stringop-overflow>")
   target_link_options(glimpse_options INTERFACE -fsanitize=${GLIMPSE_SANITIZE})
 endif()
 
