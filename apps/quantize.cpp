@@ -62,6 +62,7 @@ int run(const QuantizeFlags& flags, Interrupt& interrupt) {
     add(in_file, weight.data);
     add(in_file + "_scale", weight.scale);
     add(in_file + "_correction", weight.correction);
+    if (weight.group) add(in_file + "_multiple", weight.multiple);
   }
   for (const std::string& name : weights.names())
     if (!rounded.contains(name)) add(weights.name_in_file(name), weights.raw(name));
@@ -81,11 +82,11 @@ std::function<int()> add_quantize(CLI::App& app, Interrupt& interrupt) {
       ->type_name("DIR");
   app.add_option("out", flags->out, "directory of the quantised checkpoint")->required()->type_name("OUT");
   app.add_option("--weights", flags->weights,
-                 "int8 (one scale per output) or int4 (one per output and group of inputs)")
+                 "int8 (one scale per output) or int4 (and a multiple of it per group of inputs)")
       ->type_name("BITS")
       ->check(CLI::IsMember({"int8", "int4"}).description(""))
       ->capture_default_str();
-  app.add_option("--group", flags->group, "inputs that share a scale in int4: 32 or 64")
+  app.add_option("--group", flags->group, "inputs that share a multiple in int4: 32 or 64")
       ->type_name("N")
       ->capture_default_str();
   app.add_option("--max-shard-size", flags->max_shard_size,

@@ -23,6 +23,8 @@ DecoderConfig decoder_config(const json& text, const json& top, const std::strin
   // Products of two sizes must stay far from overflow.
   for (const int64_t size : {c.hidden_size, c.intermediate_size, c.layers, c.heads, c.head_dim, c.vocab_size})
     check(size > 0 && size < kMaxSize, where, ": a size of the language model is ", size);
+  check(c.head_dim % 2 == 0, where, ": the head size ", c.head_dim,
+        " is odd, but rotary embedding turns pairs of numbers");
   c.rms_norm_eps = text.value("rms_norm_eps", 1e-6);
   c.tied_head = top.value("tie_word_embeddings", text.value("tie_word_embeddings", false));
   return c;

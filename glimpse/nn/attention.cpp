@@ -17,12 +17,28 @@ namespace glimpse {
 
 namespace {
 
+// q [..., d] / sqrt(d), float32.
+at::Tensor scaled_queries(const at::Tensor& q) {
+  return q.to(at::kFloat).mul(1.0 / std::sqrt(static_cast<double>(q.size(-1)))).contiguous();
+}
+
+// scores[h, :] = q[h] . keys for the query heads [first, last) that share these keys [length, d], read once
+// per max_rows of them; q [..., H, d] and scores [H, length] float32.
+template <class T>
+void score_keys(const at::Tensor& q, int64_t first, int64_t last, const T* keys, int64_t length,
+                at::Tensor& scores) {
+  const int64_t d = q.size(-1);
+  for (int64_t h = first; h < last; h += kernels::max_rows)
+    kernels::dots(q.const_data_ptr<float>() + h * d, std::min(kernels::max_rows, last - h), d, keys, 0, length,
+                  scores.data_ptr<float>() + h * length, length);
+}
+
 // One new row: the query heads of a cache head are folded into rows, so its keys and values are read once.
 at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
   const at::Tensor keys = cache.keys(), values = cache.values();
   const int64_t kv_heads = keys.size(0), length = keys.size(1), d = keys.size(2), heads = q.size(1);
   const int64_t group = heads / kv_heads, stride = keys.stride(0);
-  const at::Tensor wide = q.to(at::kFloat).mul(1.0 / std::sqrt(static_cast<double>(d))).contiguous();
+  const at::Tensor wide = scaled_queries(q);
   at::Tensor scores = at::empty({heads, length}, wide.options());
   at::Tensor out = at::empty({heads, d}, wide.options());
   with_element(q.scalar_type(), [&](auto element) {
@@ -30,16 +46,16 @@ at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
     // Short contexts are not worth waking a second thread.
     const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, length * d * group));
     at::parallel_for(0, kv_heads, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t h = begin; h < end; ++h)
-        for (int64_t g = 0; g < group; g += kernels::max_rows) {
-          const int64_t first = h * group + g, rows = std::min(kernels::max_rows, group - g);
-          float* s = scores.data_ptr<float>() + first * length;
-          kernels::dots(wide.const_data_ptr<float>() + first * d, rows, d, element_data<T>(keys) + h * stride,
-                        0, length, s, length);
+      for (int64_t h = begin; h < end; ++h) {
+        score_keys(wide, h * group, (h + 1) * group, element_data<T>(keys) + h * stride, length, scores);
+        for (int64_t first = h * group; first < (h + 1) * group; first += kernels::max_rows) {
+          const int64_t rows = std::min(kernels::max_rows, (h + 1) * group - first);
+          float* const s = scores.data_ptr<float>() + first * length;
           for (int64_t r = 0; r < rows; ++r) kernels::softmax(s + r * length, length);
           kernels::mix(s, length, rows, length, element_data<T>(values) + h * stride, d,
                        out.data_ptr<float>() + first * d);
         }
+      }
     });
   });
   return out.to(q.scalar_type()).view({1, heads * d});
@@ -127,8 +143,18 @@ at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
 }
 
 at::Tensor attention_logits(const at::Tensor& q, const at::Tensor& keys) {
-  const int64_t kv_heads = keys.size(0), d = keys.size(2);
-  flop_count::add(2 * q.numel() * keys.size(1));
+  const int64_t kv_heads = keys.size(0), length = keys.size(1), d = keys.size(2), group = q.size(0) / kv_heads;
+  flop_count::add(2 * q.numel() * length);
+  if (has_kernel(q) && has_kernel(keys) && q.scalar_type() == keys.scalar_type() && keys.stride(1) == d) {
+    const at::Tensor wide = scaled_queries(q);
+    at::Tensor scores = at::empty({q.size(0), length}, wide.options());
+    with_element(q.scalar_type(), [&](auto element) {
+      const auto* const data = element_data<decltype(element)>(keys);
+      for (int64_t h = 0; h < kv_heads; ++h)
+        score_keys(wide, h * group, (h + 1) * group, data + h * keys.stride(0), length, scores);
+    });
+    return scores;
+  }
   const at::Tensor rows = q.to(at::kFloat).view({kv_heads, -1, d});
   return (at::matmul(rows, keys.to(at::kFloat).transpose(1, 2)) / std::sqrt(static_cast<double>(d)))
       .flatten(0, 1);

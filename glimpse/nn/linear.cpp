@@ -56,7 +56,8 @@ at::Tensor many_rows(const at::Tensor& x, const at::Tensor& weight, const at::Te
     gemm::pack(element_data<gemm::bf16>(rows), m, k, first, last, pairs, to);
   });
   // Tasks are panels of columns, cut along the rows too so that narrow products use every core.
-  const int64_t height = std::min<int64_t>(blocks, std::max<int64_t>(1, 384 / gemm::block_rows()));
+  const int64_t most = std::max<int64_t>(1, 544 / gemm::block_rows()), parts = (blocks + most - 1) / most,
+                height = (blocks + parts - 1) / parts;
   const int64_t across = (n + gemm::panel_columns - 1) / gemm::panel_columns,
                 down = (blocks + height - 1) / height;
   parallel_tasks(across * down, [&](int64_t task) {
@@ -95,31 +96,26 @@ at::Tensor packed(const at::Tensor& x, const LowBitWeight& weight, const at::Ten
 }
 
 LowBitWeight take_low_bit(const Weights& weights, const std::string& name, int64_t out, int64_t in) {
-  const std::string scale = name + ".weight_scale", correction = name + ".weight_correction";
-  const bool eight = weights.raw(name + ".weight").scalar_type() == at::kChar;
+  const std::string weight = name + ".weight";
   const int64_t blocks = (out + 15) / 16;
-  const auto take = [&](const std::string& tensor, at::IntArrayRef shape, at::ScalarType type) {
-    return weights.take(tensor, shape, at::TensorOptions(type));
+  const auto take = [&](const char* suffix, at::IntArrayRef shape, at::ScalarType type) {
+    return weights.take(weight + suffix, shape, at::TensorOptions(type));
   };
-  if (eight)
-    return {out,
-            in,
-            0,
-            take(name + ".weight", {blocks, (in + 3) / 4, 16, 4}, at::kChar),
-            take(scale, {blocks * 16}, at::kFloat),
-            take(correction, {blocks * 16}, at::kInt)};
-  const at::Tensor scales = weights.raw(scale), data = weights.raw(name + ".weight");
-  const int64_t groups = scales.dim() == 3 ? scales.size(1) : 0;
-  const int64_t group = groups > 0 && data.dim() == 4 ? data.size(1) * 8 / groups : 0;
-  check(group == 32 || group == 64, "tensor '", scale, "' does not fit '", name,
-        ".weight': expected one scale per 32 or 64 inputs");
-  const int64_t expected = (in + group - 1) / group;
-  return {out,
-          in,
-          group,
-          take(name + ".weight", {blocks, expected * group / 8, 16, 4}, at::kByte),
-          take(scale, {blocks, expected, 16}, at::kBFloat16),
-          take(correction, {blocks * 16}, at::kFloat)};
+  LowBitWeight to{out, in, 0, {}, take("_scale", {blocks * 16}, at::kFloat),
+                  take("_correction", {blocks * 16}, at::kInt), {}};
+  if (weights.dtype(weight) == at::kChar) {
+    to.data = take("", {blocks, (in + 3) / 4, 16, 4}, at::kChar);
+    return to;
+  }
+  const at::Tensor multiples = weights.raw(weight + "_multiple"), data = weights.raw(weight);
+  const int64_t groups = multiples.dim() == 3 ? multiples.size(1) : 0;
+  to.group = groups > 0 && data.dim() == 4 ? data.size(1) * 8 / groups : 0;
+  check(to.group == 32 || to.group == 64, "tensor '", weight, "_multiple' does not fit '", weight,
+        "': expected one number per 32 or 64 inputs");
+  const int64_t expected = (in + to.group - 1) / to.group;
+  to.data = take("", {blocks, expected * to.group / 8, 16, 4}, at::kByte);
+  to.multiple = take("_multiple", {blocks, expected, 16}, at::kChar);
+  return to;
 }
 
 }  // namespace

@@ -15,6 +15,8 @@ namespace glimpse {
 namespace {
 
 constexpr int64_t kColumns = low_bit::block_columns;
+constexpr int kMostMultiple = 15;  // times -8 it has 8 bits
+constexpr int64_t kMostInputs = 1 << 16;  // so that sums of 255 x 127 have 32 bits
 
 int64_t rounded_up(int64_t value, int64_t step) {
   return (value + step - 1) / step * step;
@@ -33,24 +35,30 @@ __attribute__((target_clones("default", "avx2", "avx512f"))) float rounding_erro
   return sum;
 }
 
-// The bf16 scale that rounds a group v [n] to 4 bits with the least error among a few. The largest magnitude
-// becomes about -8, the end of the range that has one step more.
-c10::BFloat16 group_scale(const float* v, int64_t n) {
-  float extreme = 0;
+// The number of largest magnitude among v [n].
+float extreme(const float* v, int64_t n) {
+  float found = 0;
   for (int64_t i = 0; i < n; ++i)
-    if (std::abs(v[i]) > std::abs(extreme)) extreme = v[i];
-  if (extreme == 0) return 0.0f;
-  c10::BFloat16 best = 0.0f;
+    if (std::abs(v[i]) > std::abs(found)) found = v[i];
+  return found;
+}
+
+// The multiple of `scale` that rounds a group v [n] to 4 bits with the least error among those that map its
+// largest magnitude to about -8, the end of the range that has one step more.
+int group_multiple(const float* v, int64_t n, float scale) {
+  const float ideal = scale == 0 ? 0 : extreme(v, n) / (-8 * scale);
+  if (ideal == 0) return 0;
+  int best = 0;
   float least = INFINITY;
-  for (const float steps : {-8.0f, -7.6f, -7.2f, -8.4f, -8.8f}) {
-    const c10::BFloat16 scale = extreme / steps;
-    if (static_cast<float>(scale) == 0) continue;
-    const float error = rounding_error(v, n, 1.0f / static_cast<float>(scale));
-    if (error < least) {
-      least = error;
-      best = scale;
+  for (const float around : {0.9f, 1.0f, 1.15f})
+    for (const float candidate : {std::floor(ideal * around), std::ceil(ideal * around)}) {
+      if (candidate == 0 || std::abs(candidate) > kMostMultiple) continue;
+      const float error = rounding_error(v, n, 1 / (candidate * scale));
+      if (error < least) {
+        least = error;
+        best = static_cast<int>(candidate);
+      }
     }
-  }
   return best;
 }
 
@@ -78,27 +86,27 @@ void quantise8(const float* rows, int64_t in, int64_t real, int64_t block, LowBi
 }
 
 void quantise4(const float* rows, int64_t in, int64_t real, int64_t block, LowBitWeight& to) {
-  const int64_t pairs = to.data.size(1), groups = to.scale.size(1);
+  const int64_t pairs = to.data.size(1), groups = to.multiple.size(1);
   uint8_t* data = to.data.data_ptr<uint8_t>() + block * pairs * 4 * kColumns;
-  c10::BFloat16* scales = to.scale.data_ptr<c10::BFloat16>() + block * groups * kColumns;
+  int8_t* multiples = to.multiple.data_ptr<int8_t>() + block * groups * kColumns;
   for (int64_t c = 0; c < kColumns; ++c) {
     const float* row = rows + c * in;
-    float correction = 0;
+    const float scale = c < real ? std::abs(extreme(row, in)) / (8 * kMostMultiple) : 0;
+    int sum = 0;
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t first = g * to.group, count = c < real ? std::clamp<int64_t>(in - first, 0, to.group) : 0;
-      const c10::BFloat16 scale = group_scale(row + first, count);
-      scales[g * kColumns + c] = scale;
-      int sum = 0;
+      const int multiple = group_multiple(row + first, count, scale);
+      multiples[g * kColumns + c] = static_cast<int8_t>(multiple);
       for (int64_t i = 0; i < count; ++i) {
-        const int step = to_step(row[first + i], scale, -8, 7);
+        const int step = to_step(row[first + i], static_cast<float>(multiple) * scale, -8, 7);
         const int64_t at = first + i, quad = at / 4;
         uint8_t& byte = data[(quad / 2 * kColumns + c) * 4 + at % 4];
         byte = static_cast<uint8_t>(byte | (step & 15) << (quad % 2 * 4));
-        sum += step;
+        sum += multiple * step;
       }
-      correction -= 128 * static_cast<float>(scale) * static_cast<float>(sum);
     }
-    to.correction.data_ptr<float>()[block * kColumns + c] = correction;
+    to.scale.data_ptr<float>()[block * kColumns + c] = scale;
+    to.correction.data_ptr<int32_t>()[block * kColumns + c] = -128 * sum;
   }
 }
 
@@ -113,30 +121,23 @@ low_bit::Weight8 weight8(const LowBitWeight& w, const float* bias) {
 
 low_bit::Weight4 weight4(const LowBitWeight& w, const float* bias) {
   return {w.data.const_data_ptr<uint8_t>(),
-          static_cast<const uint16_t*>(w.scale.const_data_ptr()),
-          w.correction.const_data_ptr<float>(),
+          w.multiple.const_data_ptr<int8_t>(),
+          w.scale.const_data_ptr<float>(),
+          w.correction.const_data_ptr<int32_t>(),
           bias,
           2 * w.data.size(1),
           w.group / 4,
           w.out};
 }
 
-// Columns c of a panel whose blocks start at 0.
 template <class T>
 void panel_of_4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t first, int64_t last, T* y) {
   thread_local std::vector<int8_t> data;
-  thread_local std::vector<float> scale, bias;
-  thread_local std::vector<int32_t> correction;
   data.resize((last - first) * w.quads * 4 * kColumns);
-  scale.resize((last - first) * kColumns);
-  correction.resize(scale.size());
-  low_bit::widen4(w, first, last, data.data(), scale.data(), correction.data());
-  // The panel's pointers are set back so that its blocks keep their numbers.
-  const int64_t back = first * kColumns;
-  low_bit::panel8(
-      x,
-      {data.data() - back * w.quads * 4, scale.data() - back, correction.data() - back, w.bias, w.quads, w.n},
-      first, last, y);
+  low_bit::widen4(w, first, last, data.data());
+  // The pointer is set back so that the blocks keep their numbers.
+  const int8_t* const all = data.data() - first * w.quads * 4 * kColumns;
+  low_bit::panel8(x, {all, w.scale, w.correction, w.bias, w.quads, w.n}, first, last, y);
 }
 
 }  // namespace
@@ -144,16 +145,16 @@ void panel_of_4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t first
 LowBitWeight quantise_weight(const at::Tensor& weight, int64_t group) {
   check(group == 0 || group == 32 || group == 64, "4-bit weights: expected groups of 32 or 64, got ", group);
   const int64_t out = weight.size(0), in = weight.size(1), blocks = rounded_up(out, kColumns) / kColumns;
-  LowBitWeight to{out, in, group, {}, {}, {}};
+  check(in <= kMostInputs, "weights of 8 and 4 bits: expected at most ", kMostInputs, " inputs, got ", in);
+  LowBitWeight to{out, in, group, {}, {}, {}, {}};
+  to.scale = at::empty({blocks * kColumns}, at::kFloat);
+  to.correction = at::empty({blocks * kColumns}, at::kInt);
   if (group == 0) {
     to.data = at::empty({blocks, rounded_up(in, 4) / 4, kColumns, 4}, at::kChar);
-    to.scale = at::empty({blocks * kColumns}, at::kFloat);
-    to.correction = at::empty({blocks * kColumns}, at::kInt);
   } else {
     const int64_t groups = rounded_up(in, group) / group;
     to.data = at::zeros({blocks, groups * group / 8, kColumns, 4}, at::kByte);
-    to.scale = at::empty({blocks, groups, kColumns}, at::kBFloat16);
-    to.correction = at::empty({blocks * kColumns}, at::kFloat);
+    to.multiple = at::empty({blocks, groups, kColumns}, at::kChar);
   }
   parallel_tasks(blocks, [&](int64_t block) {
     const int64_t first = block * kColumns, real = std::min(kColumns, out - first);
@@ -168,13 +169,16 @@ at::Tensor LowBitWeight::dequantised() const {
   const auto by_row = [&](const at::Tensor& steps) {  // [blocks, quads, 16, 4] -> [16 * blocks, 4 * quads]
     return steps.permute({0, 2, 1, 3}).reshape({16 * steps.size(0), -1}).to(at::kFloat);
   };
-  if (!group) return (by_row(data) * scale.unsqueeze(1)).narrow(0, 0, out).narrow(1, 0, in).contiguous();
+  const auto scaled = [&](const at::Tensor& whole) {
+    return (whole * scale.unsqueeze(1)).narrow(0, 0, out).narrow(1, 0, in).contiguous();
+  };
+  if (!group) return scaled(by_row(data));
   const at::Tensor bytes = data.to(at::kInt);
   const auto half = [](const at::Tensor& nibble) { return at::where(nibble > 7, nibble - 16, nibble); };
   const at::Tensor quads = at::stack({half(bytes.bitwise_and(15)), half(bytes.bitwise_right_shift(4))}, 2);
   const at::Tensor steps = by_row(quads.flatten(1, 2));
-  const at::Tensor scales = scale.permute({0, 2, 1}).reshape({steps.size(0), -1}).to(at::kFloat);
-  return (steps * scales.repeat_interleave(group, 1)).narrow(0, 0, out).narrow(1, 0, in).contiguous();
+  const at::Tensor multiples = multiple.permute({0, 2, 1}).reshape({steps.size(0), -1});
+  return scaled(steps * multiples.repeat_interleave(group, 1));
 }
 
 at::Tensor low_bit_linear(const at::Tensor& x, const LowBitWeight& weight, const at::Tensor& bias) {
@@ -187,6 +191,7 @@ at::Tensor low_bit_linear(const at::Tensor& x, const LowBitWeight& weight, const
   const int64_t stride = rounded_up(padded, 64) + 64;
   at::Tensor bytes = at::empty({m, stride}, at::kByte), scale = at::empty({m}, at::kFloat);
   at::Tensor out = at::empty({m, weight.out}, x.options());
+  if (m == 0) return out;
   with_element(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     uint8_t* const u = bytes.data_ptr<uint8_t>();

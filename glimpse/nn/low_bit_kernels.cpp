@@ -23,6 +23,9 @@ constexpr int kTileRows = 8, kTileBlocks = 3;  // 24 of 32
 constexpr int kTileRows = 12 / kParts > 0 ? 12 / kParts : 1, kTileBlocks = 1;  // 12 of 16
 #endif
 
+// Rows without a larger number count as zeros, so that 127 divided by it is finite.
+constexpr float kLeast = 1e-36f;
+
 template <class T>
 float quantise_row(const T* x, int64_t k, uint8_t* u, int64_t padded) {
   const F f;
@@ -41,7 +44,7 @@ float quantise_row(const T* x, int64_t k, uint8_t* u, int64_t padded) {
   }
   top = std::max(top, hn::GetLane(hn::MaxOfLanes(f, tops)));
   const bool finite = zero + hn::GetLane(hn::SumOfLanes(f, zeros)) == 0;
-  const float inverse = finite && top > 0 ? 127.0f / top : 0.0f;
+  const float inverse = finite && top > kLeast ? 127.0f / top : 0.0f;
   const V scale = hn::Set(f, inverse);
   const hn::RebindToSigned<F> s;
   const hn::Rebind<uint8_t, F> b;
@@ -76,9 +79,9 @@ HWY_INLINE void store_block(const VF (&sums)[kParts], float scale, const float* 
 }
 
 // The results of the rows [row, row + M) and blocks [block, block + B) from their integer sums.
-template <int M, int B, class T>
-HWY_INLINE void store_tile8(const VL (&acc)[M][B][kParts], const low_bit::Rows& x, const low_bit::Weight8& w,
-                            int64_t row, int64_t block, T* y) {
+template <int M, int B, class Weight, class T>
+HWY_INLINE void store_tile(const VL (&acc)[M][B][kParts], const low_bit::Rows& x, const Weight& w,
+                           int64_t row, int64_t block, T* y) {
   const L l;
   const LF f;
   for (int b = 0; b < B; ++b) {
@@ -118,7 +121,7 @@ HWY_INLINE void tile8(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t
         for (int p = 0; p < kParts; ++p) acc[i][b][p] = quad_dot(acc[i][b][p], value, weight[b][p]);
     }
   }
-  store_tile8(acc, x, w, row, block, y);
+  store_tile(acc, x, w, row, block, y);
 }
 
 template <int M, int Blocks, class T>
@@ -164,7 +167,7 @@ HWY_INLINE void tile_of_pairs(const int32_t* rows, int64_t stride, const int32_t
           for (int p = 0; p < kParts; ++p) acc[i][b][p] = pair_dot(acc[i][b][p], value, weight[b][p]);
       }
     }
-  store_tile8(acc, x, w, row, block, y);
+  store_tile(acc, x, w, row, block, y);
 }
 
 template <class T>
@@ -237,21 +240,19 @@ HWY_INLINE Nibbles unpack(VL packed) {
   return {hn::And(hn::ShiftLeft<4>(packed), high), hn::And(packed, high)};
 }
 
-HWY_INLINE VF load_scales(const bf16* from) {
-  const hn::RebindToUnsigned<L> u;
-  return hn::BitCast(LF(), hn::ShiftLeft<16>(hn::PromoteTo(u, hn::LoadU(hn::Rebind<uint16_t, L>(), from))));
+// The multiples of a group's columns.
+HWY_INLINE VL load_multiples(const int8_t* from) {
+  return hn::PromoteTo(L(), hn::LoadU(hn::Rebind<int8_t, L>(), from));
 }
 
 template <int M, int B, class T>
 HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t row, int64_t block, T* y) {
   const L l;
-  const LF f;
   const int64_t groups = w.quads / w.group_quads;
-  VF total[M][B][kParts];
+  VL total[M][B][kParts];
   for (int i = 0; i < M; ++i)
     for (int b = 0; b < B; ++b)
-      for (int p = 0; p < kParts; ++p)
-        total[i][b][p] = hn::LoadU(f, w.correction + (block + b) * kColumns + p * kLanes);
+      for (int p = 0; p < kParts; ++p) total[i][b][p] = hn::Zero(l);
   for (int64_t g = 0; g < groups; ++g) {
     VL acc[M][B][kParts];
     for (int i = 0; i < M; ++i)
@@ -272,15 +273,13 @@ HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t
       }
     for (int b = 0; b < B; ++b)
       for (int p = 0; p < kParts; ++p) {
-        const VF scale = hn::Mul(load_scales(w.scale + ((block + b) * groups + g) * kColumns + p * kLanes),
-                                 hn::Set(f, 1.0f / 16));
+        const VL multiple = load_multiples(w.multiple + ((block + b) * groups + g) * kColumns + p * kLanes);
         for (int i = 0; i < M; ++i)
-          total[i][b][p] = hn::MulAdd(hn::ConvertTo(f, acc[i][b][p]), scale, total[i][b][p]);
+          total[i][b][p] =
+              hn::Add(total[i][b][p], hn::Mul(hn::ShiftRight<4>(acc[i][b][p]), multiple));
       }
   }
-  for (int b = 0; b < B; ++b)
-    for (int i = 0; i < M; ++i)
-      store_block(total[i][b], x.scale[row + i], w.bias, (block + b) * kColumns, w.n, y + (row + i) * w.n);
+  store_tile(total, x, w, row, block, y);
 }
 
 template <class T>
@@ -293,47 +292,33 @@ void few4_any(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t first, 
   });
 }
 
-void widen4_blocks(const low_bit::Weight4& from, int64_t first, int64_t last, int8_t* to, float* scale,
-                   int32_t* correction) {
+void widen4_blocks(const low_bit::Weight4& from, int64_t first, int64_t last, int8_t* to) {
   const L l;
-  const LF f;
   const int64_t groups = from.quads / from.group_quads;
+  const auto times = [&](VL bytes, VL multiple) {
+    VL out = hn::Zero(l);
+    const auto one = [&](VL high_byte, auto shift) {
+      const VL product = hn::Mul(hn::ShiftRight<28>(high_byte), multiple);
+      out = hn::Or(out, hn::ShiftLeft<shift>(hn::And(product, hn::Set(l, 0xFF))));
+    };
+    one(hn::ShiftLeft<24>(bytes), std::integral_constant<int, 0>());
+    one(hn::ShiftLeft<16>(bytes), std::integral_constant<int, 8>());
+    one(hn::ShiftLeft<8>(bytes), std::integral_constant<int, 16>());
+    one(bytes, std::integral_constant<int, 24>());
+    return out;
+  };
   for (int64_t block = first; block < last; ++block)
-    for (int p = 0; p < kParts; ++p) {
-      const bf16* scales = from.scale + block * groups * kColumns + p * kLanes;
-      VF top = hn::Zero(f);
-      for (int64_t g = 0; g < groups; ++g) top = hn::Max(top, hn::Abs(load_scales(scales + g * kColumns)));
-      // A weight is at most 8 scales.
-      top = hn::Mul(top, hn::Set(f, 8.0f / 127));
-      const VF inverse = hn::IfThenElseZero(hn::Gt(top, hn::Zero(f)), hn::Div(hn::Set(f, 1.0f / 16), top));
-      VL sums = hn::Zero(l);
-      const auto scaled = [&](VL bytes, VF ratio) {
-        VL out = hn::Zero(l);
-        const auto one = [&](VL value, auto shift) {
-          const VL rounded = hn::NearestInt(hn::Mul(hn::ConvertTo(f, value), ratio));
-          sums = hn::Add(sums, rounded);
-          out = hn::Or(out, hn::ShiftLeft<shift>(hn::And(rounded, hn::Set(l, 0xFF))));
-        };
-        one(hn::ShiftRight<24>(hn::ShiftLeft<24>(bytes)), std::integral_constant<int, 0>());
-        one(hn::ShiftRight<24>(hn::ShiftLeft<16>(bytes)), std::integral_constant<int, 8>());
-        one(hn::ShiftRight<24>(hn::ShiftLeft<8>(bytes)), std::integral_constant<int, 16>());
-        one(hn::ShiftRight<24>(bytes), std::integral_constant<int, 24>());
-        return out;
-      };
-      for (int64_t g = 0; g < groups; ++g) {
-        const VF ratio = hn::Mul(load_scales(scales + g * kColumns), inverse);
+    for (int64_t g = 0; g < groups; ++g)
+      for (int p = 0; p < kParts; ++p) {
+        const VL multiple = load_multiples(from.multiple + (block * groups + g) * kColumns + p * kLanes);
         for (int64_t q = g * from.group_quads; q < (g + 1) * from.group_quads; q += 2) {
           const Nibbles weight =
               unpack(load_quads(from.w + (block * from.quads + q) / 2 * kQuadBytes + p * 4 * kLanes));
           int8_t* out = to + ((block - first) * from.quads + q) * kQuadBytes + p * 4 * kLanes;
-          hn::StoreU(scaled(weight.even, ratio), l, reinterpret_cast<int32_t*>(out));
-          hn::StoreU(scaled(weight.odd, ratio), l, reinterpret_cast<int32_t*>(out + kQuadBytes));
+          hn::StoreU(times(weight.even, multiple), l, reinterpret_cast<int32_t*>(out));
+          hn::StoreU(times(weight.odd, multiple), l, reinterpret_cast<int32_t*>(out + kQuadBytes));
         }
       }
-      const int64_t column = (block - first) * kColumns + p * kLanes;
-      hn::StoreU(top, f, scale + column);
-      hn::StoreU(hn::Mul(sums, hn::Set(l, -128)), l, correction + column);
-    }
 }
 
 const char* low_bit_target() {
@@ -407,8 +392,8 @@ void few4(const Rows& x, const Weight4& w, int64_t first, int64_t last, bf16* y)
 void few4(const Rows& x, const Weight4& w, int64_t first, int64_t last, float* y) {
   HWY_DYNAMIC_DISPATCH(few4_f32)(x, w, first, last, y);
 }
-void widen4(const Weight4& from, int64_t first, int64_t last, int8_t* to, float* scale, int32_t* correction) {
-  HWY_DYNAMIC_DISPATCH(widen4_blocks)(from, first, last, to, scale, correction);
+void widen4(const Weight4& from, int64_t first, int64_t last, int8_t* to) {
+  HWY_DYNAMIC_DISPATCH(widen4_blocks)(from, first, last, to);
 }
 
 const char* target_name() {

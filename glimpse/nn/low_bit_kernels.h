@@ -6,8 +6,9 @@
 ///
 /// A packed weight [n, k] is cut into blocks of 16 rows (columns of the result) and quads of 4 values along
 /// k: 8 bits: [n/16][k/4][16][4] int8. 4 bits: [n/16][k/8][16][4] bytes; the low half of a byte belongs to
-/// the even quad, the high half to the odd one, both two's complement. k is padded with zeros to whole quads
-/// (8 bits) or groups (4 bits), n to whole blocks.
+/// the even quad, the high half to the odd one, both two's complement; a group of quads is to be multiplied
+/// by a whole number per column, [n/16][groups][16] int8. k is padded with zeros to whole quads (8 bits) or
+/// groups (4 bits), n to whole blocks.
 ///
 /// Activations are unsigned bytes, 128 + round(x / scale), one scale per row, so that one dot-product
 /// instruction takes four of them; what the 128 adds is taken off again by a correction per column.
@@ -39,12 +40,13 @@ struct Weight8 {
   int64_t quads, n;
 };
 
-/// Blocks of a weight of 4 bits: y = row scale * (sum over groups of scale * sum + correction) + bias.
+/// Blocks of a weight of 4 bits: the same with the sum over groups of multiple * the group's sum.
 struct Weight4 {
   const uint8_t* w;
-  const bf16* scale;        ///< [n/16][groups][16]
-  const float* correction;  ///< [n]: -128 x the sum of the column's weights
-  const float* bias;        ///< [n] or null
+  const int8_t* multiple;  ///< [n/16][groups][16]
+  const float* scale;
+  const int32_t* correction;
+  const float* bias;
   int64_t quads, group_quads, n;
 };
 
@@ -57,9 +59,8 @@ void few8(const Rows& x, const Weight8& w, int64_t first, int64_t last, float* y
 void few4(const Rows& x, const Weight4& w, int64_t first, int64_t last, bf16* y);
 void few4(const Rows& x, const Weight4& w, int64_t first, int64_t last, float* y);
 
-/// The blocks [first, last) of `from` in 8 bits with one scale per column, for panel8: `to`
-/// [blocks][quads][64], scale and correction [16 * blocks].
-void widen4(const Weight4& from, int64_t first, int64_t last, int8_t* to, float* scale, int32_t* correction);
+/// The blocks [first, last) of `from` in 8 bits, times their multiples, for panel8: `to` [blocks][quads][64].
+void widen4(const Weight4& from, int64_t first, int64_t last, int8_t* to);
 
 /// The instruction set in use.
 const char* target_name();

@@ -40,12 +40,12 @@ class Quantize(CliTest):
     def test_4_bits(self):
         out = self.quantize("--weights", "int4")
         small = read_safetensors(out / "model.safetensors")
-        self.assertEqual((small[LAYER][0], small[LAYER + "_scale"][0]), ("U8", "BF16"))
+        self.assertEqual([small[LAYER + part][0] for part in ("", "_scale", "_multiple")], ["U8", "F32", "I8"])
         self.assertEqual(json.loads((out / "config.json").read_text())["quantization_config"]["group_size"], 64)
         self.assertEqual(self.answer("-m", out), self.answer("-m", MODEL, "--weights", "int4"))
-        # Twice as many scales.
+        # Twice as many multiples.
         fine = read_safetensors(self.quantize("--weights", "int4", "--group", "32", out="fine") / "model.safetensors")
-        self.assertEqual(fine[LAYER + "_scale"][1][1], 2 * small[LAYER + "_scale"][1][1])
+        self.assertEqual(fine[LAYER + "_multiple"][1][1], 2 * small[LAYER + "_multiple"][1][1])
         self.assertTrue(self.answer("-m", self.dir / "fine")["answer"])
 
     def test_shards(self):
@@ -79,10 +79,15 @@ class Quantize(CliTest):
                 "no correction": {LAYER + "_correction": None},
                 "fewer rows": {LAYER: (kind, half, data[: len(data) // 2])},
                 "flat": {LAYER: (kind, [len(data)], data)},
-                "short scale": {LAYER + "_scale": (scale_kind, [1], scales[: len(scales) // max(1, len(scales) // (4 if bits == "int8" else 2))])},
-                "wide scale": {LAYER + "_scale": ("I32" if bits == "int8" else "I16", scale_shape, scales)},
+                "short scale": {LAYER + "_scale": (scale_kind, [1], scales[:4])},
+                "wide scale": {LAYER + "_scale": ("I32", scale_shape, scales)},
                 "no bytes": {LAYER: ("BF16", [*shape[:-1], shape[-1] // 2], data)},
             }
+            if bits == "int4":
+                damages["no multiple"] = {LAYER + "_multiple": None}
+                multiple_kind, multiple_shape, multiples = whole[LAYER + "_multiple"]
+                halved = [multiple_shape[0], multiple_shape[1], multiple_shape[2] // 2]
+                damages["short multiple"] = {LAYER + "_multiple": (multiple_kind, halved, multiples[: len(multiples) // 2])}
             for what, change in damages.items():
                 with self.subTest(bits=bits, what=what):
                     tensors = {name: tensor for name, tensor in {**whole, **change}.items() if tensor}

@@ -72,6 +72,11 @@ TEST_CASE("config.json: which model, which fields") {
              c["rope_scaling"]["mrope_section"] = {8, 12, 13};
            }),
            {"mrope_section sums to 33", "half of the head size 64"});
+  contains(with_config([](json& c) {
+             c["head_dim"] = 1;
+             c["rope_scaling"]["mrope_section"] = {0, 0, 0};
+           }),
+           {"head size 1 is odd"});
   contains(with_config([](json& c) { c["use_sliding_window"] = true; }),
            {"sliding-window attention is not supported"});
 }

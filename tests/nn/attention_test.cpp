@@ -3,13 +3,12 @@
 
 #include <cmath>
 
+#include "nn/every_target.h"
 #include "nn/near.h"
-
-#undef CHECK
-#include <doctest/doctest.h>
 
 using namespace glimpse;
 using test::near;
+using test::on_every_target;
 
 namespace {
 
@@ -36,29 +35,31 @@ at::Tensor naive(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) 
 }  // namespace
 
 TEST_CASE("causal_attention: prefill, continuation and decoding") {
-  for (const auto& [type, limit] : {std::pair{at::kFloat, 5e-6}, {at::kBFloat16, 3e-2}})
-    for (const int64_t group : {1, 2, 7, 8, 16})
-      for (const int64_t d : {16, 32, 64, 80, 128}) {
-        CAPTURE(type);
-        CAPTURE(group);
-        CAPTURE(d);
-        at::manual_seed(group * 1000 + d);
-        const int64_t kv_heads = group == 1 ? 3 : 2, total = 25;
-        const at::Tensor q = random({total, kv_heads * group, d}, type),
-                         k = random({total, kv_heads, d}, type), v = random({total, kv_heads, d}, type);
-        LayerCache cache;
-        int64_t done = 0;
-        for (const int64_t count : {11, 1, 6, 1, 1, 5}) {
-          const auto part = [&](const at::Tensor& t) { return t.narrow(0, done, count); };
-          cache.append(part(k), part(v));
-          const at::Tensor expected =
-              naive(part(q), k.narrow(0, 0, done + count), v.narrow(0, 0, done + count));
-          const at::Tensor got = causal_attention(part(q), cache);
-          CHECK(near(got, expected, limit, limit));
-          CHECK((got.scalar_type() == type));
-          done += count;
+  on_every_target(kernels::target_name, [] {
+    for (const auto& [type, limit] : {std::pair{at::kFloat, 5e-6}, {at::kBFloat16, 3e-2}})
+      for (const int64_t group : {1, 2, 7, 8, 16})
+        for (const int64_t d : {16, 32, 64, 80, 128}) {
+          CAPTURE(type);
+          CAPTURE(group);
+          CAPTURE(d);
+          at::manual_seed(group * 1000 + d);
+          const int64_t kv_heads = group == 1 ? 3 : 2, total = 25;
+          const at::Tensor q = random({total, kv_heads * group, d}, type),
+                           k = random({total, kv_heads, d}, type), v = random({total, kv_heads, d}, type);
+          LayerCache cache;
+          int64_t done = 0;
+          for (const int64_t count : {11, 1, 6, 1, 1, 5}) {
+            const auto part = [&](const at::Tensor& t) { return t.narrow(0, done, count); };
+            cache.append(part(k), part(v));
+            const at::Tensor expected =
+                naive(part(q), k.narrow(0, 0, done + count), v.narrow(0, 0, done + count));
+            const at::Tensor got = causal_attention(part(q), cache);
+            CHECK(near(got, expected, limit, limit));
+            CHECK((got.scalar_type() == type));
+            done += count;
+          }
         }
-      }
+  });
 }
 
 TEST_CASE("causal_attention of a single first row, and with autograd") {
@@ -74,40 +75,44 @@ TEST_CASE("causal_attention of a single first row, and with autograd") {
 }
 
 TEST_CASE("attention_logits") {
-  for (const auto type : {at::kFloat, at::kBFloat16}) {
-    const at::Tensor q = random({6, 16}, type), k = random({9, 2, 16}, type);
-    LayerCache cache;
-    cache.append(k, k);
-    const at::Tensor got = attention_logits(q, cache);
-    CHECK((got.scalar_type() == at::kFloat));
-    at::Tensor expected = at::zeros({6, 9}, at::kDouble);
-    for (int64_t h = 0; h < 6; ++h)
-      for (int64_t s = 0; s < 9; ++s)
-        expected[h][s] = (q[h].to(at::kDouble) * k[s][h / 3].to(at::kDouble)).sum() / 4.0;
-    CHECK(near(got, expected, 1e-5, 1e-5));
-  }
+  on_every_target(kernels::target_name, [] {
+    for (const auto type : {at::kFloat, at::kBFloat16}) {
+      const at::Tensor q = random({6, 16}, type), k = random({9, 2, 16}, type);
+      LayerCache cache;
+      cache.append(k, k);
+      const at::Tensor got = attention_logits(q, cache);
+      CHECK((got.scalar_type() == at::kFloat));
+      at::Tensor expected = at::zeros({6, 9}, at::kDouble);
+      for (int64_t h = 0; h < 6; ++h)
+        for (int64_t s = 0; s < 9; ++s)
+          expected[h][s] = (q[h].to(at::kDouble) * k[s][h / 3].to(at::kDouble)).sum() / 4.0;
+      CHECK(near(got, expected, 1e-5, 1e-5));
+    }
+  });
 }
 
 TEST_CASE("segment_attention with mixed lengths") {
-  for (const auto& [type, limit] : {std::pair{at::kFloat, 5e-6}, {at::kBFloat16, 3e-2}})
-    for (const std::vector<int64_t>& lengths :
-         {std::vector<int64_t>{1}, {17}, {4, 4, 4}, {16, 8, 16, 4, 8, 1, 16}, {1, 2, 3}}) {
-      int64_t total = 0;
-      for (const int64_t n : lengths) total += n;
-      const at::Tensor q = random({total, 3, 16}, type), k = random({total, 3, 16}, type),
-                       v = random({total, 3, 16}, type);
-      at::Tensor expected = at::zeros({total, 48}, at::kDouble);
-      int64_t first = 0;
-      for (const int64_t n : lengths) {
-        const auto heads = [&](const at::Tensor& t) {
-          return t.narrow(0, first, n).transpose(0, 1).to(at::kDouble);
-        };
-        const at::Tensor p = (at::matmul(heads(q), heads(k).transpose(1, 2)) / 4.0).softmax(2);
-        expected.narrow(0, first, n).copy_(at::matmul(p, heads(v)).transpose(0, 1).flatten(1));
-        first += n;
+  on_every_target(kernels::target_name, [] {
+    for (const auto& [type, limit] : {std::pair{at::kFloat, 5e-6}, {at::kBFloat16, 3e-2}})
+      for (const std::vector<int64_t>& lengths :
+           {std::vector<int64_t>{1}, {17}, {4, 4, 4}, {16, 8, 16, 4, 8, 1, 16}, {1, 2, 3}}) {
+        int64_t total = 0;
+        for (const int64_t n : lengths) total += n;
+        const at::Tensor q = random({total, 3, 16}, type), k = random({total, 3, 16}, type),
+                         v = random({total, 3, 16}, type);
+        at::Tensor expected = at::zeros({total, 48}, at::kDouble);
+        int64_t first = 0;
+        for (const int64_t n : lengths) {
+          const auto heads = [&](const at::Tensor& t) {
+            return t.narrow(0, first, n).transpose(0, 1).to(at::kDouble);
+          };
+          const at::Tensor p = (at::matmul(heads(q), heads(k).transpose(1, 2)) / 4.0).softmax(2);
+          expected.narrow(0, first, n).copy_(at::matmul(p, heads(v)).transpose(0, 1).flatten(1));
+          first += n;
+        }
+        CHECK(near(segment_attention(q, k, v, lengths), expected, limit, limit));
       }
-      CHECK(near(segment_attention(q, k, v, lengths), expected, limit, limit));
-    }
+  });
 }
 
 TEST_CASE("the cache appends, keeps and drops rows") {
@@ -162,19 +167,21 @@ TEST_CASE("kept rows do not hold the old memory") {
 }
 
 TEST_CASE("attention received inside segments") {
-  at::manual_seed(4);
-  const at::Tensor q = at::randn({300, 3, 8}), k = at::randn({300, 3, 8});
-  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{300}, {1, 99, 200}}) {
-    const at::Tensor got = received_attention(q, k, lengths);
-    int64_t first = 0;
-    for (const int64_t length : lengths) {
-      const auto part = [&](const at::Tensor& t) { return t.narrow(0, first, length).transpose(0, 1); };
-      const at::Tensor weights = (at::matmul(part(q), part(k).transpose(1, 2)) / std::sqrt(8.0)).softmax(2);
-      CHECK((got.narrow(0, first, length) - weights.mean(0).mean(0)).abs().max().item<float>() < 1e-6);
-      first += length;
+  on_every_target(kernels::target_name, [] {
+    at::manual_seed(4);
+    const at::Tensor q = at::randn({300, 3, 8}), k = at::randn({300, 3, 8});
+    for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{300}, {1, 99, 200}}) {
+      const at::Tensor got = received_attention(q, k, lengths);
+      int64_t first = 0;
+      for (const int64_t length : lengths) {
+        const auto part = [&](const at::Tensor& t) { return t.narrow(0, first, length).transpose(0, 1); };
+        const at::Tensor weights = (at::matmul(part(q), part(k).transpose(1, 2)) / std::sqrt(8.0)).softmax(2);
+        CHECK((got.narrow(0, first, length) - weights.mean(0).mean(0)).abs().max().item<float>() < 1e-6);
+        first += length;
+      }
     }
-  }
-  const at::Tensor low = received_attention(q.to(at::kBFloat16), k.to(at::kBFloat16), {300});
-  CHECK((low.scalar_type() == at::kFloat));
-  CHECK(low.sum().item<float>() == doctest::Approx(1));
+    const at::Tensor low = received_attention(q.to(at::kBFloat16), k.to(at::kBFloat16), {300});
+    CHECK((low.scalar_type() == at::kFloat));
+    CHECK(low.sum().item<float>() == doctest::Approx(1));
+  });
 }

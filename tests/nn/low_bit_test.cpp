@@ -16,9 +16,9 @@ struct Shape {
   int64_t m, out, in;
 };
 
-// One row, up to eight (few rows), more (panels); sizes that are no multiple of anything.
+// No row, one, up to eight (few rows), more (panels); sizes that are no multiple of anything.
 const std::vector<Shape> kShapes = {
-    {1, 1, 1},    {1, 16, 64},  {1, 35, 37},    {2, 48, 128}, {3, 17, 68},    {5, 160, 30},   {8, 33, 200},
+    {0, 33, 200}, {1, 1, 1},    {1, 16, 64},  {1, 35, 37},    {2, 48, 128}, {3, 17, 68},    {5, 160, 30},   {8, 33, 200},
     {9, 130, 65}, {17, 48, 96}, {64, 256, 256}, {70, 50, 7},  {4, 100, 3420}, {33, 1300, 34}, {1, 272, 2048}};
 
 double largest(const at::Tensor& t) {
@@ -48,8 +48,10 @@ TEST_CASE("rounding to 8 bits errs by half a step at most, to 4 bits by little m
         const auto part = [&](const at::Tensor& t) {
           return t.narrow(1, first, std::min(group, s.in - first));
         };
-        // The end of the range with one step less may be cut off by one step and a half.
-        CHECK((part(error).abs() <= part(weight).abs().amax(1, true) / 8 * 1.7).all().item<bool>());
+        // The end of the range with one step less may be cut off by one step and a half; the least step is
+        // a fifteenth of the row's largest.
+        const at::Tensor limit = part(weight).abs().amax(1, true) / 8 * 1.7 + step * (127.0 / 240);
+        CHECK((part(error).abs() <= limit).all().item<bool>());
       }
       if (s.in >= 64) CHECK(error.norm().item<double>() < 0.12 * weight.norm().item<double>());
     }
@@ -73,13 +75,8 @@ TEST_CASE("products of 8- and 4-bit weights on every instruction set") {
           const at::Tensor plain =
               at::linear(rounded_rows(x), dense, bias.defined() ? bias.to(at::kDouble) : bias);
           REQUIRE((got.scalar_type() == dtype));
-          // Many rows see a 4-bit weight rounded once more, to 8 bits.
-          const bool twice = group && s.m > low_bit::max_rows;
-          const double limit = twice ? 0.05 * std::sqrt(static_cast<double>(s.in)) : 1e-4;
           CHECK(
-              near(got, plain, dtype == at::kFloat ? 1e-5 : 8e-3, limit * std::max(1.0, largest(dense) / 3)));
-          if (twice && s.in >= 64)
-            CHECK((got.to(at::kDouble) - plain).norm().item<double>() < 0.015 * plain.norm().item<double>());
+              near(got, plain, dtype == at::kFloat ? 1e-5 : 8e-3, 1e-4 * std::max(1.0, largest(dense) / 3)));
         }
   });
 }
@@ -92,7 +89,7 @@ TEST_CASE("a row's product does not depend on the rows beside it, nor on the ins
     const at::Tensor all = low_bit_linear(x, weight, {});
     for (int64_t r = 0; r < 8; ++r)
       CHECK(at::equal(low_bit_linear(x.narrow(0, r, 1), weight, {})[0], all[r]));
-    if (group == 0) CHECK(at::equal(low_bit_linear(at::cat({x, x}), weight, {}).narrow(0, 8, 8), all));
+    CHECK(at::equal(low_bit_linear(at::cat({x, x}), weight, {}).narrow(0, 8, 8), all));
   }
 }
 
@@ -107,8 +104,14 @@ TEST_CASE("rows of zeros give the bias, rows that are not finite give NaN") {
   CHECK(y.narrow(0, 1, 2).isnan().all().item<bool>());
 }
 
-TEST_CASE("weights that are not finite are refused") {
+TEST_CASE("rows of the smallest numbers stay finite") {
+  const LowBitWeight weight = quantise_weight(at::randn({20, 37}), 0);
+  CHECK(low_bit_linear(at::full({1, 37}, 1e-44), weight, {}).isfinite().all().item<bool>());
+}
+
+TEST_CASE("weights that are not finite, and rows whose sums could overflow, are refused") {
   at::Tensor weight = at::randn({4, 4});
   weight[1][2] = NAN;
   CHECK_THROWS_AS(quantise_weight(weight, 0), Error);
+  CHECK_THROWS_AS(quantise_weight(at::ones({1, 65537}), 0), Error);
 }
