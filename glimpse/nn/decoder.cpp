@@ -56,9 +56,10 @@ at::Tensor Decoder::layer(int64_t l, at::Tensor x, const RaggedBatch& batch) con
   const Layer& layer = layers_[l];
   const int64_t d = config_.head_dim;
   const at::Tensor n = rms_norm(x, layer.input_layernorm, config_.rms_norm_eps);
-  const at::Tensor q = apply_rope(layer.q_proj(n).view({-1, config_.heads, d}), batch.rope);
-  const at::Tensor k = apply_rope(layer.k_proj(n).view({-1, config_.kv_heads, d}), batch.rope);
-  const at::Tensor v = layer.v_proj(n).view({-1, config_.kv_heads, d});
+  const auto [wide_q, wide_k, wide_v] = linears(n, layer.q_proj, layer.k_proj, layer.v_proj);
+  const at::Tensor q = apply_rope(wide_q.view({-1, config_.heads, d}), batch.rope);
+  const at::Tensor k = apply_rope(wide_k.view({-1, config_.kv_heads, d}), batch.rope);
+  const at::Tensor v = wide_v.view({-1, config_.kv_heads, d});
 
   std::vector<at::Tensor> mixed;
   int64_t row = 0;
@@ -72,8 +73,9 @@ at::Tensor Decoder::layer(int64_t l, at::Tensor x, const RaggedBatch& batch) con
   }
   const at::Tensor attended = layer.o_proj(mixed.size() == 1 ? mixed[0] : at::cat(mixed));
   const at::Tensor m = add_rms_norm(x, attended, layer.post_attention_layernorm, config_.rms_norm_eps);
-  const at::Tensor up = layer.down_proj(silu_mul(layer.gate_proj(m), layer.up_proj(m)));
-  return at::GradMode::is_enabled() ? x + up : x.add_(up);
+  const auto [gate, up] = linears(m, layer.gate_proj, layer.up_proj);
+  const at::Tensor down = layer.down_proj(silu_mul(gate, up));
+  return at::GradMode::is_enabled() ? x + down : x.add_(down);
 }
 
 at::Tensor Decoder::last_row_attention(int64_t l, const at::Tensor& x, const Rope* rope) const {

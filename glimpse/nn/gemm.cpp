@@ -109,13 +109,7 @@ void gemm_panel(const Step* packed, int64_t m, int64_t k, int64_t first, int64_t
   const int64_t columns = end - begin, step_size = std::is_same_v<Step, Pair> ? 2 : 1;
   for (int64_t d = 0; d < all; d += kDepth) {
     const int64_t depth = std::min(kDepth, all - d);
-    for (int64_t c = 0; c < columns; ++c) {
-      if (c + 4 < columns) {
-        const bf16* const next = w + (begin + c + 4) * k + d * step_size;
-        for (int64_t i = 0; i < kDepth * step_size; i += 32) __builtin_prefetch(next + i, 0, 3);
-      }
-      copy_steps(w + (begin + c) * k, d, depth, k, own_w + c * kDepth);
-    }
+    for (int64_t c = 0; c < columns; ++c) copy_steps(w + (begin + c) * k, d, depth, k, own_w + c * kDepth);
     int64_t asked = d + kDepth < all ? 0 : columns;  // columns whose next block is on its way
     for (int64_t b = first; b < last; ++b) {
       // The next block of weights is asked for while this one is multiplied: its short rows, far apart, are

@@ -20,6 +20,8 @@ int64_t packed_size(int64_t m, int64_t k, bool pairs);
 /// Columns of a panel and steps (floats or pairs) of its blocks: a tile's operands stay in the first-level
 /// cache, a panel's weights and sums in the second-level one.
 inline constexpr int64_t panel_columns = 240, panel_depth = 192;
+/// Rows whose sums of a panel, beside its weights, fit the second-level cache.
+inline constexpr int64_t panel_rows = 544;
 /// Floats of scratch memory that panel() needs for `rows` rows.
 int64_t scratch_size(int64_t rows);
 

@@ -16,20 +16,14 @@
 HWY_BEFORE_NAMESPACE();
 namespace glimpse::HWY_NAMESPACE {
 
-template <class From, class To>
-void convert(const From* from, To* to, int64_t n) {
+template <class T>
+void add_bias_row(const float* sums, const T* bias, int64_t n, T* out) {
   const F f;
   const int64_t lanes = hn::Lanes(f);
   int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) store(f, load(f, from + i), to + i);
-  for (; i < n; ++i) narrow_one(widen_one(from[i]), to + i);
-}
-
-void widen_rows(const bf16* from, float* to, int64_t n) {
-  convert(from, to, n);
-}
-void narrow_rows(const float* from, bf16* to, int64_t n) {
-  convert(from, to, n);
+  for (; i + lanes <= n; i += lanes)
+    store(f, bias ? hn::Add(hn::LoadU(f, sums + i), load(f, bias + i)) : hn::LoadU(f, sums + i), out + i);
+  for (; i < n; ++i) narrow_one(bias ? sums[i] + widen_one(bias[i]) : sums[i], out + i);
 }
 
 // Vectors of numbers to multiply: x decides whether single float32 or pairs of bf16.
@@ -224,6 +218,12 @@ void softmax_row(float* x, int64_t n) {
   for (i = 0; i < n; ++i) x[i] /= sum;
 }
 
+void add_bias_bf16(const float* sums, const bf16* bias, int64_t n, bf16* out) {
+  add_bias_row(sums, bias, n, out);
+}
+void add_bias_f32(const float* sums, const float* bias, int64_t n, float* out) {
+  add_bias_row(sums, bias, n, out);
+}
 void dots_bf16(const float* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y,
                int64_t ldy) {
   dots_any(x, m, k, w, b, e, y, ldy);
@@ -270,8 +270,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace glimpse {
 
-HWY_EXPORT(widen_rows);
-HWY_EXPORT(narrow_rows);
+HWY_EXPORT(add_bias_bf16);
+HWY_EXPORT(add_bias_f32);
 HWY_EXPORT(dots_bf16);
 HWY_EXPORT(dots_f32);
 HWY_EXPORT(dots_pairs);
@@ -288,11 +288,11 @@ HWY_EXPORT(name);
 
 namespace kernels {
 
-void widen(const bf16* from, float* to, int64_t n) {
-  HWY_DYNAMIC_DISPATCH(widen_rows)(from, to, n);
+void add_bias(const float* sums, const bf16* bias, int64_t n, bf16* out) {
+  HWY_DYNAMIC_DISPATCH(add_bias_bf16)(sums, bias, n, out);
 }
-void narrow(const float* from, bf16* to, int64_t n) {
-  HWY_DYNAMIC_DISPATCH(narrow_rows)(from, to, n);
+void add_bias(const float* sums, const float* bias, int64_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(add_bias_f32)(sums, bias, n, out);
 }
 void dots(const float* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y, int64_t ldy) {
   HWY_DYNAMIC_DISPATCH(dots_bf16)(x, m, k, w, b, e, y, ldy);

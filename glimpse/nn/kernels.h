@@ -12,8 +12,9 @@ using bf16 = uint16_t;
 /// Rows that `dots` can take at once.
 inline constexpr int64_t max_rows = 8;
 
-void widen(const bf16* from, float* to, int64_t n);
-void narrow(const float* from, bf16* to, int64_t n);
+/// out = sums + bias, rounded to the nearest, ties to even; bias may be null.
+void add_bias(const float* sums, const bf16* bias, int64_t n, bf16* out);
+void add_bias(const float* sums, const float* bias, int64_t n, float* out);
 
 /// y[i * ldy + n] = x[i, :] . w[n, :] for i < m <= max_rows and begin <= n < end; x [m, k] and w [*, k],
 /// packed rows.

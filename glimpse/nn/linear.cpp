@@ -1,15 +1,16 @@
 #include "glimpse/nn/linear.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <cpuid.h>
 
+#include <algorithm>
+
 #include "glimpse/base/check.h"
+#include "glimpse/nn/dense.h"
 #include "glimpse/nn/flop_count.h"
 #include "glimpse/nn/gemm.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/nn/ops.h"
-#include "glimpse/nn/parallel.h"
 
 namespace glimpse {
 
@@ -20,79 +21,6 @@ std::optional<GemmPath> forced_path;
 bool cpu_has_amx_bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & (1u << 22));
-}
-
-// Few rows: every weight is read once at memory speed.
-at::Tensor few_rows(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, bool pairs) {
-  const int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
-  const at::Tensor rows = (pairs ? x : x.to(at::kFloat)).contiguous();
-  at::Tensor sums = at::empty({m, n}, x.options().dtype(at::kFloat));
-  const int64_t chunk = std::max<int64_t>(8, 262144 / std::max<int64_t>(k, 1) / 8 * 8);
-  const auto run = [&](const auto* from, const auto* w) {
-    parallel_tasks((n + chunk - 1) / chunk, [&](int64_t i) {
-      kernels::dots(from, m, k, w, i * chunk, std::min((i + 1) * chunk, n), sums.data_ptr<float>(), n);
-    });
-  };
-  if (pairs)
-    run(element_data<kernels::bf16>(rows), element_data<kernels::bf16>(weight));
-  else
-    with_element(weight.scalar_type(), [&](auto element) {
-      run(element_data<float>(rows), element_data<decltype(element)>(weight));
-    });
-  if (bias.defined()) sums += bias;
-  return sums.to(x.scalar_type());
-}
-
-// Many rows of bf16 matrices (nn/gemm.h).
-at::Tensor many_rows(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, bool pairs) {
-  const int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
-  const at::Tensor rows = x.contiguous(), wide_bias = bias.defined() ? bias.to(at::kFloat) : bias;
-  const at::TensorOptions wide = x.options().dtype(at::kFloat);
-  at::Tensor packed = at::empty({gemm::packed_size(m, k, pairs)}, wide);
-  at::Tensor out = at::empty({m, n}, x.options());
-  const int64_t blocks = (m + gemm::block_rows() - 1) / gemm::block_rows();
-  float* const to = packed.data_ptr<float>();
-  at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
-    gemm::pack(element_data<gemm::bf16>(rows), m, k, first, last, pairs, to);
-  });
-  // Tasks are panels of columns, cut along the rows too so that narrow products use every core.
-  const int64_t most = std::max<int64_t>(1, 544 / gemm::block_rows()), parts = (blocks + most - 1) / most,
-                height = (blocks + parts - 1) / parts;
-  const int64_t across = (n + gemm::panel_columns - 1) / gemm::panel_columns,
-                down = (blocks + height - 1) / height;
-  parallel_tasks(across * down, [&](int64_t task) {
-    thread_local std::vector<float> scratch;
-    scratch.resize(gemm::scratch_size(height * gemm::block_rows()));
-    const int64_t column = task / down * gemm::panel_columns, first = task % down * height;
-    gemm::panel(to, m, k, first, std::min(first + height, blocks), element_data<gemm::bf16>(weight),
-                wide_bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr, column,
-                std::min(column + gemm::panel_columns, n), n, pairs, element_data<gemm::bf16>(out),
-                scratch.data());
-  });
-  return out;
-}
-
-at::Tensor dense(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  const bool kernel = has_kernel(x) && has_kernel(weight) && weight.is_contiguous();
-  const bool same = x.scalar_type() == weight.scalar_type();
-  if (!kernel || !same) return at::linear(x, weight, bias);
-  const at::Tensor rows = x.reshape({-1, x.size(-1)});
-  auto sizes = x.sizes().vec();
-  sizes.back() = weight.size(0);
-  const bool bf16 = x.scalar_type() == at::kBFloat16, some = rows.size(0) > 0;
-  const GemmPath path = bf16_gemm_path();
-  const bool pairs = bf16 && path == GemmPath::paired;
-  if (some && rows.size(0) <= kernels::max_rows) return few_rows(rows, weight, bias, pairs).view(sizes);
-  if (some && bf16 && path != GemmPath::native) return many_rows(rows, weight, bias, pairs).view(sizes);
-  return at::linear(x, weight, bias);
-}
-
-at::Tensor packed(const at::Tensor& x, const LowBitWeight& weight, const at::Tensor& bias) {
-  check(!at::GradMode::is_enabled() || !x.requires_grad(), "weights of ", weight.bits(),
-        " bits cannot be trained through; load the model in bf16 or fp32");
-  auto sizes = x.sizes().vec();
-  sizes.back() = weight.out;
-  return low_bit_linear(x.reshape({-1, x.size(-1)}), weight, bias).view(sizes);
 }
 
 LowBitWeight take_low_bit(const Weights& weights, const std::string& name, int64_t out, int64_t in) {
@@ -160,14 +88,58 @@ void force_bf16_gemm_path(std::optional<GemmPath> path) {
   forced_path = path;
 }
 
-at::Tensor Linear::operator()(const at::Tensor& x) const {
-  flop_count::add(2 * x.numel() * (low_bit ? low_bit->out : weight.size(0)));
-  at::Tensor y = low_bit ? packed(x, *low_bit, bias) : dense(x, weight, bias);
-  if (!lora) return y;
-  at::Tensor rows = x.to(lora->a.scalar_type());
-  if (lora->dropout > 0 && at::GradMode::is_enabled()) rows = at::dropout(rows, lora->dropout, true);
-  const at::Tensor branch = at::linear(at::linear(rows, lora->a), lora->b) * lora->scale;
-  return (y + branch).to(y.scalar_type());  // added before rounding, as PEFT does
+namespace {
+
+// Whether our kernels can multiply rows x [m, in] with a plain weight.
+bool has_dense_kernel(const at::Tensor& x, const Linear& layer) {
+  if (layer.low_bit || !has_kernel(x) || !has_kernel(layer.weight) || !layer.weight.is_contiguous() ||
+      layer.weight.scalar_type() != x.scalar_type())
+    return false;
+  if (layer.bias.defined() && (layer.bias.scalar_type() != x.scalar_type() || !layer.bias.is_contiguous()))
+    return false;
+  const bool panels = x.scalar_type() == at::kBFloat16 && bf16_gemm_path() != GemmPath::native;
+  return panels || (x.size(0) > 0 && x.size(0) <= kernels::max_rows);
+}
+
+std::vector<at::Tensor> products(const at::Tensor& x, std::span<const Linear* const> layers) {
+  const auto all = [&](const auto& is) { return std::all_of(layers.begin(), layers.end(), is); };
+  if (all([](const Linear* layer) { return layer->low_bit != nullptr; })) {
+    check(!at::GradMode::is_enabled() || !x.requires_grad(), "weights of ", layers[0]->low_bit->bits(),
+          " bits cannot be trained through; load the model in bf16 or fp32");
+    std::vector<LowBitFactor> factors;
+    for (const Linear* layer : layers) factors.push_back({layer->low_bit.get(), layer->bias});
+    return low_bit_products(x, factors);
+  }
+  if (all([&](const Linear* layer) { return has_dense_kernel(x, *layer); })) {
+    const bool pairs = x.scalar_type() == at::kBFloat16 && bf16_gemm_path() == GemmPath::paired;
+    std::vector<DenseWeight> weights;
+    for (const Linear* layer : layers) weights.push_back({layer->weight, layer->bias});
+    return dense_products(x, weights, pairs);
+  }
+  if (layers.size() == 1) return {at::linear(x, layers[0]->weight, layers[0]->bias)};
+  std::vector<at::Tensor> out;
+  for (const Linear* layer : layers) out.push_back(products(x, {&layer, 1})[0]);
+  return out;
+}
+
+at::Tensor lora_branch(const at::Tensor& x, const Lora& lora) {
+  at::Tensor rows = x.to(lora.a.scalar_type());
+  if (lora.dropout > 0 && at::GradMode::is_enabled()) rows = at::dropout(rows, lora.dropout, true);
+  return at::linear(at::linear(rows, lora.a), lora.b) * lora.scale;
+}
+
+}  // namespace
+
+void linears_into(std::span<at::Tensor> out, const at::Tensor& x, std::span<const Linear* const> layers) {
+  const std::vector<at::Tensor> all = products(x.reshape({-1, x.size(-1)}), layers);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    auto sizes = x.sizes().vec();
+    sizes.back() = all[i].size(1);
+    out[i] = all[i].view(sizes);
+    flop_count::add(2 * x.numel() * sizes.back());
+    // Added before rounding, as PEFT does.
+    if (layers[i]->lora) out[i] = (out[i] + lora_branch(x, *layers[i]->lora)).to(out[i].scalar_type());
+  }
 }
 
 }  // namespace glimpse

@@ -2,9 +2,11 @@
 
 #include <ATen/ATen.h>
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "glimpse/io/checkpoint.h"
@@ -31,6 +33,20 @@ struct Linear {
   /// x [..., in] -> [..., out], in x's type.
   at::Tensor operator()(const at::Tensor& x) const;
 };
+
+/// Several layers of the same x [..., in]: out[i] = (*layers[i])(x), but x is prepared once, and the work of
+/// all is shared among the threads together.
+void linears_into(std::span<at::Tensor> out, const at::Tensor& x, std::span<const Linear* const> layers);
+template <class... Layers>
+std::array<at::Tensor, sizeof...(Layers)> linears(const at::Tensor& x, const Layers&... layers) {
+  std::array<at::Tensor, sizeof...(Layers)> out;
+  linears_into(out, x, std::array<const Linear*, sizeof...(Layers)>{&layers...});
+  return out;
+}
+
+inline at::Tensor Linear::operator()(const at::Tensor& x) const {
+  return linears(x, *this)[0];
+}
 
 /// How linear layers hold the weights that they take from a checkpoint.
 struct WeightOptions {

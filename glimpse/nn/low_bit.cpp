@@ -140,6 +140,40 @@ void panel_of_4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t first
   low_bit::panel8(x, {all, w.scale, w.correction, w.bias, w.quads, w.n}, first, last, y);
 }
 
+int64_t quads_of(const LowBitWeight& w) {
+  return w.data.size(1) * (w.group ? 2 : 1);
+}
+
+// How a product is cut into tasks of `width` blocks by `height` rows. Few rows take about 128 KiB of weights,
+// more take panels of weights that stay in the second-level cache, cut along the rows too so that narrow
+// products use every core.
+struct Cut {
+  int64_t width, height, across, down;
+
+  Cut(const LowBitWeight& w, int64_t m) {
+    const int64_t blocks = w.data.size(0), quads = quads_of(w);
+    const bool few = m <= low_bit::max_rows;
+    width = few ? std::max<int64_t>(4, 4096 / quads / 4 * 4) : std::max<int64_t>(3, 8192 / quads / 3 * 3);
+    across = (blocks + width - 1) / width;
+    height = few || across >= 16 ? m : std::max<int64_t>(64, rounded_up(m / 4, 8));
+    down = (m + height - 1) / height;
+  }
+};
+
+// The blocks [first, last) of a product of few or many rows.
+template <class T>
+void run_blocks(const low_bit::Rows& x, const LowBitWeight& w, const float* bias, int64_t first, int64_t last,
+                T* y) {
+  if (w.group && x.m <= low_bit::max_rows)
+    low_bit::few4(x, weight4(w, bias), first, last, y);
+  else if (w.group)
+    panel_of_4(x, weight4(w, bias), first, last, y);
+  else if (x.m <= low_bit::max_rows)
+    low_bit::few8(x, weight8(w, bias), first, last, y);
+  else
+    low_bit::panel8(x, weight8(w, bias), first, last, y);
+}
+
 }  // namespace
 
 LowBitWeight quantise_weight(const at::Tensor& weight, int64_t group) {
@@ -181,54 +215,42 @@ at::Tensor LowBitWeight::dequantised() const {
   return scaled(steps * multiples.repeat_interleave(group, 1));
 }
 
-at::Tensor low_bit_linear(const at::Tensor& x, const LowBitWeight& weight, const at::Tensor& bias) {
-  const int64_t m = x.size(0), quads = weight.data.size(1) * (weight.group ? 2 : 1), padded = quads * 4,
-                blocks = weight.data.size(0);
-  const at::Tensor rows = x.contiguous(),
-                   wide_bias = bias.defined() ? bias.to(at::kFloat).contiguous() : bias;
-  const float* const offsets = wide_bias.defined() ? wide_bias.const_data_ptr<float>() : nullptr;
+std::vector<at::Tensor> low_bit_products(const at::Tensor& x, std::span<const LowBitFactor> factors) {
+  const int64_t m = x.size(0), in = x.size(1);
+  const at::Tensor rows = x.contiguous();
+  std::vector<at::Tensor> out, biases;
+  int64_t padded = 0;
+  for (const auto& [weight, bias] : factors) {
+    out.push_back(at::empty({m, weight->out}, x.options()));
+    biases.push_back(bias.defined() ? bias.to(at::kFloat).contiguous() : bias);
+    padded = std::max(padded, 4 * quads_of(*weight));
+  }
+  if (m == 0) return out;
   // Rows of equal distance modulo a page would fight for the same lines of the cache.
   const int64_t stride = rounded_up(padded, 64) + 64;
   at::Tensor bytes = at::empty({m, stride}, at::kByte), scale = at::empty({m}, at::kFloat);
-  at::Tensor out = at::empty({m, weight.out}, x.options());
-  if (m == 0) return out;
+  std::vector<Cut> cuts;
+  std::vector<int64_t> counts;
+  for (const auto& [weight, bias] : factors) {
+    cuts.emplace_back(*weight, m);
+    counts.push_back(cuts.back().across * cuts.back().down);
+  }
   with_element(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     uint8_t* const u = bytes.data_ptr<uint8_t>();
     float* const scales = scale.data_ptr<float>();
     at::parallel_for(0, m, std::max<int64_t>(1, 65536 / padded), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r)
-        scales[r] =
-            low_bit::quantise(element_data<T>(rows) + r * weight.in, weight.in, u + r * stride, padded);
+        scales[r] = low_bit::quantise(element_data<T>(rows) + r * in, in, u + r * stride, padded);
     });
-    T* const y = element_data<T>(out);
-    const low_bit::Rows all{u, scales, m, stride};
-    if (m <= low_bit::max_rows) {
-      // About 256 KiB of weights per task.
-      const int64_t step = std::max<int64_t>(8, 8192 / quads / 8 * 8);
-      parallel_tasks((blocks + step - 1) / step, [&](int64_t task) {
-        const int64_t first = task * step, last = std::min(first + step, blocks);
-        if (weight.group)
-          low_bit::few4(all, weight4(weight, offsets), first, last, y);
-        else
-          low_bit::few8(all, weight8(weight, offsets), first, last, y);
-      });
-      return;
-    }
-    // Panels of weights that stay in the second-level cache, cut along the rows too so that narrow products
-    // use every core.
-    const int64_t width = std::max<int64_t>(3, 8192 / quads / 3 * 3), across = (blocks + width - 1) / width,
-                  height = across >= 16 ? m : std::max<int64_t>(64, rounded_up(m / 4, 8)),
-                  down = (m + height - 1) / height;
-    parallel_tasks(across * down, [&](int64_t task) {
-      const int64_t first = task / down * width, last = std::min(first + width, blocks),
-                    row = task % down * height;
-      const low_bit::Rows own{u + row * stride, scales + row, std::min(height, m - row), stride};
-      T* const to = y + row * weight.out;
-      if (weight.group)
-        panel_of_4(own, weight4(weight, offsets), first, last, to);
-      else
-        low_bit::panel8(own, weight8(weight, offsets), first, last, to);
+    parallel_tasks_of(counts, [&](size_t i, int64_t task) {
+      const LowBitWeight& weight = *factors[i].weight;
+      const Cut& cut = cuts[i];
+      const int64_t first = task / cut.down * cut.width, row = task % cut.down * cut.height;
+      run_blocks({u + row * stride, scales + row, std::min(cut.height, m - row), stride}, weight,
+                 biases[i].defined() ? biases[i].const_data_ptr<float>() : nullptr, first,
+                 std::min(first + cut.width, weight.data.size(0)),
+                 element_data<T>(out[i]) + row * weight.out);
     });
   });
   return out;

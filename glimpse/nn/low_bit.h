@@ -2,6 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <span>
+#include <vector>
+
 namespace glimpse {
 
 /// A linear layer's weight [out, in] in 8 bits with one scale per output, or in 4 bits with a whole multiple
@@ -27,9 +30,15 @@ inline constexpr int64_t default_group = 64;
 /// Rounds weight [out, in] (bf16 or float32, on the CPU) to 8 bits (`group` 0) or 4 bits (`group` 32 or 64).
 LowBitWeight quantise_weight(const at::Tensor& weight, int64_t group);
 
-/// x [m, in] (bf16 or float32) times the weight, plus bias [out] if defined: [m, out] in x's type. Each row
-/// of x is rounded to 8 bits with a scale of its own; sums are exact integers, so a row's result is the same
-/// whichever rows it is computed with.
-at::Tensor low_bit_linear(const at::Tensor& x, const LowBitWeight& weight, const at::Tensor& bias);
+/// A weight and, perhaps, a bias [out].
+struct LowBitFactor {
+  const LowBitWeight* weight;
+  at::Tensor bias;
+};
+
+/// Products of x [m, in] (bf16 or float32) with several weights: [m, out] each, in x's type. Each row of x is
+/// rounded to 8 bits with a scale of its own, once for all; sums are exact integers, so a row's result is the
+/// same whichever rows it is computed with.
+std::vector<at::Tensor> low_bit_products(const at::Tensor& x, std::span<const LowBitFactor> factors);
 
 }  // namespace glimpse

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
+#include <vector>
 
 namespace glimpse {
 
@@ -16,6 +18,16 @@ void parallel_tasks(int64_t count, const Task& task) {
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
       for (int64_t i = next++; i < count; i = next++) task(i);
+  });
+}
+
+/// The same for several kinds of tasks, counts[k] of kind k: task(k, i).
+template <class Task>
+void parallel_tasks_of(const std::vector<int64_t>& counts, const Task& task) {
+  parallel_tasks(std::accumulate(counts.begin(), counts.end(), int64_t{0}), [&](int64_t i) {
+    size_t kind = 0;
+    while (i >= counts[kind]) i -= counts[kind++];
+    task(kind, i);
   });
 }
 

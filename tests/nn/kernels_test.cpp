@@ -141,20 +141,7 @@ void test_rotate() {
 
 }  // namespace
 
-TEST_CASE("widen: every bf16 pattern") {
-  std::vector<uint16_t> from(65536 + 3);
-  for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<uint16_t>(i);
-  on_every_target([&] {
-    std::vector<float> to(from.size(), -1);
-    kernels::widen(from.data(), to.data(), static_cast<int64_t>(from.size()));
-    size_t wrong = 0;
-    for (size_t i = 0; i < from.size(); ++i)
-      wrong += std::bit_cast<uint32_t>(to[i]) != uint32_t{from[i]} << 16;
-    CHECK(wrong == 0);
-  });
-}
-
-TEST_CASE("narrow: rounds to nearest even like ATen, infinities and NaN included") {
+TEST_CASE("add_bias: rounds to nearest even like ATen, infinities and NaN included") {
   std::vector<float> from;
   for (uint32_t high = 0; high < 65536; ++high)
     for (const uint32_t low : {0x0000u, 0x0001u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFu})
@@ -162,7 +149,7 @@ TEST_CASE("narrow: rounds to nearest even like ATen, infinities and NaN included
   from.resize(from.size() + 5, 1.5f);
   on_every_target([&] {
     std::vector<uint16_t> to(from.size(), 1);
-    kernels::narrow(from.data(), to.data(), static_cast<int64_t>(from.size()));
+    kernels::add_bias(from.data(), nullptr, static_cast<int64_t>(from.size()), to.data());
     size_t wrong = 0;
     for (size_t i = 0; i < from.size(); ++i)
       wrong += std::isnan(from[i])
@@ -172,16 +159,21 @@ TEST_CASE("narrow: rounds to nearest even like ATen, infinities and NaN included
   });
 }
 
-TEST_CASE("narrow and widen: any length, nothing beyond it") {
+template <class T>
+void test_add_bias() {
+  for (const int64_t n : kSizes) {
+    CAPTURE(n);
+    const Guarded x = random<float>({n}), bias = random<T>({n}), y(at::zeros_like(bias.view));
+    kernels::add_bias(x.data<float>(), bias.data<T>(), n, y.data<T>());
+    CHECK(near(y.view, (x.view + bias.view.to(at::kFloat)).to(y.view.scalar_type()), 0, 0));
+    CHECK(y.intact());
+  }
+}
+
+TEST_CASE("add_bias: any length, nothing beyond it") {
   on_every_target([] {
-    for (const int64_t n : kSizes) {
-      CAPTURE(n);
-      const Guarded x = random<float>({n}), y(at::zeros({n}, at::kBFloat16)), z(at::zeros({n}));
-      kernels::narrow(x.data<float>(), y.data<kernels::bf16>(), n);
-      kernels::widen(y.data<kernels::bf16>(), z.data<float>(), n);
-      CHECK(near(z.view, x.view.to(at::kBFloat16), 0, 0));
-      CHECK((y.intact() && z.intact()));
-    }
+    test_add_bias<float>();
+    test_add_bias<kernels::bf16>();
   });
 }
 

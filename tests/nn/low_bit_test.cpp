@@ -25,6 +25,10 @@ double largest(const at::Tensor& t) {
   return t.abs().max().item<double>();
 }
 
+at::Tensor low_bit_linear(const at::Tensor& x, const LowBitWeight& weight, const at::Tensor& bias) {
+  return low_bit_products(x, std::array{LowBitFactor{&weight, bias}})[0];
+}
+
 // x as the kernels see it.
 at::Tensor rounded_rows(const at::Tensor& x) {
   const at::Tensor wide = x.to(at::kFloat), top = wide.abs().amax(1, true);

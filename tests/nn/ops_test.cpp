@@ -155,6 +155,28 @@ TEST_CASE("linear: bf16 panels on every instruction set") {
   });
 }
 
+TEST_CASE("several layers of one x give what each gives alone") {
+  for_types([](at::ScalarType type, double) {
+    const auto low_bit = [&](int64_t out, int64_t group) {
+      return Linear{{}, random({out}, type), nullptr,
+                    std::make_shared<LowBitWeight>(quantise_weight(at::randn({out, 70}), group))};
+    };
+    const Linear a{random({40, 70}, type), random({40}, type)}, b{random({300, 70}, type), {}},
+        eight = low_bit(33, 0), four = low_bit(50, 32), turned{random({70, 40}, type).t(), {}};
+    for (const int64_t rows : {1, 8, 50}) {
+      const at::Tensor x = random({rows, 70}, type);
+      const auto check_all = [&](const auto&... layers) {
+        const auto together = linears(x, layers...);
+        const std::vector<at::Tensor> alone = {layers(x)...};
+        for (size_t i = 0; i < alone.size(); ++i) CHECK(at::equal(together[i], alone[i]));
+      };
+      check_all(a, b, a);
+      check_all(eight, four);
+      check_all(a, four, turned);
+    }
+  });
+}
+
 TEST_CASE("linear takes any leading dimensions and views") {
   for_types([](at::ScalarType type, double relative) {
     const Linear linear{random({6, 10}, type), random({6}, type)};

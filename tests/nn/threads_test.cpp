@@ -39,7 +39,9 @@ TEST_CASE("the number of threads changes no result") {
         check_threads("linear", [&] { return Linear{w, bias}(x); });
       for (const int64_t group : {0, 32}) {
         const LowBitWeight packed = quantise_weight(w, group);
-        check_threads("low_bit_linear", [&] { return low_bit_linear(x, packed, bias); });
+        const Linear low{{}, bias, nullptr, std::make_shared<LowBitWeight>(packed)};
+        check_threads("low bits", [&] { return low(x); });
+        check_threads("several", [&] { return at::cat(linears(x, low, low, low), 1); });
       }
       const at::Tensor norm = random({96}), more = random({rows, 96});
       check_threads("rms_norm", [&] { return rms_norm(x, norm, 1e-6); });
