@@ -60,17 +60,6 @@ int64_t flash_scratch(int64_t count, int64_t group, int64_t d, int64_t dv) {
   return tiles * rows * (d + dv + 2) + kKeys * (d + dv + 2 * rows) + rows;
 }
 
-// Rows [row, row + rows) of a head as [d in steps][rows]; rows beyond `last` are zero.
-template <class T, class Step>
-void pack_tile(const flash::Heads<T>& a, int64_t head, int64_t row, int64_t last, Step* to) {
-  const int64_t rows = tile_rows();
-  for (int64_t r = 0; r < rows; ++r) {
-    const T* from = a.q + (row + r) * a.q_row + head * a.q_head;
-    for (int64_t i = 0; i < steps_of<Step>(a.d); ++i)
-      to[i * rows + r] = row + r < last ? step_at<Step>(from, i, a.d) : Step{0};
-  }
-}
-
 // Values [n, dv] in steps of keys.
 template <class T>
 void pack_values(const T* v, int64_t row, int64_t n, int64_t dv, float* to) {
@@ -128,13 +117,16 @@ HWY_INLINE void online_softmax(float* scores, int64_t key, int64_t count, int64_
 
 template <class Step, class T>
 void attend_any(const flash::Heads<T>& a, int64_t first, int64_t last, T* out, float* memory) {
+  const F f;
   const int64_t rows = tile_rows(), across = (last - first + rows - 1) / rows, tiles_all = across * a.group,
                 depth = steps_of<Step>(a.d);
   const float scale = 1.0f / std::sqrt(static_cast<float>(a.d));
   const FlashScratch<Step> s(memory, tiles_all, rows, a.d, a.dv);
   const auto seen_by = [&](int64_t row) { return a.causal ? a.keys - a.rows + row + 1 : a.keys; };
   const auto row_of = [&](int64_t t) { return first + t % across * rows; };
-  for (int64_t t = 0; t < tiles_all; ++t) pack_tile(a, t / across, row_of(t), last, s.q + t * depth * rows);
+  for (int64_t t = 0; t < tiles_all; ++t)
+    pack_rows(a.q + row_of(t) * a.q_row + t / across * a.q_head, a.q_row, last - row_of(t), a.d,
+              s.q + t * depth * rows);
   std::fill_n(s.out, tiles_all * a.dv * rows, 0.0f);
   std::fill_n(s.top, tiles_all * rows, kUnseen);
   std::fill_n(s.sum, tiles_all * rows, 0.0f);
@@ -153,12 +145,17 @@ void attend_any(const flash::Heads<T>& a, int64_t first, int64_t last, T* out, f
             FromScaled{s.factors});
     }
   }
-  for (int64_t t = 0; t < tiles_all; ++t)
-    for (int64_t r = 0; r < std::min(rows, last - row_of(t)); ++r) {
-      T* to = out + (row_of(t) + r) * a.out_row + t / across * a.out_head;
-      const float inverse = 1.0f / s.sum[t * rows + r];
-      for (int64_t i = 0; i < a.dv; ++i) narrow_one(s.out[(t * a.dv + i) * rows + r] * inverse, to + i);
+  for (int64_t t = 0; t < tiles_all; ++t) {
+    float* const sums = s.out + t * a.dv * rows;
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t lane = v * hn::Lanes(f);
+      const V inverse = hn::Div(hn::Set(f, 1.0f), hn::LoadU(f, s.sum + t * rows + lane));
+      for (int64_t i = lane; i < a.dv * rows; i += rows)
+        hn::StoreU(hn::Mul(hn::LoadU(f, sums + i), inverse), f, sums + i);
     }
+    write_rows(sums, rows, a.dv, std::min(rows, last - row_of(t)), nullptr,
+               out + row_of(t) * a.out_row + t / across * a.out_head, a.out_row);
+  }
 }
 
 void attend_bf16(const flash::Heads<bf16>& a, int64_t first, int64_t last, bf16* out, float* scratch) {

@@ -203,7 +203,7 @@ template <class T>
 void panel8_any(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t first, int64_t last, T* y) {
   int64_t row = 0;
   for (; row + kTileRows <= x.m; row += kTileRows) rows8<kTileRows, kTileBlocks>(x, w, row, first, last, y);
-  for (; row < x.m; ++row) rows8<1, kTileBlocks>(x, w, row, first, last, y);
+  with_rows(x.m - row, [&](auto m) { rows8<m, kTileBlocks>(x, w, row, first, last, y); });
 }
 #endif
 
