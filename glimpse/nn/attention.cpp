@@ -29,8 +29,8 @@ void score_keys(const at::Tensor& q, int64_t first, int64_t last, const T* keys,
                 at::Tensor& scores) {
   const int64_t d = q.size(-1);
   for (int64_t h = first; h < last; h += kernels::max_rows)
-    kernels::dots(q.const_data_ptr<float>() + h * d, std::min(kernels::max_rows, last - h), d, keys, 0, length,
-                  scores.data_ptr<float>() + h * length, length);
+    kernels::dots(q.const_data_ptr<float>() + h * d, std::min(kernels::max_rows, last - h), d, keys, 0,
+                  length, scores.data_ptr<float>() + h * length, length);
 }
 
 // One new row: the query heads of a cache head are folded into rows, so its keys and values are read once.
@@ -143,7 +143,8 @@ at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
 }
 
 at::Tensor attention_logits(const at::Tensor& q, const at::Tensor& keys) {
-  const int64_t kv_heads = keys.size(0), length = keys.size(1), d = keys.size(2), group = q.size(0) / kv_heads;
+  const int64_t kv_heads = keys.size(0), length = keys.size(1), d = keys.size(2),
+                group = q.size(0) / kv_heads;
   flop_count::add(2 * q.numel() * length);
   if (has_kernel(q) && has_kernel(keys) && q.scalar_type() == keys.scalar_type() && keys.stride(1) == d) {
     const at::Tensor wide = scaled_queries(q);

@@ -1,4 +1,5 @@
-// Conversions between bf16 (as its 16 bits) and float32 vectors; included once per instruction set.
+// Vectors of float32: conversions from and to bf16 (as its 16 bits), exponentials; included once per
+// instruction set.
 #if defined(GLIMPSE_BF16_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef GLIMPSE_BF16_INL_H_
 #undef GLIMPSE_BF16_INL_H_
@@ -7,6 +8,8 @@
 #endif
 
 #include <hwy/highway.h>
+
+#include <hwy/contrib/math/math-inl.h>
 
 #include <cmath>
 
@@ -43,6 +46,11 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<F>> rounded_bits(V v) {
 
 HWY_INLINE void store(F, V v, bf16* to) {
   hn::StoreU(hn::TruncateTo(H(), rounded_bits(v)), H(), to);
+}
+
+// Highway's own gives 0 for NaN.
+HWY_INLINE V exp_of(V x) {
+  return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(F(), x));
 }
 
 HWY_INLINE float widen_one(bf16 x) {

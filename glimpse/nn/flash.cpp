@@ -5,8 +5,6 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
-#include <hwy/contrib/math/math-inl.h>
-
 #include "glimpse/nn/tile-inl.h"
 
 #include <algorithm>
@@ -104,11 +102,11 @@ HWY_INLINE void online_softmax(float* scores, int64_t key, int64_t count, int64_
     for (int64_t c = 0; c < count; ++c) most = hn::Max(most, hn::LoadU(f, own + c * rows));
     V total = hn::Zero(f);
     for (int64_t c = 0; c < count; ++c) {
-      const V e = hn::Exp(f, hn::Mul(hn::Sub(hn::LoadU(f, own + c * rows), most), scales));
+      const V e = exp_of(hn::Mul(hn::Sub(hn::LoadU(f, own + c * rows), most), scales));
       put_step(e, c, p + v * lanes);
       total = hn::Add(total, e);
     }
-    const V factor = hn::Exp(f, hn::Mul(hn::Sub(before, most), scales));
+    const V factor = exp_of(hn::Mul(hn::Sub(before, most), scales));
     hn::StoreU(factor, f, factors + v * lanes);
     hn::StoreU(most, f, top + v * lanes);
     hn::StoreU(hn::MulAdd(hn::LoadU(f, sum + v * lanes), factor, total), f, sum + v * lanes);

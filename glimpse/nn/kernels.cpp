@@ -5,8 +5,6 @@
 #include <hwy/foreach_target.h>  // before any other Highway header
 #include <hwy/highway.h>
 
-#include <hwy/contrib/math/math-inl.h>
-
 #include "glimpse/nn/pairs-inl.h"
 #include "glimpse/nn/rows-inl.h"
 
@@ -174,7 +172,7 @@ void silu_mul_row(const T* gate, const T* up, T* out, int64_t n) {
   for (; i + lanes <= n; i += lanes) {
     const V g = load(f, gate + i);
     // Exp is defined up to 104, where it is infinite already.
-    const V s = hn::Div(g, hn::Add(one, hn::Exp(f, hn::Min(hn::Neg(g), hn::Set(f, 104.0f)))));
+    const V s = hn::Div(g, hn::Add(one, exp_of(hn::Min(hn::Neg(g), hn::Set(f, 104.0f)))));
     store(f, hn::Mul(s, load(f, up + i)), out + i);
   }
   for (; i < n; ++i) {
@@ -209,7 +207,7 @@ void softmax_row(float* x, int64_t n) {
   float sum = 0;
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) {
-    const V e = hn::Exp(f, hn::Sub(hn::LoadU(f, x + i), hn::Set(f, top)));
+    const V e = exp_of(hn::Sub(hn::LoadU(f, x + i), hn::Set(f, top)));
     hn::StoreU(e, f, x + i);
     sums = hn::Add(sums, e);
   }

@@ -29,8 +29,9 @@ LowBitWeight take_low_bit(const Weights& weights, const std::string& name, int64
   const auto take = [&](const char* suffix, at::IntArrayRef shape, at::ScalarType type) {
     return weights.take(weight + suffix, shape, at::TensorOptions(type));
   };
-  LowBitWeight to{out, in, 0, {}, take("_scale", {blocks * 16}, at::kFloat),
-                  take("_correction", {blocks * 16}, at::kInt), {}};
+  LowBitWeight to{
+      out, in, 0, {}, take("_scale", {blocks * 16}, at::kFloat), take("_correction", {blocks * 16}, at::kInt),
+      {}};
   if (weights.dtype(weight) == at::kChar) {
     to.data = take("", {blocks, (in + 3) / 4, 16, 4}, at::kChar);
     return to;

@@ -59,7 +59,8 @@ struct WeightOptions {
 
 /// The layer called `name` [out, in]: `name`.weight and, if there is one, `name`.bias. Tensors of 8 and 4
 /// bits are recognised by their type and come with `name`.weight_scale, `name`.weight_correction and, in 4
-/// bits, `name`.weight_multiple. Error when a tensor has another shape or the checkpoint's bits are not those asked for.
+/// bits, `name`.weight_multiple. Error when a tensor has another shape or the checkpoint's bits are not those
+/// asked for.
 Linear take_linear(const Weights& weights, const std::string& name, int64_t out, int64_t in, bool bias,
                    at::TensorOptions options, const WeightOptions& how);
 /// A plain layer as `how` asks for it; `name`d in errors.

@@ -15,7 +15,7 @@ namespace glimpse {
 namespace {
 
 constexpr int64_t kColumns = low_bit::block_columns;
-constexpr int kMostMultiple = 15;  // times -8 it has 8 bits
+constexpr int kMostMultiple = 15;         // times -8 it has 8 bits
 constexpr int64_t kMostInputs = 1 << 16;  // so that sums of 255 x 127 have 32 bits
 
 int64_t rounded_up(int64_t value, int64_t step) {

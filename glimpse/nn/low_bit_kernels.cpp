@@ -227,7 +227,7 @@ constexpr int few_blocks(int m, int vectors) {
 template <class T>
 void few8_any(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t first, int64_t last, T* y) {
   with_parts(x.m, first, last, [&](auto m, int64_t row, int64_t begin, int64_t end) {
-    rows8<m, few_blocks(m, 8)>(x, w, row, begin, end, y);
+    rows8<m, few_blocks(m, 4)>(x, w, row, begin, end, y);
   });
 }
 
@@ -275,8 +275,7 @@ HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t
       for (int p = 0; p < kParts; ++p) {
         const VL multiple = load_multiples(w.multiple + ((block + b) * groups + g) * kColumns + p * kLanes);
         for (int i = 0; i < M; ++i)
-          total[i][b][p] =
-              hn::Add(total[i][b][p], hn::Mul(hn::ShiftRight<4>(acc[i][b][p]), multiple));
+          total[i][b][p] = hn::Add(total[i][b][p], hn::Mul(hn::ShiftRight<4>(acc[i][b][p]), multiple));
       }
   }
   store_tile(total, x, w, row, block, y);

@@ -133,7 +133,8 @@ HWY_INLINE VU step_bits(const bf16* x, int64_t i, Pair) {
 
 constexpr int64_t kMostLanes = 16;
 
-// A tile's rows x [real, k], `stride` numbers apart, as steps [k in steps][rows]; rows beyond `real` are zero.
+// A tile's rows x [real, k], `stride` numbers apart, as steps [k in steps][rows]; rows beyond `real` are
+// zero.
 template <class T, class Step>
 HWY_INLINE void pack_rows(const T* x, int64_t stride, int64_t real, int64_t k, Step* to) {
   const int64_t rows = tile_rows(), lanes = hn::Lanes(F());
@@ -152,14 +153,15 @@ HWY_INLINE void pack_rows(const T* x, int64_t stride, int64_t real, int64_t k, S
       }
     }
   for (int64_t i = vectors; i < steps_of<Step>(k); ++i)
-    for (int64_t r = 0; r < rows; ++r) to[i * rows + r] = r < real ? step_at<Step>(x + r * stride, i, k) : Step{0};
+    for (int64_t r = 0; r < rows; ++r)
+      to[i * rows + r] = r < real ? step_at<Step>(x + r * stride, i, k) : Step{0};
 }
 
 // The way back: sums [columns][height] of `real` rows as rows of y, `stride` numbers apart, plus the bias if
 // there is one, rounded once. Whole vectors of rows can be read.
 template <class T>
-HWY_INLINE void write_rows(const float* sums, int64_t height, int64_t columns, int64_t real, const float* bias,
-                           T* y, int64_t stride) {
+HWY_INLINE void write_rows(const float* sums, int64_t height, int64_t columns, int64_t real,
+                           const float* bias, T* y, int64_t stride) {
   constexpr int64_t kMost = 240;
   const F f;
   const int64_t lanes = hn::Lanes(f);

@@ -111,6 +111,16 @@ TEST_CASE("flash attention in pairs: a row's result does not depend on its neigh
   });
 }
 
+TEST_CASE("flash attention: rows that see NaN are NaN, the others are not") {
+  on_every_target(flash::target_name, [] {
+    const at::Tensor q = at::randn({70, 1, 16}), k = at::randn({70, 16}), v = at::randn({70, 16});
+    k[30][3] = NAN;
+    const at::Tensor got = flash_all(q, k, v, true);
+    CHECK(got.narrow(0, 0, 30).isfinite().all().item<bool>());
+    CHECK(got.narrow(0, 30, 40).isnan().all().item<bool>());
+  });
+}
+
 TEST_CASE("flash attention: large scores neither overflow nor vanish") {
   on_every_target(flash::target_name, [] {
     const at::Tensor q = at::randn({40, 1, 16}) * 300, k = at::randn({130, 16}) * 300,

@@ -213,6 +213,20 @@ TEST_CASE("rotate") {
   });
 }
 
+TEST_CASE("softmax of a row with NaN is NaN, with minus infinity is not") {
+  on_every_target([] {
+    std::vector<float> x(50, 1.0f), y = x;
+    x[20] = NAN;
+    y[20] = -INFINITY;
+    kernels::softmax(x.data(), 50);
+    kernels::softmax(y.data(), 50);
+    for (int i = 0; i < 50; ++i) {
+      CHECK(std::isnan(x[i]));
+      CHECK(y[i] == doctest::Approx(i == 20 ? 0 : 1.0 / 49));
+    }
+  });
+}
+
 TEST_CASE("softmax of a row") {
   on_every_target([] {
     for (const int64_t n : kSizes)

@@ -17,9 +17,10 @@ struct Shape {
 };
 
 // No row, one, up to eight (few rows), more (panels); sizes that are no multiple of anything.
-const std::vector<Shape> kShapes = {
-    {0, 33, 200}, {1, 1, 1},    {1, 16, 64},  {1, 35, 37},    {2, 48, 128}, {3, 17, 68},    {5, 160, 30},   {8, 33, 200},
-    {9, 130, 65}, {17, 48, 96}, {64, 256, 256}, {70, 50, 7},  {4, 100, 3420}, {33, 1300, 34}, {1, 272, 2048}};
+const std::vector<Shape> kShapes = {{0, 33, 200},   {1, 1, 1},      {1, 16, 64},    {1, 35, 37},
+                                    {2, 48, 128},   {3, 17, 68},    {5, 160, 30},   {8, 33, 200},
+                                    {9, 130, 65},   {17, 48, 96},   {64, 256, 256}, {70, 50, 7},
+                                    {4, 100, 3420}, {33, 1300, 34}, {1, 272, 2048}};
 
 double largest(const at::Tensor& t) {
   return t.abs().max().item<double>();

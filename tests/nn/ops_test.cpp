@@ -158,7 +158,9 @@ TEST_CASE("linear: bf16 panels on every instruction set") {
 TEST_CASE("several layers of one x give what each gives alone") {
   for_types([](at::ScalarType type, double) {
     const auto low_bit = [&](int64_t out, int64_t group) {
-      return Linear{{}, random({out}, type), nullptr,
+      return Linear{{},
+                    random({out}, type),
+                    nullptr,
                     std::make_shared<LowBitWeight>(quantise_weight(at::randn({out, 70}), group))};
     };
     const Linear a{random({40, 70}, type), random({40}, type)}, b{random({300, 70}, type), {}},
