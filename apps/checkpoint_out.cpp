@@ -42,18 +42,6 @@ std::string shard_file(size_t index, size_t count) {
   return name.str();
 }
 
-// Everything that is read beside the weights: configurations, tokenizer, chat template.
-void copy_companions(const fs::path& model, const fs::path& out) {
-  for (const auto& entry : fs::directory_iterator(model)) {
-    const std::string name = entry.path().filename().string(), ending = entry.path().extension().string();
-    const bool wanted = ending == ".json" || ending == ".txt" || ending == ".model" || ending == ".jinja";
-    if (!wanted || name.ends_with(".index.json") || !entry.is_regular_file()) continue;
-    std::error_code error;
-    fs::copy_file(entry.path(), out / name, error);
-    check(!error, "cannot copy ", entry.path().string(), " to ", out.string(), ": ", error.message());
-  }
-}
-
 void write_index(const std::vector<Shard>& shards, uint64_t total, const fs::path& out) {
   nlohmann::json map = nlohmann::json::object();
   for (size_t i = 0; i < shards.size(); ++i)
@@ -78,7 +66,7 @@ void check_model_out(const fs::path& out, bool overwrite, std::vector<fs::path> 
           " is or holds ", input.string(), ", which is read");
 }
 
-size_t write_model(const fs::path& out, bool overwrite, const fs::path& model,
+size_t write_model(const fs::path& out, bool overwrite, const ModelSource& model,
                    const std::vector<TensorOut>& tensors, uint64_t max_shard_size,
                    const std::stop_token& stop, const std::function<void(const fs::path&)>& finish) {
   const std::vector<Shard> shards = plan_shards(tensors, max_shard_size);
@@ -103,7 +91,7 @@ size_t write_model(const fs::path& out, bool overwrite, const fs::path& model,
     }
   }
   if (shards.size() > 1) write_index(shards, total, folder.temporary());
-  copy_companions(model, folder.temporary());
+  model.write_companions(folder.temporary());
   if (finish) finish(folder.temporary());
   folder.commit();
   std::cerr << out.string() << ": " << tensors.size() << " tensors in " << shards.size()

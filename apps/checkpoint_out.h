@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "glimpse/models/source.h"
+
 namespace glimpse::app {
 
 /// A tensor to be written, made when its turn comes.
@@ -26,7 +28,7 @@ void check_model_out(const std::filesystem::path& out, bool overwrite,
 /// safetensors files of at most `max_shard_size` bytes (with an index if there are several), and beside them
 /// what `model` has beside its weights; then `finish` may change the temporary directory. Returns the number
 /// of files, 0 if `stop` was requested.
-size_t write_model(const std::filesystem::path& out, bool overwrite, const std::filesystem::path& model,
+size_t write_model(const std::filesystem::path& out, bool overwrite, const ModelSource& model,
                    const std::vector<TensorOut>& tensors, uint64_t max_shard_size,
                    const std::stop_token& stop,
                    const std::function<void(const std::filesystem::path&)>& finish = {});

@@ -28,7 +28,9 @@ int run(const MergeFlags& flags, Interrupt& interrupt) {
   for (const std::string& name : weights.names())
     tensors.push_back(
         {weights.name_in_file(name), weights.bytes(name), [&weights, name] { return weights.raw(name); }});
-  if (write_model(flags.out, flags.overwrite, model, tensors, flags.max_shard_size, stop) > 0) return 0;
+  if (write_model(flags.out, flags.overwrite, *open_model_dir(model), tensors, flags.max_shard_size, stop) >
+      0)
+    return 0;
   std::cerr << "\nglimpse: stopped; nothing was written\n";
   return 130;
 }

@@ -3,6 +3,7 @@
 #include "checkpoint_out.h"
 #include "flags.h"
 #include "glimpse/base/atomic_file.h"
+#include "glimpse/models/llava.h"
 
 namespace glimpse::app {
 
@@ -11,7 +12,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct QuantizeFlags {
-  std::string model, out, weights = "int8";
+  std::string model, mmproj, out, weights = "int8";
   int64_t group = default_group;
   uint64_t max_shard_size = 5'000'000'000;
   int threads = 0;
@@ -29,45 +30,69 @@ void note_in_config(const fs::path& dir, const QuantizeFlags& flags) {
   file.commit();
 }
 
+// LLaVA's original layout keeps the encoder apart. Its weights are among the others now, and its settings in
+// a folder of `dir`, where they are found first.
+void add_encoder_settings(const ModelSource& source, const fs::path& dir) {
+  const nlohmann::json config = source.config();
+  if (!config.contains("mm_vision_tower")) return;
+  const fs::path tower = Llava::tower_dir(source.path(), config);
+  const fs::path own = dir / fs::path(config["mm_vision_tower"].get<std::string>()).filename();
+  if (fs::create_directory(own)) open_model_dir(tower)->write_companions(own);
+}
+
 int run(const QuantizeFlags& flags, Interrupt& interrupt) {
   check(flags.group == 32 || flags.group == 64, "--group: expected 32 or 64, got ", flags.group);
-  const fs::path model = resolve_model_dir(flags.model);
-  check_model_out(flags.out, flags.overwrite, {model});
+  const std::unique_ptr<ModelSource> source = open_model(flags.model, flags.mmproj);
+  check_model_out(flags.out, flags.overwrite, {source->path(), flags.mmproj});
   const std::stop_token stop = interrupt.arm();
   set_threads(flags.threads);
 
   // Loading rounds the weights and says which tensors they were.
   std::map<std::string, LowBitWeight> rounded;
   LoadOptions load;
-  load.dtype = checkpoint_dtype(read_json(model / "config.json"));
+  load.dtype = checkpoint_dtype(source->config());
   load.weights = {parse_weight_format(flags.weights), flags.group,
                   [&](const std::string& name, const LowBitWeight& weight) {
                     if (stop.stop_requested()) throw Cancelled();
                     rounded.emplace(name + ".weight", weight);
                   }};
   try {
-    load_vlm(model, load);
+    load_vlm(*source, load);
   } catch (const Cancelled&) {
     std::cerr << "glimpse: stopped; nothing was written\n";
     return 130;
   }
 
-  const Weights weights = open_weights(model);
+  // A directory's tensors keep their names and types. Those of GGUF files get the published names, and the
+  // type that they would be loaded in.
+  const bool is_dir = flags.mmproj.empty();
+  const Weights weights = open_weights(*source);
   std::vector<TensorOut> tensors;
   const auto add = [&](const std::string& name, const at::Tensor& tensor) {
     tensors.push_back({name, tensor.nbytes(), [tensor] { return tensor; }});
   };
   for (const auto& [name, weight] : rounded) {
-    const std::string in_file = weights.contains(name) ? weights.name_in_file(name) : name;
+    const std::string in_file = is_dir && weights.contains(name) ? weights.name_in_file(name) : name;
     add(in_file, weight.data);
     add(in_file + "_scale", weight.scale);
     add(in_file + "_correction", weight.correction);
     if (weight.group) add(in_file + "_multiple", weight.multiple);
   }
-  for (const std::string& name : weights.names())
-    if (!rounded.contains(name)) add(weights.name_in_file(name), weights.raw(name));
-  const auto finish = [&](const fs::path& dir) { note_in_config(dir, flags); };
-  if (write_model(flags.out, flags.overwrite, model, tensors, flags.max_shard_size, stop, finish) > 0)
+  for (const std::string& name : weights.names()) {
+    if (rounded.contains(name)) continue;
+    if (is_dir) {
+      add(weights.name_in_file(name), weights.raw(name));
+      continue;
+    }
+    const at::IntArrayRef shape = weights.shape(name);
+    const uint64_t bytes = c10::multiply_integers(shape) * c10::elementSize(load.dtype);
+    tensors.push_back({name, bytes, [&, name, shape] { return weights.take(name, shape, load.dtype); }});
+  }
+  const auto finish = [&](const fs::path& dir) {
+    note_in_config(dir, flags);
+    add_encoder_settings(*source, dir);
+  };
+  if (write_model(flags.out, flags.overwrite, *source, tensors, flags.max_shard_size, stop, finish) > 0)
     return 0;
   std::cerr << "\nglimpse: stopped; nothing was written\n";
   return 130;
@@ -77,10 +102,13 @@ int run(const QuantizeFlags& flags, Interrupt& interrupt) {
 
 std::function<int()> add_quantize(CLI::App& app, Interrupt& interrupt) {
   auto flags = std::make_shared<QuantizeFlags>();
-  app.add_option("model", flags->model, "model: directory, or hub id in the local Hugging Face cache")
+  app.add_option("model", flags->model,
+                 "model: directory, hub id in the local Hugging Face cache, or .gguf file")
       ->required()
       ->type_name("DIR");
   app.add_option("out", flags->out, "directory of the quantised checkpoint")->required()->type_name("OUT");
+  app.add_option("--mmproj", flags->mmproj, "the vision encoder's .gguf file, for a MODEL that is one")
+      ->type_name("FILE");
   app.add_option("--weights", flags->weights,
                  "int8 (one scale per output) or int4 (and a multiple of it per group of inputs)")
       ->type_name("BITS")

@@ -18,6 +18,7 @@ namespace {
 
 constexpr uint64_t kMaxHeader = 100'000'000;
 constexpr size_t kLengthBytes = 8;
+constexpr size_t kAlign = 64;  // of written data: a cache line, and the widest register
 
 struct Dtype {
   const char* name;
@@ -155,11 +156,14 @@ Safetensors load_safetensors(const std::filesystem::path& path) {
 
 void save_safetensors(const std::filesystem::path& path, const std::map<std::string, at::Tensor>& tensors,
                       const std::map<std::string, std::string>& metadata) {
-  // Large elements first: with a padded header every tensor is then aligned to its element size.
+  // The format has no room between tensors. Behind a padded header those that fill whole lines begin on lines
+  // when they come first; large elements first, the others are aligned to their element size.
   std::vector<std::pair<std::string, at::Tensor>> ordered(tensors.begin(), tensors.end());
-  std::stable_sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) {
-    return a.second.element_size() > b.second.element_size();
-  });
+  const auto place = [](const at::Tensor& tensor) {
+    return std::pair(tensor.nbytes() % kAlign != 0, -tensor.element_size());
+  };
+  std::stable_sort(ordered.begin(), ordered.end(),
+                   [&](const auto& a, const auto& b) { return place(a.second) < place(b.second); });
   nlohmann::json header = nlohmann::json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   size_t offset = 0;
@@ -176,7 +180,7 @@ void save_safetensors(const std::filesystem::path& path, const std::map<std::str
     offset += tensor.nbytes();
   }
   std::string text = header.dump();
-  text.resize((text.size() + 7) / 8 * 8, ' ');
+  text.append(kAlign - 1 - (kLengthBytes + text.size() + kAlign - 1) % kAlign, ' ');
 
   AtomicFile file(path);
   for (size_t i = 0; i < kLengthBytes; ++i) file.stream().put(static_cast<char>(text.size() >> 8 * i));

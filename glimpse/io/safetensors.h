@@ -23,6 +23,8 @@ struct Safetensors {
 Safetensors load_safetensors(const std::filesystem::path& path);
 
 /// Writes tensors (any device and strides) to a safetensors file that appears only once it is complete.
+/// Mapped again, a tensor whose size is a multiple of 64 bytes begins at one, any other at a multiple of its
+/// element size.
 void save_safetensors(const std::filesystem::path& path, const std::map<std::string, at::Tensor>& tensors,
                       const std::map<std::string, std::string>& metadata = {});
 

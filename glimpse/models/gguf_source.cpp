@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "glimpse/base/atomic_file.h"
 #include "glimpse/base/check.h"
 #include "glimpse/models/config.h"
 #include "glimpse/models/gguf_tensors.h"
@@ -119,6 +120,42 @@ json generation_config(const Gguf& gguf) {
   return config;
 }
 
+void write_text(const fs::path& path, const std::string& text) {
+  AtomicFile file(path);
+  file.stream() << text << '\n';
+  file.commit();
+}
+
+// Writes the tokenizer as Qwen2's files: the words, how they are joined, and the tokens beside them.
+void write_tokenizer(const json& metadata, const fs::path& dir) {
+  json words = json::object(), added = json::object();
+  const ByteLevelData data = parse_gguf_tokenizer(metadata);  // checks them
+  const json& tokens = metadata.at("tokenizer.ggml.tokens");
+  for (const AddedToken& token : data.added)
+    added[std::to_string(token.id)] = {
+        {"content", token.content}, {"special", token.special}, {"normalized", token.normalized}};
+  for (size_t id = 0; id < tokens.size(); ++id)
+    if (!data.vocabulary.bytes(static_cast<int64_t>(id)).empty()) words[tokens[id].get<std::string>()] = id;
+  std::string merges = "#version: 0.2";
+  for (const json& merge : metadata.at("tokenizer.ggml.merges")) merges += '\n' + merge.get<std::string>();
+  write_text(dir / "vocab.json", words.dump());
+  write_text(dir / "merges.txt", merges);
+  write_text(dir / "tokenizer_config.json",
+             json{{"tokenizer_class", "Qwen2Tokenizer"}, {"added_tokens_decoder", added}}.dump(2));
+}
+
+// f(metadata); what is wrong there is named with the file.
+template <class Function>
+auto named(const Gguf& gguf, Function f) {
+  try {
+    return f(gguf.metadata());
+  } catch (const json::exception& error) {
+    fail(gguf.file(), ": ", error.what());
+  } catch (const Error& error) {
+    fail(gguf.file(), ": ", error.what());
+  }
+}
+
 class GgufPair : public ModelSource {
  public:
   GgufPair(const fs::path& model, const fs::path& mmproj)
@@ -159,13 +196,16 @@ class GgufPair : public ModelSource {
                          std::move(rename));
   }
   std::unique_ptr<Tokenizer> tokenizer() const override {
-    try {
-      return std::make_unique<ByteLevelTokenizer>(parse_gguf_tokenizer(text_.metadata()));
-    } catch (const json::exception& error) {
-      fail(text_.file(), ": ", error.what());
-    } catch (const Error& error) {
-      fail(text_.file(), ": ", error.what());
-    }
+    return named(text_, [](const json& metadata) {
+      return std::make_unique<ByteLevelTokenizer>(parse_gguf_tokenizer(metadata));
+    });
+  }
+  void write_companions(const fs::path& dir) const override {
+    for (const auto& [name, settings] : {std::pair{"config.json", config_},
+                                         {"generation_config.json", generation_},
+                                         {"preprocessor_config.json", preprocessor_}})
+      write_text(dir / name, settings.dump(2));
+    named(text_, [&](const json& metadata) { write_tokenizer(metadata, dir); });
   }
 
  private:

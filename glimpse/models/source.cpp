@@ -32,6 +32,16 @@ class ModelDir : public ModelSource {
       if (fs::exists(dir_ / file)) return Tokenizer::load(dir_);
     return nullptr;
   }
+  void write_companions(const fs::path& dir) const override {
+    for (const auto& entry : fs::directory_iterator(dir_)) {
+      const std::string name = entry.path().filename().string(), ending = entry.path().extension().string();
+      const bool wanted = ending == ".json" || ending == ".txt" || ending == ".model" || ending == ".jinja";
+      if (!wanted || name.ends_with(".index.json") || !entry.is_regular_file()) continue;
+      std::error_code error;
+      fs::copy_file(entry.path(), dir / name, error);
+      check(!error, "cannot copy ", entry.path().string(), " to ", dir.string(), ": ", error.message());
+    }
+  }
 
  private:
   fs::path dir_;

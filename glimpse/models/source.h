@@ -28,6 +28,8 @@ class ModelSource {
   virtual Weights weights(Weights::Rename rename) const = 0;
   /// Null when there is none.
   virtual std::unique_ptr<Tokenizer> tokenizer() const = 0;
+  /// Writes to a directory what the layout has beside the weights: configurations, tokenizer, chat template.
+  virtual void write_companions(const std::filesystem::path& dir) const = 0;
 };
 
 /// A directory in the Hugging Face layout.

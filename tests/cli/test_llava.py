@@ -150,6 +150,31 @@ class Llava(CliTest):
         self.assertEqual(got["text_tower"], {"layers": 3, "hidden_size": 48})
         self.assertIn("text tower", {part["part"] for part in got["parts"]})
 
+    def test_quantize(self):
+        """What is written needs neither the original nor its encoder, and answers as rounding at load does."""
+        original, converted = self.original(), self.converted()
+        tower = self.dir / "clip-vit-tiny-patch14-112"
+        tower.unlink()
+        tower.symlink_to(CLIP)  # with CLIP's text tower
+        cases = {(model, *flags): [] for model, flags in ((original, []), (original, ["--prune", "cdpruner", "--keep", "0.2"]), (converted, []))}
+        for bits, kind in (("int8", "I8"), ("int4", "U8")):
+            for model, linears in ((original, ("model.layers.0.mlp.up_proj", "vision_model.encoder.layers.0.mlp.fc1", "model.mm_projector.0")),
+                                   (converted, ("language_model.model.layers.0.mlp.up_proj", "vision_tower.vision_model.encoder.layers.0.mlp.fc1"))):
+                out = self.dir / "far" / bits / model.name
+                out.parent.mkdir(parents=True, exist_ok=True)
+                self.ok("quantize", model, out, "--weights", bits, "--threads", "1")
+                tensors = read_safetensors(out / "model.safetensors")
+                self.assertEqual({tensors[name + ".weight"][0] for name in linears}, {kind})
+            for (model, *flags), answers in cases.items():
+                answers.append(self.ask_llava(model, "--weights", bits, *flags))
+        tower.unlink()
+        original.rename(self.dir / "moved")
+        for (model, *flags), answers in cases.items():
+            for bits, expected in zip(("int8", "int4"), answers):
+                got = self.ask_llava(self.dir / "far" / bits / model.name, *flags)
+                for key in ("token_ids", "images", "prompt_tokens", "pruning"):
+                    self.assertEqual(got[key], expected[key], (bits, model.name, flags, key))
+
     def test_inspect(self):
         got = json.loads(self.ok("inspect", "--json", "-m", self.original(), "--new-modules", MODULES))
         self.assertEqual(got["vision_encoder"], {"layers": 7, "hidden_size": 64})

@@ -76,6 +76,29 @@ TEST_CASE("tensors alias the mapping, outlive everything else and never write to
   CHECK(at::equal(b, at::arange(4.f)));
 }
 
+TEST_CASE("written tensors that fill whole cache lines begin at one") {
+  const Scratch scratch;
+  const auto bytes = [](int64_t count) { return at::zeros({count}, at::kByte); };
+  // Names of different lengths make headers of all sizes; odd sizes sort between the others by name.
+  for (size_t length = 1; length <= 64; length += 9) {
+    const std::map<std::string, at::Tensor> tensors = {
+        {"a_odd", bytes(3)},
+        {"b_packed", bytes(128)},
+        {"c_odd", at::zeros({5}, at::kBFloat16)},
+        {"d_scale", at::zeros({16})},
+        {"e_odd", at::zeros({3, 1})},
+        {"f_odd", at::zeros({1}, at::kDouble)},
+        {std::string(length, 'n'), at::zeros({32, 3}, at::kBFloat16)}};
+    save_safetensors(scratch / "a.safetensors", tensors);
+    const auto mapped = load_safetensors(scratch / "a.safetensors").tensors;
+    REQUIRE(mapped.size() == tensors.size());
+    for (const auto& [name, tensor] : mapped) {
+      const size_t align = tensor.nbytes() % 64 == 0 ? 64 : tensor.element_size();
+      CHECK_MESSAGE(reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % align == 0, name);
+    }
+  }
+}
+
 TEST_CASE("offsets that are not aligned to the element size work") {
   const Scratch scratch;
   for (const std::string pad : {"", " ", "  ", "   "}) {

@@ -11,6 +11,7 @@ import unittest
 from pathlib import Path
 
 import gguf
+from transformers import AutoTokenizer
 
 TINY = Path(__file__).resolve().parents[2] / "models/tiny"
 DIR = Path(os.environ["GLIMPSE_GGUF_DIR"])
@@ -74,6 +75,21 @@ class Gguf(unittest.TestCase):
                 self.assertEqual([r["answer"] for r in self.rows(*flags)], [r["answer"] for r in expected])
         self.rows(*pair("mixed"), "--weights", "int4", rows=1)
 
+    def test_quantize(self):
+        """The directory answers as the pair does when it is rounded at load, its tokenizer included."""
+        for kind, bits in (("bf16", "int8"), ("mixed", "int8"), ("mixed", "int4")):
+            with self.subTest((kind, bits)), tempfile.TemporaryDirectory() as folder:
+                out = Path(folder) / "out"
+                text, vision = pair(kind)[1::2]
+                self.ok("quantize", text, out, "--mmproj", vision, "--weights", bits, "--threads", 1)
+                self.assertEqual(self.rows("--model", out), self.rows(*pair(kind), "--weights", bits))
+                config, built_in = (json.loads((model / "config.json").read_text()) for model in (out, TINY / "model"))
+                self.assertEqual(config["quantization_config"]["bits"], int(bits[3]))
+                self.assertEqual(config["vision_config"]["fullatt_block_indexes"], built_in["vision_config"]["fullatt_block_indexes"])
+                ours, theirs = (AutoTokenizer.from_pretrained(model) for model in (out, TINY / "model"))
+                for words in ("What letter is on the orange square?", " Grüße\n\n 12 345", "<|im_start|>user"):
+                    self.assertEqual(ours(words).input_ids, theirs(words).input_ids)
+
     def test_inspect(self):
         model = json.loads(self.ok("inspect", *pair("mixed"), "--json"))
         self.assertEqual((model["model_type"], model["language_model"]["tied_head"]), ("qwen2_5_vl", True))
@@ -105,7 +121,9 @@ class Gguf(unittest.TestCase):
         self.fails([*ask, "--model", TINY / "model", "--mmproj", mmproj], "--mmproj belongs to a --model that is a .gguf file")
         self.fails([*ask, "--mmproj", mmproj], "--mmproj belongs to")
         self.fails([*ask, "--model", DIR / "none.gguf", "--mmproj", mmproj], "no such file", "none.gguf")
-        self.fails(["quantize", model, DIR / "out"], "is a file; expected its directory")
+        self.fails(["quantize", model, DIR / "out"], "holds a language model only", f"--mmproj {mmproj}")
+        self.fails(["quantize", TINY / "model", DIR / "out", "--mmproj", mmproj], "--mmproj belongs to")
+        self.fails(["quantize", model, DIR, "--mmproj", mmproj, "--overwrite"], "is no model directory")
 
     def test_damaged_files(self):
         """Metadata that is missing or of another kind, and tensors that are missing or of another shape."""

@@ -38,7 +38,7 @@ _glimpse() {
       train) words="--config --data --out --resume --overwrite --model --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
       eval) words="$model --out --task --methods --budgets --budget-from --data-root --image-root --sets --limit --overwrite --keep-going --gallery --commit --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --max-new-tokens --min-pixels --max-pixels" ;;
       inspect) words="$model --json" ;;
-      quantize) words='--weights --group --max-shard-size --threads --overwrite --help' ;;
+      quantize) words='--mmproj --weights --group --max-shard-size --threads --overwrite --help' ;;
       merge) words='--model --adapter --out --max-shard-size --overwrite --help' ;;
     esac
   fi
