@@ -23,6 +23,10 @@ double weight_bytes(const DecoderConfig& c, const std::string& weights) {
                              : 2 * (layers + head);
 }
 
+std::string tera(double flops) {
+  return concat(std::round(flops / 1e10) / 100, " TFLOP");
+}
+
 // Everything measured about one way of answering.
 struct Measured {
   Samples prefill, prune, decode;
@@ -42,7 +46,7 @@ class Answers {
     sequence.pruners = pruners;
     sequence.budget.keep = question_.keep;
     Sequence* const sequences[] = {&sequence};
-    Memory::reset_peak();
+    Memory::trim_and_reset_peak();
     const Timer whole;
     // The first layer's output is the earliest sign that the encoder is done.
     at::Tensor logits = prefill(model_, sequences, [&](int64_t layer, const at::Tensor&) {
@@ -82,7 +86,46 @@ class Answers {
   Prompt prompt_;
 };
 
+Row prefill_row(const Question& question, const Samples& prefill, double flops, const Limits& limits) {
+  return {.name = "prefill_ms",
+          .value = prefill.best(),
+          .unit = "ms",
+          .median = prefill.median(),
+          .share = limits.share_of_flops(flops, prefill.best()),
+          .note = tera(flops),
+          .goal = question.goals().prefill};
+}
+
+// `rows`: in the cache before the first step.
+Row decode_row(const Question& question, const DecoderConfig& c, const Samples& decode, int64_t rows,
+               const Limits& limits) {
+  const double steps = question.decode;
+  const double bytes =
+      weight_bytes(c, question.bits()) + kv_row_bytes(c) * (static_cast<double>(rows) + (steps + 1) / 2);
+  return {.name = "decode_tokens_per_s",
+          .value = steps / decode.best() * 1e3,
+          .unit = "tokens/s",
+          .median = steps / decode.median() * 1e3,
+          .share = limits.share_of_bytes(bytes * steps, decode.best()),
+          .note = concat(std::round(bytes / 1e7) / 100, " GB per token"),
+          .goal = question.goals().decode};
+}
+
 }  // namespace
+
+std::string Question::bits() const {
+  if (weights != "auto") return weights;
+  const nlohmann::json config = model_config(*this);
+  return config.contains("quantization_config") ? concat("int", config["quantization_config"].at("bits"))
+                                                : "bf16";
+}
+
+Question::Goals Question::goals() const {
+  const std::string known = bits();
+  if (known == "int8") return {share_at_least(0.6), share_at_least(0.9), at_least(3), at_most(10)};
+  if (known == "int4") return {{}, share_at_least(0.85), {}, at_most(6.5)};
+  return {share_at_least(0.8), share_at_least(0.9), at_least(5), {}};
+}
 
 VisionShape vision_shape(const Question& question) {
   return VisionShape::from_json(model_config(question));
@@ -136,7 +179,7 @@ void time_answers(const Question& question, const Limits& limits, Rows& rows) {
   const DecoderConfig& decoder = engine->model().decoder().config();
   const GlimpseConfig& modules = engine->modules()->config;
   const VisionShape vision = vision_shape(question);
-  const double tokens = static_cast<double>(question.text + question.visual), steps = question.decode;
+  const double tokens = static_cast<double>(question.text + question.visual);
   check(full.rows == question.text + question.visual, "the cache holds ", full.rows, " rows after prefill");
   const double full_flops = prefill_flops(decoder, tokens);
   const double pruned_flops =
@@ -147,19 +190,18 @@ void time_answers(const Question& question, const Limits& limits, Rows& rows) {
     const auto share = limits.share_of_flops(flops, samples.best());
     rows.add({name, samples.best(), "ms", samples.median(), share, {}, std::move(note)});
   };
-  const auto tflop = [](double flops) { return concat(std::round(flops / 1e10) / 100, " TFLOP"); };
   rows.add({.name = "load_ms",
             .value = load,
             .unit = "ms",
             .note = "warm; weights are mapped and read on first use"});
   rows.add({.name = "load_to_first_token_ms", .value = load + full.first_ms, .unit = "ms"});
   const double seen = vision_flops(vision, patch_grid(question, vision.merge));
-  timed("vision_ms", answers.vision, seen, tflop(seen));
-  timed("prefill_ms", full.prefill, full_flops, tflop(full_flops));
+  timed("vision_ms", answers.vision, seen, tera(seen));
+  rows.add(prefill_row(question, full.prefill, full_flops, limits));
   rows.add({"prefill_tokens_per_s", tokens / full.prefill.best() * 1e3, "tokens/s",
             tokens / full.prefill.median() * 1e3});
   timed("prefill_pruned_ms", pruned.prefill, pruned_flops,
-        concat(tflop(pruned_flops), ", ", pruned.rows - question.text, " of ", question.visual,
+        concat(tera(pruned_flops), ", ", pruned.rows - question.text, " of ", question.visual,
                " visual tokens kept after layer ", modules.reduce_layer));
   rows.add({.name = "prune_ms",
             .value = pruned.prune.best(),
@@ -170,23 +212,15 @@ void time_answers(const Question& question, const Limits& limits, Rows& rows) {
             .value = speedup,
             .unit = "x",
             .share = speedup / bound,
-            .note = "limit: the ratio of the operations"});
+            .note = "limit: the ratio of the operations",
+            .goal = at_least(1.35)});
   rows.add({.name = "prefill_speedup_limit", .value = bound, .unit = "x"});
 
-  const auto decoded = [&](const char* name, const Measured& measured) {
-    const double bytes = weight_bytes(decoder, question.weights) +
-                         kv_row_bytes(decoder) * (static_cast<double>(measured.rows) + (steps + 1) / 2);
-    const double best = measured.decode.best();
-    rows.add({name,
-              steps / best * 1e3,
-              "tokens/s",
-              steps / measured.decode.median() * 1e3,
-              limits.share_of_bytes(bytes * steps, best),
-              {},
-              concat(std::round(bytes / 1e7) / 100, " GB per token")});
-  };
-  decoded("decode_tokens_per_s", full);
-  decoded("decode_pruned_tokens_per_s", pruned);
+  rows.add(decode_row(question, decoder, full.decode, full.rows, limits));
+  Row after = decode_row(question, decoder, pruned.decode, pruned.rows, limits);
+  after.name = "decode_pruned_tokens_per_s";
+  after.goal.reset();
+  rows.add(std::move(after));
 
   const auto memory = [&](const std::string& name, double mib, std::string note = {}) {
     rows.add({.name = name, .value = mib, .unit = "MiB", .note = std::move(note)});
@@ -200,14 +234,17 @@ void time_answers(const Question& question, const Limits& limits, Rows& rows) {
   memory("peak_rss_mib", answers.peak_mib, "with weights");
 }
 
-void time_decoder(const Question& question, const Limits& limits, Rows& rows) {
-  const std::unique_ptr<Engine> engine = load_engine(question);
-  const Vlm& model = engine->model();
-  const int64_t length = question.visual + question.text;
+Prompt make_text_prompt(const Question& question, const Vlm& model) {
   at::manual_seed(0);
+  const int64_t length = question.visual + question.text;
   const at::Tensor ids = at::randint(0, 500, {length}, at::kLong);
-  const Prompt prompt =
-      model.prompt({ids.const_data_ptr<int64_t>(), ids.const_data_ptr<int64_t>() + length}, {});
+  return model.prompt({ids.const_data_ptr<int64_t>(), ids.const_data_ptr<int64_t>() + length}, {});
+}
+
+void time_decoder(const Question& question, const Engine& engine, const Limits& limits, Rows& rows) {
+  const Vlm& model = engine.model();
+  const Prompt prompt = make_text_prompt(question, model);
+  const auto length = static_cast<int64_t>(prompt.ids.size());
   Samples prefills, decodes;
   for (int round = 0; round < question.rounds; ++round) {
     Sequence sequence;
@@ -222,18 +259,8 @@ void time_decoder(const Question& question, const Limits& limits, Rows& rows) {
     say(concat("prefill ", prefills.values.back(), " ms, decoding ", decodes.values.back(), " ms"));
   }
   const DecoderConfig& c = model.decoder().config();
-  const double steps = static_cast<double>(question.decode);
-  const double bytes =
-      weight_bytes(c, question.weights) + kv_row_bytes(c) * (static_cast<double>(length) + (steps + 1) / 2);
-  rows.add({"prefill_ms", prefills.best(), "ms", prefills.median(),
-            limits.share_of_flops(prefill_flops(c, static_cast<double>(length)), prefills.best())});
-  rows.add({"decode_tokens_per_s",
-            steps / decodes.best() * 1e3,
-            "tokens/s",
-            steps / decodes.median() * 1e3,
-            limits.share_of_bytes(bytes * steps, decodes.best()),
-            {},
-            concat(std::round(bytes / 1e7) / 100, " GB per token")});
+  rows.add(prefill_row(question, prefills, prefill_flops(c, static_cast<double>(length)), limits));
+  rows.add(decode_row(question, c, decodes, length, limits));
 }
 
 }  // namespace glimpse::bench

@@ -15,6 +15,16 @@ struct Question {
   double keep = 0.074;  ///< share of the visual tokens that a pruned answer keeps
   int threads = 2, rounds = 2;
   std::string weights = "auto";  ///< as EngineOptions has them
+
+  /// The bits that the linear layers' weights have: "bf16", "int8" or "int4".
+  std::string bits() const;
+  /// What a model with such weights should reach.
+  struct Goals {
+    std::optional<Goal> prefill, decode;  ///< shares of the limits
+    std::optional<Goal> batch;            ///< speed of eight sequences over one
+    std::optional<Goal> resident;         ///< GiB, of a model of 7B
+  };
+  Goals goals() const;
 };
 
 VisionShape vision_shape(const Question& question);
@@ -28,10 +38,13 @@ Prompt make_prompt(const Question& question, const Vlm& model);
 std::unique_ptr<Engine> load_engine(const Question& question);
 
 /// Loads the model and answers the question with and without pruning, in turns. Rows: loading, vision
-/// encoding, prefill, decoding, caches and memory.
+/// encoding, prefill, decoding, caches and memory. The others take an engine that load_engine() made.
 void time_answers(const Question& question, const Limits& limits, Rows& rows);
 
 /// The language model alone on as many tokens, all of them text. Rows: prefill and decoding.
-void time_decoder(const Question& question, const Limits& limits, Rows& rows);
+void time_decoder(const Question& question, const Engine& engine, const Limits& limits, Rows& rows);
+
+/// A prompt of as many tokens, all of them text.
+Prompt make_text_prompt(const Question& question, const Vlm& model);
 
 }  // namespace glimpse::bench

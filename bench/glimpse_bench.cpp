@@ -6,69 +6,102 @@
 #include <cstdio>
 
 #include "bench/answers.h"
+#include "bench/process.h"
 #include "bench/selection.h"
 #include "bench/serving.h"
 #include "bench/training.h"
 #include "bench/vit_block.h"
 #include "glimpse/base/check.h"
+#include "glimpse/models/config.h"
 #include "glimpse/nn/kernels.h"
 
 namespace {
 
 using namespace glimpse;
 using namespace glimpse::bench;
+namespace fs = std::filesystem;
 
 struct Options {
   Question question;
-  std::vector<std::string> only = {"limits", "vit", "answers", "serving"};
+  std::vector<std::string> only = {"limits", "vit", "flash", "selection", "answers", "questions", "batch"};
   std::vector<int64_t> sizes = {256, 1024};
   std::vector<std::string> peers;
-  std::string json;
+  std::string prefix, json;
+  bool append = false;
   int busy = 0;
   int64_t answer = 20;
 };
 
-void run(const Options& options) {
-  const at::NoGradGuard no_grad;
-  const Question& question = options.question;
-  at::set_num_threads(question.threads);
-  const VisionShape vision = vision_shape(question);
-  const nlohmann::json config = read_json(question.checkpoint / "model" / "config.json");
-  const auto wanted = [&](const char* part) {
-    return std::find(options.only.begin(), options.only.end(), part) != options.only.end();
-  };
+const std::vector<std::string> kParts = {"startup", "cold",      "resident", "limits",  "vit",
+                                         "flash",   "selection", "answers",  "decoder", "questions",
+                                         "batch",   "sizes",     "training"};
+
+void greet(const Question& question) {
   const GemmPath path = bf16_gemm_path();
-  std::printf("%s: %lld threads, %s kernels, bf16 products %s\n", question.checkpoint.c_str(),
-              static_cast<long long>(at::get_num_threads()), kernels::target_name(),
+  std::printf("%s: %lld threads, %s weights, %s kernels, bf16 products %s\n", question.checkpoint.c_str(),
+              static_cast<long long>(at::get_num_threads()), question.bits().c_str(), kernels::target_name(),
               path == GemmPath::native   ? "by libtorch"
               : path == GemmPath::paired ? "in pairs"
                                          : "widened to float32");
   std::fflush(stdout);
+}
+
+void run(const Options& options) {
+  const at::NoGradGuard no_grad;
+  const Question& question = options.question;
+  set_threads(question.threads);
+  const VisionShape vision = vision_shape(question);
+  const fs::path config_file = question.checkpoint / "model" / "config.json";
+  const nlohmann::json config = read_json(config_file), &text = text_config(config);
+  const Grid grid = patch_grid(question, vision.merge);
+  greet(question);
 
   Rows rows;
+  if (options.append) rows.continue_from(options.json);
+  rows.set_prefix(options.prefix);
   if (options.busy > 0)
     rows.add({.name = "other_running_tasks",
               .value = static_cast<double>(options.busy),
               .unit = "tasks",
               .note = "the machine was busy: these numbers mean little"});
-  Limits limits;
-  if (wanted("limits")) {
-    const nlohmann::json& text = text_config(config);
+  // Written after every part, as large ones take long and may be stopped.
+  const auto part = [&](const char* name, const auto& measure) {
+    if (std::find(options.only.begin(), options.only.end(), name) == options.only.end()) return;
+    measure();
+    if (!options.json.empty()) rows.write(options.json);
+  };
+  Limits limits = Limits::earlier(rows);
+  std::unique_ptr<Engine> loaded;
+  const auto engine = [&]() -> const Engine& {
+    if (!loaded) loaded = load_engine(question);
+    return *loaded;
+  };
+
+  part("startup", [&] { time_startup(question, rows); });
+  part("cold", [&] { time_cold_start(question, rows); });
+  part("resident", [&] { measure_resident(question, rows); });
+  part("limits", [&] {
     const int64_t hidden = text.at("hidden_size"), wide = text.at("intermediate_size");
     const bool small = hidden < 1024;
     const int64_t cube = small ? 1024 : 4096;
     limits = measure_limits(small ? 1024 : 2048,
                             {{question.visual + question.text, hidden, wide}, {cube, cube, cube}}, rows);
-  }
-  if (wanted("vit") && vision.window_tokens > 0)
-    time_vit_block(vision, patch_grid(question, vision.merge), question.rounds, limits, rows);
-  if (wanted("selection"))
-    time_selection(question.visual, config.at("hidden_size"), question.keep, vision,
-                   patch_grid(question, vision.merge), question.rounds, rows);
-  if (wanted("answers")) time_answers(question, limits, rows);
-  if (wanted("decoder")) time_decoder(question, limits, rows);
-  if (wanted("serving")) time_serving(question, options.sizes, limits, rows);
-  if (wanted("training")) time_training(question, options.answer, rows);
+  });
+  part("vit", [&] {
+    if (vision.window_tokens > 0) time_vit_block(vision, grid, question.rounds, limits, rows);
+  });
+  part("flash", [&] {
+    time_flash(decoder_config(text, config, config_file.string()), question.rounds, limits, rows);
+  });
+  part("selection", [&] { time_selection(text.at("hidden_size"), vision, grid, question.rounds, rows); });
+
+  if (question.bits() != "bf16") limits = limits.of_int8();
+  part("answers", [&] { time_answers(question, limits, rows); });
+  part("decoder", [&] { time_decoder(question, engine(), limits, rows); });
+  part("questions", [&] { time_questions(question, engine(), rows); });
+  part("batch", [&] { time_batch(question, engine(), rows); });
+  part("sizes", [&] { time_sizes(question, options.sizes, engine(), rows); });
+  part("training", [&] { time_training(question, options.answer, rows); });
 
   for (const std::string& peer : options.peers) {
     const size_t equals = peer.find('=');
@@ -92,7 +125,7 @@ int main(int argc, char** argv) {
   app.add_option("--threads", question.threads, "CPU threads")->check(CLI::Range(1, 4096));
   app.add_option("--weights", question.weights, "bits of the linear layers' weights")
       ->check(CLI::IsMember({"auto", "bf16", "int8", "int4"}));
-  app.add_option("--sizes", options.sizes, "visual tokens of the serving part's growing images")
+  app.add_option("--sizes", options.sizes, "visual tokens of the growing images, ascending")
       ->check(CLI::Range(4, 65536));
   app.add_option("--visual", question.visual, "visual tokens")->check(CLI::Range(4, 65536));
   app.add_option("--text", question.text, "text tokens, the two around the image included")
@@ -102,14 +135,18 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1e-6, 1.0));
   app.add_option("--rounds", question.rounds, "rounds; the best and the median are shown")
       ->check(CLI::Range(1, 1000));
-  app.add_option("--only", options.only, "parts to run; without limits there are no shares")
-      ->check(CLI::IsMember({"limits", "vit", "selection", "answers", "decoder", "serving", "training"}));
+  app.add_option("--only", options.only,
+                 "parts to run; shares need limits, from this run or the one appended to")
+      ->check(CLI::IsMember(kParts));
   app.add_option("--answer", options.answer, "tokens of the answer that training learns")
       ->check(CLI::Range(1, 65536));
   app.add_option("--peer", options.peers,
                  "NAME=FILE: [{name, value, unit}] that somebody else's program wrote");
   app.add_option("--busy", options.busy, "other tasks that were running at the start, noted among the rows");
-  app.add_option("--json", options.json, "write the rows here");
+  app.add_option("--prefix", options.prefix, "put before the names of the rows");
+  CLI::Option* const json = app.add_option("--json", options.json, "write the rows here");
+  app.add_flag("--append", options.append, "behind those that are there, which also give the limits")
+      ->needs(json);
   CLI11_PARSE(app, argc, argv);
   try {
     run(options);

@@ -2,9 +2,11 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 
 #include <atomic>
 
+#include "bench/instructions.h"
 #include "glimpse/base/check.h"
 #include "glimpse/base/timer.h"
 #include "glimpse/nn/linear.h"
@@ -58,6 +60,50 @@ double gemm_rate(const GemmShape& s, const Product& product) {
          1e3;
 }
 
+at::Tensor call(const char* name, std::vector<c10::IValue> arguments) {
+  c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(arguments);
+  return arguments.at(0).toTensor();
+}
+
+// The product of unsigned activations and 8-bit weights that libtorch's quantised models call.
+class OneDnnInt8 {
+ public:
+  explicit OneDnnInt8(const GemmShape& s)
+      : x_(at::randint(0, 255, {s.m, s.k}, at::kByte)),
+        weight_(call("onednn::qlinear_prepack", {at::randint(-127, 127, {s.n, s.k}, at::kChar), {}})),
+        scale_(at::full({s.n}, 0.01)),
+        zero_(at::zeros({s.n}, at::kInt)) {}
+
+  at::Tensor operator()() const {
+    return call("onednn::qlinear_pointwise", {x_,
+                                              0.01,
+                                              128,
+                                              weight_,
+                                              scale_,
+                                              zero_,
+                                              {},
+                                              1.0,
+                                              0,
+                                              at::kBFloat16,
+                                              "none",
+                                              c10::List<std::optional<at::Scalar>>(),
+                                              ""});
+  }
+
+ private:
+  at::Tensor x_, weight_, scale_, zero_;
+};
+
+// The fastest of several ways.
+struct Best {
+  double per_s = 0;
+  std::string way;
+
+  void offer(double rate, const std::string& name) {
+    if (rate > per_s) *this = {rate, name};
+  }
+};
+
 }  // namespace
 
 std::optional<double> Limits::share_of_flops(double flops, double ms) const {
@@ -70,29 +116,60 @@ std::optional<double> Limits::share_of_bytes(double bytes, double ms) const {
   return bytes / ms * 1e3 / bytes_per_s;
 }
 
+Limits Limits::earlier(const Rows& rows) {
+  const auto giga = [&](const char* name) { return 1e9 * rows.earlier(name).value_or(0); };
+  return {giga("memory_read"), giga("gemm_peak"), giga("gemm_int8_peak")};
+}
+
 Limits measure_limits(int64_t buffer_mib, const std::vector<GemmShape>& shapes, Rows& rows) {
   Limits limits;
   limits.bytes_per_s = read_rate(buffer_mib);
   rows.add({"memory_read", limits.bytes_per_s / 1e9, "GB/s"});
-  std::string best;
+
+  double registers = 0, int8_registers = 0;
+  for (const InstructionRate& rate : instruction_rates()) {
+    const bool int8 = rate.name == "int8_dot";
+    rows.add({.name = "registers_" + rate.name,
+              .value = rate.per_s / 1e9,
+              .unit = int8 ? "GOP/s" : "GFLOP/s",
+              .note = concat(rate.bits, " bits, without memory")});
+    double& most = int8 ? int8_registers : registers;
+    most = std::max(most, rate.per_s);
+  }
+
+  Best best, int8_best;
   for (const GemmShape& s : shapes) {
+    const auto measure = [&](std::string name, const char* unit, Best& of, const auto& product) {
+      name += concat("_", s.m, "x", s.k, "x", s.n);
+      const double rate = gemm_rate(s, product);
+      say(concat("gemm_", name, ": ", rate / 1e9, " ", unit));
+      rows.add({"gemm_" + name, rate / 1e9, unit});
+      of.offer(rate, name);
+    };
     const at::Tensor x = at::randn({s.m, s.k}), w = at::randn({s.n, s.k});
     const at::Tensor narrow_x = x.to(at::kBFloat16);
     const Linear linear{w.to(at::kBFloat16), {}};
-    const std::string shape = concat("_", s.m, "x", s.k, "x", s.n);
-    const auto measure = [&](const std::string& way, const auto& product) {
-      const double rate = gemm_rate(s, product);
-      say(concat("gemm_", way, shape, ": ", rate / 1e9, " GFLOP/s"));
-      rows.add({"gemm_" + way + shape, rate / 1e9, "GFLOP/s"});
-      if (rate <= limits.flops_per_s) return;
-      limits.flops_per_s = rate;
-      best = way + shape;
-    };
-    measure("at_bf16", [&] { return at::linear(narrow_x, linear.weight); });
-    measure("glimpse_bf16", [&] { return linear(narrow_x); });
-    measure("at_f32", [&] { return at::linear(x, w); });
+    measure("at_bf16", "GFLOP/s", best, [&] { return at::linear(narrow_x, linear.weight); });
+    measure("glimpse_bf16", "GFLOP/s", best, [&] { return linear(narrow_x); });
+    measure("at_f32", "GFLOP/s", best, [&] { return at::linear(x, w); });
+    const LowBitWeight low = quantise_weight(w, 0);
+    measure("glimpse_int8", "GOP/s", int8_best, [&] { return low_bit_linear(narrow_x, low, {}); });
+    try {
+      measure("onednn_int8", "GOP/s", int8_best, OneDnnInt8(s));
+    } catch (const c10::Error& error) {
+      say(concat("libtorch has no 8-bit product here: ", error.what_without_backtrace()));
+    }
   }
-  rows.add({.name = "gemm_peak", .value = limits.flops_per_s / 1e9, .unit = "GFLOP/s", .note = best});
+  const auto peak = [&](const char* name, const char* unit, const Best& of, double most) {
+    rows.add({.name = name,
+              .value = of.per_s / 1e9,
+              .unit = unit,
+              .share = most > 0 ? std::optional(of.per_s / most) : std::nullopt,
+              .note = of.way});
+    return of.per_s;
+  };
+  limits.flops_per_s = peak("gemm_peak", "GFLOP/s", best, registers);
+  limits.int8_flops_per_s = peak("gemm_int8_peak", "GOP/s", int8_best, int8_registers);
   return limits;
 }
 

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -24,6 +25,22 @@ struct Samples {
   }
 };
 
+/// What a row should reach.
+struct Goal {
+  double bound = 0;
+  bool at_most = false;   ///< else at least
+  bool of_share = false;  ///< the row's share of the limit, else its value
+};
+constexpr Goal at_least(double value) {
+  return {value};
+}
+constexpr Goal at_most(double value) {
+  return {value, true};
+}
+constexpr Goal share_at_least(double share) {
+  return {share, false, true};
+}
+
 /// One line of the result.
 struct Row {
   std::string name;
@@ -33,6 +50,10 @@ struct Row {
   std::optional<double> share = {};          ///< value's share of the measured limit, 1 = at the limit
   std::map<std::string, double> peers = {};  ///< the same thing done by others
   std::string note = {};
+  std::optional<Goal> goal = {};
+
+  /// Whether the goal was reached; nothing without one, or where its limit was not measured.
+  std::optional<bool> met() const;
 };
 
 /// Tells on stderr how far a run has come: large shapes take minutes before the table.
@@ -41,25 +62,39 @@ void say(const std::string& progress);
 /// Where results are collected.
 class Rows {
  public:
-  void add(Row row) { rows_.push_back(std::move(row)); }
+  /// The rows go behind those of an earlier run of the same benchmark, if that file is there.
+  void continue_from(const std::filesystem::path& file);
+  /// The value of a row of the earlier run; nothing when there is none.
+  std::optional<double> earlier(const std::string& name) const;
+  /// Is put before the names of the rows that are added from now on.
+  void set_prefix(std::string prefix) { prefix_ = std::move(prefix); }
+
+  void add(Row row);
   /// Adds a peer's numbers ([{name, value, unit}]) to the rows of the same name and unit.
   void add_peer(const std::string& peer, const std::filesystem::path& file);
-  /// Peers stand with their ratio: above 1 means that glimpse is better.
+  /// The new rows, below the earlier ones if there are any. Peers stand with their ratio: above 1 means that
+  /// glimpse is better.
   void print() const;
+  /// The earlier rows and the new ones.
   void write(const std::filesystem::path& file) const;
 
  private:
+  nlohmann::json earlier_ = nlohmann::json::array();
+  std::string prefix_;
   std::vector<Row> rows_;
 };
 
 /// Memory of this process, from /proc/self/status.
 struct Memory {
   double peak_mib = 0;   ///< largest resident size since the last reset
+  double own_mib = 0;    ///< resident now, mapped files left out
   double files_mib = 0;  ///< mapped files that are resident now: weights and libraries
 
   static Memory now();
-  /// Gives freed memory back and starts a new peak, where the kernel allows it.
+  /// Starts a new peak, where the kernel allows it.
   static void reset_peak();
+  /// The same after freed memory that the allocator keeps was given back. Takes time, so not inside a timing.
+  static void trim_and_reset_peak();
 };
 
 }  // namespace glimpse::bench

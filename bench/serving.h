@@ -4,9 +4,17 @@
 
 namespace glimpse::bench {
 
-/// What serving rests on: causal attention at 4,096 rows, a second question about the same image, eight
-/// answers decoded together, and time and memory as images grow (`sizes`: visual tokens).
-void time_serving(const Question& question, const std::vector<int64_t>& sizes, const Limits& limits,
-                  Rows& rows);
+/// Causal bf16 attention of 4,096 rows to themselves, in the shape of the language model.
+void time_flash(const DecoderConfig& config, int rounds, const Limits& limits, Rows& rows);
+
+/// A second question about an image that was just seen, beside the first.
+void time_questions(const Question& question, const Engine& engine, Rows& rows);
+
+/// Eight answers decoded together, beside one alone, after a prompt that is not pruned.
+void time_batch(const Question& question, const Engine& engine, Rows& rows);
+
+/// Time to the first token and memory as images grow: `sizes`, in visual tokens, ascending, once each.
+/// Pruned.
+void time_sizes(Question question, const std::vector<int64_t>& sizes, const Engine& engine, Rows& rows);
 
 }  // namespace glimpse::bench

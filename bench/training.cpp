@@ -38,7 +38,7 @@ void time_training(const Question& question, int64_t answer, Rows& rows) {
   example.reference = (at::rand({question.visual}) < 0.05).to(at::kFloat);
 
   const auto step = [&](Backpropagation through, Measured& measured) {
-    Memory::reset_peak();
+    Memory::trim_and_reset_peak();
     const Timer timer;
     const auto loss = training_losses(*model, modules.modules(model->decoder().options(), modules.dropout()),
                                       std::span(&example, 1), {}, through);

@@ -1,0 +1,57 @@
+"""The benchmark on the built-in model: rows go behind those of an earlier run, whose limits and the goals give verdicts."""
+import json
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+from program import PROGRAM, ROOT, TINY, CliTest
+
+BENCH = Path(PROGRAM).with_name("glimpse_bench")
+
+
+@unittest.skipUnless(BENCH.exists(), "built without the benchmarks")
+class Bench(CliTest):
+    def bench(self, *flags):
+        """(name -> row of the file that the run wrote, what it printed)"""
+        command = [BENCH, "--checkpoint", TINY, "--threads", 1, "--visual", 64, "--text", 10, "--decode", 4, "--rounds", 1,
+                   "--json", self.dir / "rows.json", *flags]  # fmt: skip
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return {row["name"]: row for row in json.loads((self.dir / "rows.json").read_text())}, done.stdout
+
+    def table(self, *flags):
+        command = [sys.executable, ROOT / "bench/table.py", *flags, self.dir / "rows.json"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def test_goals(self):
+        # Products that nothing reaches, memory that anything outruns.
+        limits = {"memory_read": 1e-6, "gemm_peak": 1e9, "gemm_int8_peak": 1e9}
+        earlier = [{"name": name, "value": value, "unit": "x", "peers": {}, "share_of_limit": None} for name, value in limits.items()]
+        (self.dir / "rows.json").write_text(json.dumps(earlier))
+        rows, text = self.bench("--append", "--prefix", "x_", "--weights", "int8", "--only", "resident", "decoder", "batch")
+        self.assertEqual(list(rows)[:3], list(limits))
+        self.assertEqual(rows["x_prefill_ms"]["goal"], {"at_least": 0.6, "of": "share_of_limit", "met": False})
+        self.assertEqual(rows["x_decode_tokens_per_s"]["goal"], {"at_least": 0.9, "of": "share_of_limit", "met": True})
+        self.assertEqual(rows["x_resident_gib"]["goal"], {"at_most": 10, "of": "value", "met": True})
+        gain = rows["x_decode_batch_gain"]
+        self.assertEqual(gain["goal"], {"at_least": 3, "of": "value", "met": gain["value"] >= 3})
+        self.assertIn("at least 60 %: MISSED", text)
+        self.assertIn("at most 10: ok", text)
+        goals = self.table("--goals").splitlines()
+        self.assertEqual(len(goals), 2 + 4)
+        self.assertIn("| x_prefill_ms | at least 60 % of limit | 0 % | MISSED |", goals)
+        self.assertEqual(len(self.table().splitlines()), 2 + len(rows))
+
+    def test_without_limits(self):
+        rows, text = self.bench("--only", "decoder", "sizes", "--sizes", 64, 256)
+        self.assertEqual(rows["prefill_ms"]["goal"], {"at_least": 0.8, "of": "share_of_limit"})
+        self.assertIn("at least 80 %: ?", text)
+        self.assertIn("| ? |", self.table("--goals"))
+        small, large = (rows[f"visual_{size}_memory_per_token"]["value"] for size in (64, 256))
+        self.assertGreater(small, 0)
+        self.assertAlmostEqual(rows["visual_memory_growth"]["value"], large / small)
+
+
+if __name__ == "__main__":
+    unittest.main()
