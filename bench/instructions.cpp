@@ -52,8 +52,8 @@ InstructionRate rate(const char* name, int bits, int per_lane, void (*loop)(int6
     });
     times.add(timer.ms());
   }
-  const double operations = static_cast<double>(threads * kRounds * kChains) * (bits / 32) * per_lane;
-  return {name, operations / times.best() * 1e3, bits};
+  const int64_t operations = threads * kRounds * kChains * (bits / 32) * per_lane;
+  return {name, static_cast<double>(operations) / times.best() * 1e3, bits};
 }
 
 }  // namespace

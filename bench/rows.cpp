@@ -82,7 +82,7 @@ void Rows::add(Row row) {
 void Rows::add_peer(const std::string& peer, const std::filesystem::path& file) {
   for (const json& theirs : read_json(file))
     for (Row& row : rows_)
-      if (row.name == theirs.at("name") && row.unit == theirs.at("unit"))
+      if (theirs.at("name") == row.name && theirs.at("unit") == row.unit)
         row.peers[peer] = theirs.at("value");
 }
 

@@ -70,6 +70,7 @@ Prefilled prefilled(const Vlm& model, const Prompt& prompt, const PrunerChain& p
 double decoding_ms(const Vlm& model, const Prefilled& first, int64_t count) {
   std::vector<Sequence> copies(count, first.sequence);
   std::vector<Sequence*> sequences;
+  sequences.reserve(count);
   for (Sequence& copy : copies) sequences.push_back(&copy);
   std::vector<int64_t> tokens(count, first.next);
   decode_step(model, sequences, tokens);  // the copies get memory of their own
