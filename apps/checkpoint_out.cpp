@@ -53,7 +53,7 @@ void write_index(const std::vector<Shard>& shards, uint64_t total, const fs::pat
 
 }  // namespace
 
-void check_model_out(const fs::path& out, bool overwrite, std::vector<fs::path> inputs) {
+void check_model_out(const fs::path& out, bool overwrite, const std::vector<fs::path>& inputs) {
   std::error_code ignored;
   if (!fs::exists(out, ignored)) return;
   check(overwrite, "--out ", out.string(), " exists; name another one, or replace it with --overwrite");

@@ -22,7 +22,7 @@ struct TensorOut {
 /// Error unless `out` does not exist, or `overwrite` is given and `out` is an earlier output and holds none
 /// of the `inputs`: replacing removes what is there.
 void check_model_out(const std::filesystem::path& out, bool overwrite,
-                     std::vector<std::filesystem::path> inputs);
+                     const std::vector<std::filesystem::path>& inputs);
 
 /// Writes a checkpoint to the directory `out`, which appears only when it is complete: `tensors` in
 /// safetensors files of at most `max_shard_size` bytes (with an index if there are several), and beside them

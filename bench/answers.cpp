@@ -14,12 +14,12 @@ nlohmann::json model_config(const Question& question) {
   return read_json(question.checkpoint / "model" / "config.json");
 }
 
-// What decoding a token reads; in 4 bits a group of 64 has a scale of 2 bytes, and the head has 8 bits.
+// What decoding a token reads; in 4 bits a group of 64 has a multiple of 1 byte, and the head has 8 bits.
 double weight_bytes(const DecoderConfig& c, const std::string& weights) {
   const double layers = static_cast<double>(c.layers) * layer_weights(c),
                head = static_cast<double>(c.hidden_size * c.vocab_size);
   return weights == "int8"   ? layers + head
-         : weights == "int4" ? layers * (0.5 + 2.0 / 64) + head
+         : weights == "int4" ? layers * (0.5 + 1.0 / 64) + head
                              : 2 * (layers + head);
 }
 

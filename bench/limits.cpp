@@ -152,8 +152,8 @@ Limits measure_limits(int64_t buffer_mib, const std::vector<GemmShape>& shapes, 
     measure("at_bf16", "GFLOP/s", best, [&] { return at::linear(narrow_x, linear.weight); });
     measure("glimpse_bf16", "GFLOP/s", best, [&] { return linear(narrow_x); });
     measure("at_f32", "GFLOP/s", best, [&] { return at::linear(x, w); });
-    const LowBitWeight low = quantise_weight(w, 0);
-    measure("glimpse_int8", "GOP/s", int8_best, [&] { return low_bit_linear(narrow_x, low, {}); });
+    const Linear low{{}, {}, nullptr, std::make_shared<LowBitWeight>(quantise_weight(w, 0))};
+    measure("glimpse_int8", "GOP/s", int8_best, [&] { return low(narrow_x); });
     try {
       measure("onednn_int8", "GOP/s", int8_best, OneDnnInt8(s));
     } catch (const c10::Error& error) {
