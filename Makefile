@@ -28,7 +28,7 @@ test: build ## Run all tests
 	@ctest --test-dir build/release --output-on-failure -j2
 
 .PHONY: bench
-bench: build ## Run the benchmarks (an hour on two cores, 30 GB of disk; tools/bench --quick: less); results in build/bench.json
+bench: build ## Run the benchmarks (an hour on two cores, 40 GB of disk; tools/bench --quick: less); results in build/bench.json
 	@tools/bench
 
 .PHONY: bench-peers
