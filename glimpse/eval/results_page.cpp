@@ -1,6 +1,6 @@
 #include <algorithm>
 #include <cmath>
-#include <iomanip>
+#include <map>
 
 #include "glimpse/base/chart.h"
 #include "glimpse/base/json_file.h"
@@ -33,17 +33,11 @@ td.best { font-weight: 700; }
 .row, .grid2 { margin-bottom: .8rem; }
 )css";
 
-std::string fixed(double value, int places) {
-  std::ostringstream out;
-  out << std::fixed << std::setprecision(places) << value;
-  return out.str();
-}
-
 std::string budget_name(const json& cell) {
   const std::string budget = cell.at("budget"), method = cell.at("method");
-  return budget == "own"    ? (method == "none" ? "all" : "own rule")
-         : budget == "from" ? "another run's"
-                            : budget;
+  if (budget == "own") return method == "none" ? "all" : "own rule";
+  if (budget == "from") return "another run's";
+  return parse_budget(budget)->count ? budget + " tokens" : budget;
 }
 
 std::string name_of(const json& cell) {
@@ -69,10 +63,7 @@ std::string table(const std::vector<const json*>& cells, const std::vector<Colum
 }
 
 Column share(const std::string& heading, std::function<json(const json&)> get, int places = 3) {
-  return {heading, [get, places](const json& cell) {
-            const json value = get(cell);
-            return value.is_number() ? fixed(value, places) : std::string("–");
-          }};
+  return {heading, [get, places](const json& cell) { return fixed(get(cell), places); }};
 }
 
 std::string score_table(const std::vector<const json*>& cells, const json& task) {
@@ -104,7 +95,7 @@ std::string cost_table(const std::vector<const json*>& cells) {
   columns.push_back(share(
       "KV cache KiB", [](const json& c) { return json(1024 * c.at("all").at("kv_mib").get<double>()); }, 0));
   columns.push_back(share(
-      "peak MiB", [](const json& c) { return c.at("all").at("peak_mib"); }, 0));
+      "peak MiB", [](const json& c) { return c.at("all").at("peak_mib"); }, 1));
   return table(cells, columns);
 }
 
@@ -209,24 +200,29 @@ std::vector<const TaskRow*> shown_rows(const EvalTask& task, size_t count) {
   return out;
 }
 
-// Of each method the budget nearest to one ninth, and its own rule.
-std::vector<const GridCell*> shown_cells(const EvalPlan& plan) {
-  std::map<std::string, const GridCell*> nearest;
-  const auto off = [](const GridCell* cell) { return std::abs(std::log(*cell->keep() * 9)); };
-  for (const GridCell& cell : plan.cells)
-    if (cell.keep())
-      if (const GridCell*& best = nearest[cell.method]; !best || off(&cell) < off(best)) best = &cell;
-  std::vector<const GridCell*> out;
-  for (const GridCell& cell : plan.cells)
-    if (!cell.keep() || nearest[cell.method] == &cell) out.push_back(&cell);
+// Of each method the budget that kept most nearly one ninth, and its own rule.
+std::vector<const json*> shown_cells(const std::vector<const json*>& cells) {
+  std::map<std::string, const json*> nearest;
+  const auto off = [](const json* cell) {
+    return std::abs(std::log(std::max(cell->at("all").at("kept").get<double>(), 1e-9) * 9));
+  };
+  const auto own = [](const json* cell) { return cell->at("budget") == "own"; };
+  for (const json* cell : cells)
+    if (const json*& best = nearest[cell->at("method")]; !own(cell) && (!best || off(cell) < off(best)))
+      best = cell;
+  std::vector<const json*> out;
+  for (const json* cell : cells)
+    if (own(cell) || nearest[cell->at("method")] == cell) out.push_back(cell);
   return out;
 }
 
-std::string gallery(const EvalPlan& plan, const EvalTask& task, size_t count) {
+std::string gallery(const EvalPlan& plan, const EvalTask& task, const std::vector<const json*>& all_cells,
+                    size_t count) {
   const std::vector<const TaskRow*> rows = shown_rows(task, count);
-  const std::vector<const GridCell*> cells = shown_cells(plan);
+  const std::vector<const json*> cells = shown_cells(all_cells);
   std::vector<Answers> answers;
-  for (const GridCell* cell : cells) answers.push_back(read_answers(plan, task, *cell));
+  for (const json* cell : cells)
+    answers.push_back(read_answers(plan, task, {cell->at("method"), cell->at("budget")}));
   std::string out;
   for (const TaskRow* row : rows) {
     std::string shots;
@@ -236,13 +232,13 @@ std::string gallery(const EvalPlan& plan, const EvalTask& task, size_t count) {
       if (line.contains("problem")) continue;
       const json& grid = line.at("images").at(0).at("grid");
       const std::string text = line.at("answer");
-      const auto score = row_score(task.task, *row, text, seen_image(line));
+      const auto score = line_score(task.task, *row, line);
       const char* mark = !score ? "" : *score > 0.5 ? " class='right'" : " class='wrong'";
-      const std::string budget = cells[i]->budget == "own" ? "" : " " + cells[i]->budget;
-      shots += figure(
-          draw_kept(image, grid.at(0), grid.at(1), line.at("keep").at(0), seen_image(line).area),
-          concat("<b>", escape_html(cells[i]->method + budget), "</b> ", line.at("kept_tokens"), " of ",
-                 line.at("visual_tokens"), "<br><span", mark, ">", escape_html(text), "</span>"));
+      const bool own = cells[i]->at("budget") == "own";
+      shots += figure(draw_kept(image, grid.at(0), grid.at(1), line.at("keep").at(0), seen_image(line).area),
+                      concat("<b>", name_of(*cells[i]), own ? "" : " " + budget_name(*cells[i]), "</b> ",
+                             line.at("kept_tokens"), " of ", line.at("visual_tokens"), "<br><span", mark, ">",
+                             escape_html(text), "</span>"));
     }
     std::string right;
     for (const std::string& each : row->answers) right += (right.empty() ? "" : " / ") + each;
@@ -252,6 +248,30 @@ std::string gallery(const EvalPlan& plan, const EvalTask& task, size_t count) {
                   "</div></div>\n");
   }
   return out;
+}
+
+// What each method ran with: "divprune: keep 0.5; glimpse: threshold 0.5, min_keep 1".
+std::string methods_table(const json& cells) {
+  std::map<std::string, std::string> methods;
+  for (const json& cell : cells) {
+    std::string& text = methods[name_of(cell)];
+    text = "";
+    for (const json& stage : cell.at("pruning")) {
+      text += (text.empty() ? "" : "; ") + escape_html(stage.at("method").get<std::string>());
+      std::string separator = ": ";
+      for (const auto& [name, value] : stage.at("settings").items()) {
+        text += separator +
+                escape_html(concat(name, " ", value.is_string() ? value.get<std::string>() : value.dump()));
+        separator = ", ";
+      }
+    }
+  }
+  std::string out =
+      "<p class='soft'>A budget takes the place of the shares that a method would keep by itself.</p>"
+      "<div class='card scroll'><table class='settings'>\n";
+  for (const auto& [name, text] : methods)
+    out += concat("<tr><th>", name, "</th><td>", text.empty() ? "keeps everything" : text, "</td></tr>\n");
+  return out + "</table></div>\n";
 }
 
 }  // namespace
@@ -267,17 +287,23 @@ std::string results_page(const EvalPlan& plan, const json& results, const json& 
     const std::string title = escape_html(name);
     const std::string left_out =
         task.at("left_out") == 0 ? "" : concat(", ", task.at("left_out"), " of them left out");
+    size_t unparsed = 0;
+    for (const json* cell : cells) unparsed += cell->value("unparsed", size_t{0});
+    const std::string unread =
+        unparsed == 0 ? "" : concat("; ", unparsed, " replies of the judge held no score and count 0");
     body += section(title + ": score",
                     concat("<p class='soft'>", task.at("rows"), " rows", left_out,
                            "; score: ", escape_html(task.at("score").get<std::string>()),
-                           "; average is the mean of the sets; masks are compared with the rows' boxes</p>",
-                           all_curves(cells, title), score_table(cells, task)));
-    body +=
-        section(title + ": cost, mean per question",
-                "<p class='soft'>prefill ms holds prune ms; the operations of pruning are counted apart</p>" +
-                    cost_table(cells));
-    body += section(title + ": what is kept", gallery(plan, plan.tasks[i], gallery_rows));
+                           "; average is the mean of the sets; masks are compared with the rows' boxes",
+                           unread, "</p>", all_curves(cells, title), score_table(cells, task)));
+    body += section(
+        title + ": cost, mean per question",
+        "<p class='soft'>prefill ms holds prune ms; the operations of pruning are counted apart; peak "
+        "MiB is the most that an answer took beside the loaded model</p>" +
+            cost_table(cells));
+    body += section(title + ": what is kept", gallery(plan, plan.tasks[i], cells, gallery_rows));
   }
+  body += section("Settings of the methods", methods_table(results.at("cells")));
   body += section("Settings", settings_table(about));
   const std::string model = about.value("model", "");
   return web_page("Evaluation of pruning methods", "Evaluation of pruning methods",
