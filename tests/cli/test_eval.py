@@ -1,5 +1,6 @@
 """glimpse eval: the grid, budgets, killed and resumed, several processes, what goes wrong."""
 import csv
+import functools
 import html.parser
 import json
 import re
@@ -103,15 +104,16 @@ class Eval(EvalTest):
         task = self.dir / "mine.yaml"
         task.write_text(f"rows: rows.jsonl\nimages: {TEST}\nset: set\n")
         flags = ["--task", task, "-n", "2"]
-        out = self.ok(*self.eval("run", *flags, "--budgets", "64", methods="none,random,glimpse,glimpse@0.1"))
+        run = functools.partial(self.eval, limit=0)
+        out = self.ok(*run("run", *flags, "--budgets", "64", methods="none,random,glimpse,glimpse@0.1"))
         self.assertRegex(out, r"(?m)^random +64 ")
         for way, row in answer_rows(self.dir / "run/answers/mine"):
             self.assertEqual(row["kept_tokens"], {"none@own": 256 * len(row["images"]), "glimpse@0.1": 25 * len(row["images"]) +
                                                   (len(row["images"]) > 1)}.get(way, 64), way)
         # A sharded run is named by its folder and the way; every method keeps as many of each image.
         for rank in ("0", "1"):
-            self.ok(*self.eval("counts", *flags, methods="glimpse"), env={"RANK": rank, "WORLD_SIZE": "2"})
-        self.ok(*self.eval("from", *flags, "--budget-from", self.dir / "counts/glimpse@own", methods="none,divprune,random,dart"))
+            self.ok(*run("counts", *flags, methods="glimpse"), env={"RANK": rank, "WORLD_SIZE": "2"})
+        self.ok(*run("from", *flags, "--budget-from", self.dir / "counts/glimpse@own", methods="none,divprune,random,dart"))
         kept = lambda row: [len(image) for image in row["keep"]]
         counts = {(row["set"], row["id"]): kept(row) for _, row in answer_rows(self.dir / "counts/answers/mine")}
         self.assertEqual([len(each) for each in counts.values()], [1, 1, 2])
@@ -126,7 +128,7 @@ class Eval(EvalTest):
             if line["set"] == "a":
                 line["problem"] = "no image"
         (self.dir / "part.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        part = self.eval("part", *flags, "--budget-from", self.dir / "part.jsonl", methods="divprune")
+        part = run("part", *flags, "--budget-from", self.dir / "part.jsonl", methods="divprune")
         self.fails(part, "rows.jsonl:1: ", "could not answer this row: no image")
         self.ok(*part, "--sets", "b")
         self.fails([*part, "--keep-going"], "rows.jsonl:1: left out", status=0)
@@ -138,8 +140,8 @@ class Eval(EvalTest):
         self.fails([*part, "--sets", "b"], "divprune@from to ", "asked with another budget", "--overwrite")
         for bad, says in [("none@0.1", "none keeps everything; write it without a budget"), ("least", "give it a budget"),
                           ("reference@5", "the boxes of reference say what stays"), ("dart@from", "--budget-from names no run")]:
-            self.fails(self.eval("x", methods=bad), says)
-        self.fails(self.eval("x", *flags, "--budget-from", self.dir / "counts"), "RUN/METHOD@BUDGET", "it has glimpse@own")
+            self.fails(run("x", methods=bad), says)
+        self.fails(run("x", *flags, "--budget-from", self.dir / "counts"), "RUN/METHOD@BUDGET", "it has glimpse@own")
 
     def test_what_a_folder_was_made_with(self):
         """Another build, another picture under the same name, another question: no answers are mixed."""
