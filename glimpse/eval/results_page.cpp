@@ -22,7 +22,9 @@ constexpr const char* kStyle = R"css(
 td:nth-child(2), th:nth-child(2) { text-align: left; }
 tr.first > * { border-top: 2px solid var(--line); }
 td.best { font-weight: 700; }
-.results th, .results td { white-space: nowrap; padding: .2rem .5rem; }
+p.soft { margin-bottom: .6rem; }
+.results th, .results td { padding: .2rem .5rem; vertical-align: bottom; }
+.results td, .results th:first-child { white-space: nowrap; }
 .settings td:nth-child(2), .settings th:nth-child(2) { white-space: normal; }
 .shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .7rem; margin-top: .8rem; }
 .shots figure { margin: 0; min-width: 0; }
@@ -99,24 +101,26 @@ std::string cost_table(const std::vector<const json*>& cells) {
   return table(cells, columns);
 }
 
-// What stands on a chart's horizontal axis, and the cells that are drawn.
+// What stands on a chart's axes, and the cells that are drawn.
 struct Against {
   std::string title, x_name, x_unit;
   std::function<double(const json&)> x;
   double largest;  // x of the cells that are drawn
+  std::function<json(const json&)> y = [](const json& cell) { return cell.at("average"); };
 };
 
 bool is_base(const json& cell) {
   return cell.at("method") == "none";
 }
 
-// One curve per method, from small budgets to large ones; the base model's score as a level line.
+// One curve per method, from small budgets to large ones; the base model as a level line.
 std::string curves(const std::vector<const json*>& cells, const Against& against) {
   std::vector<Curve> all;
   double low = against.largest, high = 0;
   for (const json* cell : cells) {
     const double x = against.x(*cell);
-    if (x > against.largest || is_base(*cell)) continue;
+    const json value = against.y(*cell);
+    if (x > against.largest || is_base(*cell) || !value.is_number()) continue;
     low = std::min(low, x);
     high = std::max(high, x);
     // A method's own rule is a point beside the curve of its budgets.
@@ -124,13 +128,13 @@ std::string curves(const std::vector<const json*>& cells, const Against& against
     const std::string name = cell->at("method").get<std::string>() + own;
     auto curve = std::find_if(all.begin(), all.end(), [&](const Curve& c) { return c.name == name; });
     if (curve == all.end()) curve = all.insert(all.end(), Curve{name, {}, {}});
-    curve->points.emplace_back(x, cell->at("average").get<double>());
+    curve->points.emplace_back(x, value.get<double>());
     curve->notes.push_back("kept " + fixed(100 * cell->at("all").at("kept").get<double>(), 1) + " %, " +
                            fixed(cell->at("all").at("times_ms").at("total"), 1) + " ms");
   }
   for (const json* cell : cells) {
-    if (!is_base(*cell)) continue;
-    const double x = against.x(*cell), score = cell->at("average");
+    if (!is_base(*cell) || !against.y(*cell).is_number()) continue;
+    const double x = against.x(*cell), score = against.y(*cell);
     if (all.empty()) low = high = x;
     Curve line{all.empty() ? "none" : "none (everything kept)", {{low, score}}, {}};
     if (x > low && x < high) line.points.emplace_back(x, score);
@@ -160,6 +164,10 @@ std::string all_curves(const std::vector<const json*>& cells, const std::string&
                  [&](const json& c) { return all(c).at("times_ms").at("total").get<double>(); }, 1e99}) +
          curves(cells, {"Score against operations (" + task + ")", "operations per question, GFLOP", "GFLOP",
                         [&](const json& c) { return all(c).at("gflop").at("total").get<double>(); }, 1e99}) +
+         curves(cells,
+                {"F1 of kept tokens and boxes (" + task + ")", "visual tokens kept, %", "% kept",
+                 [&](const json& c) { return 100 * all(c).at("kept").get<double>(); }, pruned ? 50.0 : 100.0,
+                 [&](const json& c) { return member(all(c).at("mask"), "f1"); }}) +
          "</div>\n";
 }
 
