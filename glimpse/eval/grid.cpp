@@ -183,7 +183,11 @@ void KeptCounts::read(const fs::path& file) {
     check(id.is_primitive() && !id.is_null() && member(line, "kept_tokens").is_number_integer(),
           "--budget-from ", file.string(),
           ": expected rows of glimpse infer or eval, with id and kept_tokens");
-    counts_[key] = kept_in(line);
+    const Budget kept = kept_in(line);
+    const auto [first, fresh] = counts_.emplace(key, kept);
+    check(fresh || (first->second.count == kept.count && first->second.counts == kept.counts),
+          "--budget-from ", name_, " has the row ", key,
+          " twice, with other counts; name one file of answers");
   });
 }
 

@@ -282,6 +282,9 @@ TEST_CASE("counts of an earlier run") {
   const KeptCounts both(scratch / "run/glimpse@0.5");
   CHECK(both.of("b", 1).count == 9);
   CHECK(both.of("b", 3).count == 5);
+  // The same rows in another task.
+  scratch.write("run/answers/u/glimpse@0.5.r0.jsonl", "{\"id\": 3, \"set\": \"b\", \"kept_tokens\": 6}\n");
+  check_mentions(error_of([&] { KeptCounts(scratch / "run/glimpse@0.5"); }), "has the row [\"b\",3] twice");
   check_mentions(error_of([&] { KeptCounts(scratch / "run"); }), "or RUN/METHOD@BUDGET");
   check_mentions(error_of([&] { KeptCounts(scratch / "run/glimpse@0.6"); }), "it has glimpse@0.5");
   check_mentions(error_of([&] { KeptCounts(scratch / "nothing"); }),
