@@ -27,8 +27,6 @@ struct TaskRow {
 
 /// What is asked and how answers are scored, as a small YAML file says (eval/*.yaml; docs in the man page).
 struct Task {
-  enum class Format { rows, conversations };
-
   std::string name;  ///< the file's name without its ending, unless it says another
   std::string format = "rows";
   std::string rows;          ///< file of rows, relative to the data root; {set} stands for each of `sets`
