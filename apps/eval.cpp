@@ -1,10 +1,12 @@
 #include <cstdlib>
 #include <iostream>
 
+#include "built_from.h"
 #include "flags.h"
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/eval/machine.h"
+#include "glimpse/eval/masks.h"
 #include "glimpse/eval/results.h"
 #include "glimpse/eval/row_score.h"
 #include "glimpse/train/world.h"
@@ -21,12 +23,12 @@ struct EvalFlags {
   EngineOptions engine;
   ImageBounds bounds;
   std::vector<std::string> tasks, methods, budgets = {"own"}, sets;
-  std::string out, data_root, image_root, budget_from, commit;
+  std::string out, data_root, image_root, budget_from, masks_out;
   std::string judge_key = "OPENAI_API_KEY";
   JudgeOptions judge;
   std::optional<int64_t> max_new_tokens;
   size_t limit = 0, gallery = 6;
-  bool overwrite = false, keep_going = false;
+  bool overwrite = false, keep_going = false, masks_only = false;
 };
 
 std::vector<std::string> split_all(const std::vector<std::string>& given) {
@@ -36,24 +38,39 @@ std::vector<std::string> split_all(const std::vector<std::string>& given) {
   return out;
 }
 
+// The rows that can be asked; with --keep-going the others are left out, else they are errors.
+std::vector<TaskRow> rows_of(const EvalFlags& flags, const Task& task, const TaskSource& source,
+                             const KeptCounts& counts) {
+  std::vector<TaskRow> rows = read_task_rows(task, source);
+  std::erase_if(rows, [&](TaskRow& row) {
+    if (row.problem.empty() && counts.given()) try {
+        counts.of(row.set, row.id);
+      } catch (const Error& error) {
+        row.problem = error.what();
+      }
+    if (row.problem.empty()) return false;
+    check(flags.keep_going, row.place, ": ", row.problem);
+    std::cerr << "glimpse: " << row.place << ": left out: " << row.problem << "\n";
+    return true;
+  });
+  check(!rows.empty(), "task ", task.name, ": no row can be asked");
+  return rows;
+}
+
 EvalPlan make_plan(const EvalFlags& flags) {
   EvalPlan plan;
+  if (!flags.budget_from.empty()) plan.counts = KeptCounts(flags.budget_from);
+  if (!flags.judge.url.empty()) check_judge(flags.judge);
   for (const std::string& name :
        flags.tasks.empty() ? std::vector<std::string>{"tiny"} : split_all(flags.tasks)) {
     const fs::path file = find_task(name);
     EvalTask task{Task::read(file), {}};
     for (const EvalTask& other : plan.tasks)
       check(other.task.name != task.task.name, "task ", task.task.name, " is named twice");
+    if (flags.masks_only) task.task.score = "mask_iou";
     TaskSource source{flags.data_root.empty() ? file.parent_path() : fs::path(flags.data_root),
                       flags.image_root, split_all(flags.sets), flags.limit};
-    task.rows = read_task_rows(task.task, source);
-    std::erase_if(task.rows, [&](const TaskRow& row) {
-      if (row.problem.empty()) return false;
-      check(flags.keep_going, row.place, ": ", row.problem);
-      std::cerr << "glimpse: " << row.place << ": left out: " << row.problem << "\n";
-      return true;
-    });
-    check(!task.rows.empty(), "task ", name, ": no row has its image");
+    task.rows = rows_of(flags, task.task, source, plan.counts);
     check(!needs_judge(task.task.score) || !flags.judge.url.empty(), "task ", task.task.name,
           " is scored by a judge: name a server with --judge-url and --judge-model");
     plan.tasks.push_back(std::move(task));
@@ -65,15 +82,16 @@ EvalPlan make_plan(const EvalFlags& flags) {
   }
   if (!flags.budget_from.empty()) {
     check(plan.tasks.size() == 1, "--budget-from is for one task");
-    plan.counts = KeptCounts(flags.budget_from);
     budgets = {"from"};
-    for (const TaskRow& row : plan.tasks[0].rows) plan.counts.of(row);  // a missing one fails here
   }
   plan.cells = make_grid(split_all(methods), split_all(budgets));
+  for (const GridCell& cell : plan.cells)
+    check(cell.budget != "from" || plan.counts.given(), "methods: ", cell.label(),
+          ": --budget-from names no run");
   plan.out = flags.out;
   plan.shard = shard_from_environment();
   plan.bounds = flags.bounds;
-  plan.max_new_tokens = flags.max_new_tokens;
+  plan.max_new_tokens = flags.masks_only ? 1 : flags.max_new_tokens;
   plan.keep_going = flags.keep_going;
   return plan;
 }
@@ -83,7 +101,8 @@ json settings_of(const EvalFlags& flags, const EvalPlan& plan) {
   const EngineOptions& e = flags.engine;
   json tasks = json::array();
   for (const EvalTask& task : plan.tasks) tasks.push_back(task.task.to_json());
-  json settings = {{"model", e.model.empty() ? "built-in" : e.model},
+  json settings = {{"commit", kBuiltFrom},
+                   {"model", e.model.empty() ? "built-in" : e.model},
                    {"new_modules", e.new_modules},
                    {"adapters", e.adapters},
                    {"dtype", e.dtype},
@@ -92,7 +111,7 @@ json settings_of(const EvalFlags& flags, const EvalPlan& plan) {
                    {"threads", e.threads},
                    {"tasks", tasks},
                    {"budget_from", flags.budget_from},
-                   {"max_new_tokens", flags.max_new_tokens ? json(*flags.max_new_tokens) : json()},
+                   {"max_new_tokens", plan.max_new_tokens ? json(*plan.max_new_tokens) : json()},
                    {"min_pixels", flags.bounds.min_pixels ? json(*flags.bounds.min_pixels) : json()},
                    {"max_pixels", flags.bounds.max_pixels ? json(*flags.bounds.max_pixels) : json()},
                    {"sampling", "greedy"}};
@@ -120,15 +139,16 @@ int answer(const EvalFlags& flags, const EvalPlan& plan, const Engine& engine, I
   const Accounting accounting(engine, *model_source(flags.engine));
   const EvalProgress progress = progress_of(plan);
   Progress bar(progress.mine, progress.mine - progress.mine_missing, "answers");
-  size_t left = progress.mine_missing;
+  if (!PeakMemory().mib())
+    std::cerr << "glimpse: peak memory is not measured: /proc/self/clear_refs cannot be written\n";
   const bool done = answer_rows(plan, engine, accounting, interrupt.arm(), [&](const std::string& note) {
     bar.step(note);
     if (note.find(": ") != note.npos) std::cerr << "glimpse: " << note << "\n";
-    --left;
   });
   interrupt.disarm();
   if (done) return 0;
-  std::cerr << "\nglimpse: stopped with " << left << " answers missing; the same command goes on from here\n";
+  std::cerr << "\nglimpse: stopped with " << progress_of(plan).mine_missing
+            << " answers missing; the same command goes on from here\n";
   return 130;
 }
 
@@ -184,7 +204,6 @@ int run(EvalFlags flags, Interrupt& interrupt) {
     return 130;
   }
   json about = settings;
-  about["commit"] = flags.commit.empty() ? "glimpse " GLIMPSE_VERSION : flags.commit;
   about["machine"] = read_json(plan.out / "machine.json");
   about["limit"] = flags.limit;
   if (!flags.judge.url.empty()) about["judge_model"] = flags.judge.model;
@@ -192,6 +211,7 @@ int run(EvalFlags flags, Interrupt& interrupt) {
   write_file(plan.out / "results.json", results.dump(1) + "\n");
   write_file(plan.out / "table.csv", results_csv(results));
   write_file(plan.out / "report.html", results_page(plan, results, about, flags.gallery));
+  if (!flags.masks_out.empty()) write_masks(plan, flags.masks_out);
   std::cout << results_table(results);
   std::cerr << "glimpse: wrote results.json, table.csv and report.html to " << plan.out.string() << "\n";
   return 0;
@@ -207,7 +227,7 @@ std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt) {
   app.add_option(
          "--task", flags->tasks,
          "tasks, comma-separated: YAML files, or names of those that come with the program: tiny (default), "
-         "viscot, viscot_short, vstar, refcoco")
+         "viscot, viscot_short, vstar, vstar_boxes, refcoco")
       ->type_name("TASKS")
       ->allow_extra_args(false);
   app.add_option(
@@ -217,15 +237,15 @@ std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt) {
       ->type_name("METHODS")
       ->allow_extra_args(false);
   app.add_option("--budgets", flags->budgets,
-                 "fractions of the visual tokens to keep, comma-separated; own: the method's own rule")
+                 "visual tokens to keep, comma-separated: fractions up to 1, or numbers of tokens; own: the "
+                 "method's own rule")
       ->type_name("BUDGETS")
       ->allow_extra_args(false)
       ->capture_default_str();
   app.add_option("--budget-from", flags->budget_from,
-                 "keep as many tokens of each row as an earlier run did, instead of --budgets: an output of "
-                 "infer, or a "
-                 "file of answers of eval")
-      ->type_name("FILE");
+                 "keep as many tokens of each image as an earlier run did, instead of --budgets: an output "
+                 "of infer, or DIR/METHOD@BUDGET of an evaluation in DIR")
+      ->type_name("RUN");
   app.add_option("--data-root", flags->data_root,
                  "folder that the task's files of rows and images are relative to (default: the task file's)")
       ->type_name("DIR");
@@ -244,9 +264,11 @@ std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt) {
       ->type_name("N")
       ->check(CLI::Range(0, 100))
       ->capture_default_str();
-  app.add_option("--commit", flags->commit,
-                 "the program's version as the results tell it (default: its number)")
-      ->type_name("TEXT");
+  auto* const masks_only = app.add_flag("--masks-only", flags->masks_only,
+                                        "compare what is kept with the rows' boxes, and answer nothing");
+  app.add_option("--masks-out", flags->masks_out,
+                 "write what was kept as pictures, a pixel per token: DIR/TASK/METHOD@BUDGET/SET/ID.png")
+      ->type_name("DIR");
   const char* group = "Judge";
   app.add_option("--judge-url", flags->judge.url, "OpenAI-compatible server that scores free-form answers")
       ->type_name("URL")
@@ -268,7 +290,13 @@ std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt) {
       ->check(CLI::Range(1, 100))
       ->capture_default_str()
       ->group(group);
+  app.add_option("--judge-timeout", flags->judge.timeout_s, "seconds to wait for a reply, per try")
+      ->type_name("S")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->capture_default_str()
+      ->group(group);
   app.add_option("-n,--max-new-tokens", flags->max_new_tokens, "longest answer, instead of the tasks' own")
+      ->excludes(masks_only)
       ->type_name("N")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->group("Generation");

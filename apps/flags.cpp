@@ -10,6 +10,8 @@
 #include <mutex>
 #include <thread>
 
+#include "glimpse/eval/grid.h"
+
 namespace glimpse::app {
 
 namespace {
@@ -127,9 +129,17 @@ void CommonFlags::add(CLI::App& app) {
       ->type_name("METHODS")
       ->capture_default_str()
       ->group("Pruning");
-  app.add_option("--keep", keep, "keep this fraction of the visual tokens, whatever the method's own rule")
-      ->type_name("FRACTION")
-      ->check(CLI::Range(1e-9, 1.0))
+  app.add_option_function<std::string>(
+         "--keep",
+         [this](const std::string& text) {
+           const auto budget = parse_budget(text);
+           if (!budget)
+             throw CLI::ValidationError(concat(
+                 "--keep: expected a fraction in (0, 1] or a number of tokens above 1, got '", text, "'"));
+           keep = *budget;
+         },
+         "keep this fraction (up to 1) or number of the visual tokens, whatever the method's own rule")
+      ->type_name("FRACTION|N")
       ->group("Pruning");
   rule.add(app, parsed_rule.fields(), "Pruning");
   app.add_option("-n,--max-new-tokens", max_new_tokens, "longest answer, in tokens")
@@ -172,10 +182,11 @@ std::string CommonFlags::composition(const Engine& loaded) const {
 Request CommonFlags::request(const Engine& loaded) const {
   Request request;
   request.prune = composition(loaded);
-  // A wrong composition fails here, before any work.
-  const PrunerChain pruners = make_pruners(request.prune, loaded.pruner_context());
-  check(!keep || !pruners.empty(), "--keep needs a pruning method; --prune names one");
-  request.budget.keep = keep;
+  make_pruners(request.prune, loaded.pruner_context());  // a wrong composition fails here, before any work
+  if (keep.keep || keep.count)
+    check(takes_budget(request.prune), "--keep needs a pruning method that takes a budget; --prune ",
+          request.prune, " takes none");
+  request.budget = keep;
   request.sampling = loaded.default_sampling();
   sampling.apply(request.sampling.fields());
   request.bounds = bounds;

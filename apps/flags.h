@@ -35,7 +35,7 @@ struct CommonFlags {
   KeepRule parsed_rule;
   std::string prune = "auto", system;
   bool has_system = false;
-  std::optional<double> keep;
+  Budget keep;
   int64_t max_new_tokens = 512;
   ImageBounds bounds;
 

@@ -1,6 +1,7 @@
 // The command line program: flags and one call per command.
 #include <iostream>
 
+#include "built_from.h"
 #include "flags.h"
 
 int main(int argc, char** argv) {
@@ -8,7 +9,7 @@ int main(int argc, char** argv) {
   app::Interrupt interrupt;
   CLI::App program{"Vision-language models that look only where the question needs: GlimpsePrune in C++.",
                    "glimpse"};
-  program.set_version_flag("-V,--version", "glimpse " GLIMPSE_VERSION);
+  program.set_version_flag("-V,--version", concat("glimpse " GLIMPSE_VERSION " (", app::kBuiltFrom, ")"));
   program.require_subcommand(1);
   program.footer(
       "Examples:\n"

@@ -1,12 +1,11 @@
 #include <chrono>
-#include <fstream>
 #include <iostream>
 #include <map>
 #include <numeric>
 
 #include "flags.h"
-#include "glimpse/base/json_file.h"
 #include "glimpse/engine/scheduler.h"
+#include "glimpse/eval/grid.h"
 #include "glimpse/image/decode.h"
 #include "rows.h"
 
@@ -22,34 +21,10 @@ struct InferFlags {
   bool overwrite = false, keep_going = false;
 };
 
-// How many tokens an earlier run kept, by the row's id.
-using KeptCounts = std::map<std::string, int64_t>;
-
-KeptCounts read_budget(const std::string& file) {
-  KeptCounts counts;
-  if (file.empty()) return counts;
-  check_is_file(file);
-  std::ifstream in(file);
-  size_t line = 0;
-  for (std::string text; std::getline(in, text);) {
-    ++line;
-    const auto row = nlohmann::json::parse(text, nullptr, false);
-    const auto& kept = member(row, "kept_tokens");
-    check(row.is_object() && row.contains("id") && kept.is_number_integer(), "--budget-from ", file, ":",
-          line, ": expected a row of glimpse infer, with id and kept_tokens");
-    counts[row["id"].dump()] = kept.get<int64_t>();
-  }
-  return counts;
-}
-
 Request make_request(const Request& shared, const Row& row, const KeptCounts& budget) {
   check(row.problem.empty(), row.problem);
   Request request = shared;
-  if (!budget.empty()) {
-    const auto found = budget.find(row.id.dump());
-    check(found != budget.end(), "--budget-from has no row with id ", row.id.dump());
-    request.budget.count = found->second;
-  }
+  if (budget.given()) request.budget = budget.of(row.set, row.id);
   Message message{"user", {}};
   for (const auto& path : row.images) {
     request.images.push_back(load_image(path));
@@ -77,11 +52,15 @@ nlohmann::json result(const Row& row, const Answer& answer) {
           {"times_ms", times_json(answer)}};
 }
 
-nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Request request) {
+nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Request request,
+                           const KeptCounts& budget) {
   const EngineOptions& e = flags.common.engine;
   nlohmann::json pruning = nlohmann::json::array();
   for (const auto& pruner : make_pruners(request.prune, engine.pruner_context()))
     pruning.push_back({{"method", pruner->name()}, {"settings", pruner->settings()}});
+  nlohmann::json keep;
+  if (request.budget.keep) keep = *request.budget.keep;
+  if (request.budget.count) keep = *request.budget.count;
   nlohmann::json settings = {
       {"rows", flags.rows},
       {"model", e.model.empty() ? "built-in" : e.model},
@@ -90,9 +69,9 @@ nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Reques
       {"dtype", e.dtype},
       {"weights", e.weights},
       {"pruning", pruning},
-      {"budget_from", flags.budget_from},
+      {"budget_from", budget.given() ? budget.hash() : ""},
       {"image_root", flags.image_root},
-      {"keep", request.budget.keep ? nlohmann::json(*request.budget.keep) : nlohmann::json(nullptr)},
+      {"keep", keep},
       {"sampling", request.sampling.fields().to_json()},
       {"max_new_tokens", request.max_new_tokens},
       {"min_pixels", flags.common.bounds.min_pixels.value_or(0)},
@@ -122,13 +101,13 @@ std::vector<size_t> asking_order(const std::vector<Row>& rows, bool grouped) {
 // Keeps the scheduler supplied with rows and writes the answers in the rows' order.
 class Answering {
  public:
-  Answering(const Engine& engine, const InferFlags& flags, const std::vector<Row>& rows, ResumableLines& out,
-            size_t total)
+  Answering(const Engine& engine, const InferFlags& flags, const std::vector<Row>& rows,
+            const KeptCounts& budget, ResumableLines& out, size_t total)
       : flags_(flags),
         rows_(rows),
         out_(out),
         progress_(total, total - rows.size()),
-        budget_(read_budget(flags.budget_from)),
+        budget_(budget),
         scheduler_(engine, {.max_sequences = flags.batch, .kv_bytes = flags.kv_mb << 20}),
         order_(asking_order(rows, engine.prefix_cache() != nullptr)),
         results_(rows.size()) {}
@@ -206,7 +185,7 @@ class Answering {
   const std::vector<Row>& rows_;
   ResumableLines& out_;
   Progress progress_;
-  const KeptCounts budget_;
+  const KeptCounts& budget_;
   Scheduler scheduler_;
   const std::vector<size_t> order_;
   std::vector<Result> results_;  // of each row
@@ -222,15 +201,18 @@ int run(const InferFlags& flags, Interrupt& interrupt) {
   std::error_code ignored;
   check(!std::filesystem::equivalent(flags.rows, flags.out, ignored), "--out ", flags.out,
         " is the file of rows itself");
+  const KeptCounts budget = flags.budget_from.empty() ? KeptCounts() : KeptCounts(flags.budget_from);
   const auto engine = Engine::load(flags.common.engine);
   Request shared = flags.common.request(*engine);
-  ResumableLines out(flags.out, settings_of(flags, *engine, shared), flags.overwrite);
+  check(!budget.given() || takes_budget(shared.prune),
+        "--budget-from needs a pruning method that takes a budget; --prune ", shared.prune, " takes none");
+  ResumableLines out(flags.out, settings_of(flags, *engine, shared, budget), flags.overwrite);
   const size_t total = rows.size();
   std::erase_if(rows, [&](const Row& row) { return out.done(row.id); });
   if (total != rows.size()) std::cerr << "glimpse: " << total - rows.size() << " rows are already answered\n";
   shared.stop = interrupt.arm();
 
-  Answering answering(*engine, flags, rows, out, total);
+  Answering answering(*engine, flags, rows, budget, out, total);
   if (!answering.run(shared)) {
     std::cerr << "\nglimpse: stopped; the same command goes on from here\n";
     return 130;
@@ -255,8 +237,9 @@ std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt) {
       ->capture_default_str()
       ->group("Images");
   app.add_option("--budget-from", flags->budget_from,
-                 "keep as many tokens of each row as an earlier output kept, whatever the method")
-      ->type_name("FILE")
+                 "keep as many tokens of each image as an earlier run did, whatever the method: an output of "
+                 "infer, or DIR/METHOD@BUDGET of an evaluation in DIR")
+      ->type_name("RUN")
       ->group("Pruning");
   app.add_flag("--overwrite", flags->overwrite, "start the output file again")->group("Output");
   app.add_flag("--keep-going", flags->keep_going, "report rows that cannot be answered and go on")

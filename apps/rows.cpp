@@ -25,6 +25,7 @@ Row parse_row(const std::string& text, size_t line, const fs::path& root) {
   row.line = line;
   row.id = parsed.object.contains("id") ? parsed.object["id"] : json(line - 1);
   check(row.id.is_string() || row.id.is_number(), "\"id\" must be text or a number");
+  if (!parsed.dataset.empty()) row.set = parsed.dataset;
   row.question = std::move(parsed.question);
   row.boxes = std::move(parsed.boxes);
   try {

@@ -12,8 +12,8 @@ namespace glimpse::app {
 
 /// One question of a JSONL file (Visual-CoT rows: question, image, dataset, bboxs; an id if there is one).
 struct Row {
-  nlohmann::json id;  ///< as written, else the line's index
-  std::string question;
+  nlohmann::json id;                  ///< as written, else the line's index
+  std::string set = "all", question;  ///< its dataset, if it names one
   std::vector<std::filesystem::path> images;
   std::vector<std::array<double, 4>> boxes;  ///< pixels, x1 y1 x2 y2; of the first image
   size_t line = 0;                           ///< 1-based, for messages

@@ -28,15 +28,16 @@ const char* const kChartStyle = R"css(
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; margin: .35rem 0 0; padding: 0; list-style: none;
   color: var(--soft); font-size: .85rem; }
 .legend b { color: var(--text); font-weight: 600; font-variant-numeric: tabular-nums; }
-.legend i { display: inline-block; width: 1rem; height: .2rem; border-radius: 1px; vertical-align: middle;
-  margin-right: .4rem; }
+.chart .dashed { stroke-dasharray: 7 5; }
+.legend i { display: inline-block; width: 1.3rem; border-top: .2rem solid; vertical-align: middle; margin-right: .4rem; }
+.legend i.dashed { border-top-style: dashed; }
 )css";
 
 namespace {
 
 // The plane, in the units of the viewBox.
 constexpr double kWidth = 640, kHeight = 280, kLeft = 62, kRight = 16, kTop = 10, kBottom = 42;
-constexpr int kColours = 12;
+constexpr int kColours = 12, kPlain = 6;  // the other half of the colours is nearer to one another: dashed
 
 /// Larger ones cannot be told from a loss that ran away, and their differences might not be finite.
 bool drawable(double value) {
@@ -102,8 +103,8 @@ std::string grid(const Axis& x, const Axis& y, const ChartAxes& axes) {
   return out.str();
 }
 
-std::string line_of(const Curve& curve, const std::string& colour, const Axis& x, const Axis& y,
-                    const ChartAxes& axes) {
+std::string line_of(const Curve& curve, const std::string& colour, const char* dashed, const Axis& x,
+                    const Axis& y, const ChartAxes& axes) {
   const bool noted = curve.notes.size() == curve.points.size();
   const auto points = noted ? curve.points : thinned(curve.points);
   std::ostringstream path, dots;
@@ -122,7 +123,7 @@ std::string line_of(const Curve& curve, const std::string& colour, const Axis& x
     }
     pen_down = drawable(value);
   }
-  return concat("<path class='curve' style='stroke:", colour, "' d='", path.str(),
+  return concat("<path class='curve", dashed, "' style='stroke:", colour, "' d='", path.str(),
                 "'/><g style='fill:", colour, "'>", dots.str(), "</g>");
 }
 
@@ -157,8 +158,9 @@ std::string draw_chart(const std::string& title, const std::vector<Curve>& curve
     if (curves[i].points.empty()) continue;
     const std::string name = escape_html(curves[i].name);
     const std::string colour = concat("var(--c", i % kColours, ")");
-    lines += line_of(curves[i], colour, x, y, axes);
-    legend += concat("<li><i style='background:", colour, "'></i>", name);
+    const char* const dashed = i % kColours < kPlain ? "" : " dashed";
+    lines += line_of(curves[i], colour, dashed, x, y, axes);
+    legend += concat("<li><i class='", dashed, "' style='color:", colour, "'></i>", name);
     if (axes.last_values) legend += concat(" <b>", short_number(curves[i].points.back().second), "</b>");
     legend += "</li>";
   }

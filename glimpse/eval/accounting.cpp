@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "glimpse/prune/shares.h"
+#include "glimpse/prune/vscan.h"
 
 namespace glimpse {
 
@@ -33,8 +34,21 @@ std::vector<Step> steps_of(const PrunerChain& pruners) {
   return steps;
 }
 
-// How many of `total` visual tokens, `living` of them left, a cut leaves that is not the last one.
-int64_t planned(const Step& step, int64_t total, int64_t living, int64_t in_the_end, const Budget& budget) {
+// What VScan takes from the encoder by its own rule: of whole window shares the local half may come out
+// smaller.
+int64_t vscan_start(const Answer& answer, const json& settings) {
+  int64_t sum = 0;
+  for (const ImageSpan& image : answer.images) {
+    const int64_t keep = part_of(image.count(), settings.at("keep")), half = keep / 2;
+    const int64_t windows = vscan_windows(image.rows, image.cols, settings.at("window"));
+    sum += settings.at("whole_shares").get<bool>() ? half / windows * windows + keep - half : keep;
+  }
+  return sum;
+}
+
+// How many visual tokens a cut that is not the last one leaves of those `living`.
+int64_t planned(const Step& step, const Answer& answer, int64_t living, const Budget& budget) {
+  const int64_t total = answer.visual_tokens, in_the_end = answer.kept_tokens;
   const std::string name = step.pruner->name();
   const json settings = step.pruner->settings();
   const auto own = [&](const char* key) { return settings.at(key).get<double>(); };
@@ -61,7 +75,7 @@ int64_t planned(const Step& step, int64_t total, int64_t living, int64_t in_the_
     if (budget.of(total))
       left = grown(budget, total, 1 / std::max(later, 1e-9)).of(total).value_or(left);
     else
-      left = step.index == 0 ? part_of(total, own("keep")) : part_of(living, shares[step.index - 1]);
+      left = step.index == 0 ? vscan_start(answer, settings) : part_of(living, shares[step.index - 1]);
   }
   return std::clamp<int64_t>(left, std::min(in_the_end, living), living);
 }
@@ -154,8 +168,7 @@ AnswerFlops Accounting::of(const Answer& answer, const PrunerChain& pruners, con
   for (size_t i = 0; i < steps.size(); ++i) {
     const Step& step = steps[i];
     const Budget own = step.pruner == budgeted ? budget : Budget();
-    const int64_t kept =
-        i + 1 == steps.size() ? answer.kept_tokens : planned(step, total, living, answer.kept_tokens, own);
+    const int64_t kept = i + 1 == steps.size() ? answer.kept_tokens : planned(step, answer, living, own);
     out.prune += overhead(*step.pruner, step.cut, answer, static_cast<double>(text + living),
                           static_cast<double>(living), static_cast<double>(kept));
     const int64_t first = (step.cut.when() + 1) / 2;  // of the layers that run on what is left

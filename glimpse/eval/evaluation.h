@@ -30,16 +30,24 @@ struct EvalPlan {
   Shard shard;
   ImageBounds bounds;
   std::optional<int64_t> max_new_tokens;  ///< instead of the tasks' own
-  std::string device = "cpu";
-  KeptCounts counts;        ///< for cells with budget "from"
+  KeptCounts counts;                      ///< for cells with budget "from"
   bool keep_going = false;  ///< note rows that cannot be answered instead of ending with their Error
 };
+
+/// Where the answers to a task go.
+std::filesystem::path answers_dir(const EvalPlan& plan, const EvalTask& task);
+
+/// What a cell may keep of a row's images; empty: the method's own rule.
+Budget budget_of(const EvalPlan& plan, const GridCell& cell, const TaskRow& row);
+/// A budget of another run, as a line of answers says it.
+nlohmann::json budget_json(const Budget& budget);
 
 /// The answers to a task's rows in one way, by TaskRow::key(), of all processes so far.
 using Answers = std::map<std::string, nlohmann::json>;
 Answers read_answers(const EvalPlan& plan, const EvalTask& task, const GridCell& cell);
 
-/// How many answers there should be, and how many are still missing: of all processes, and of this one.
+/// How many answers there should be, and how many are still missing: of all processes, and of this one. Error
+/// for an answer that is there but was asked for with another question, image, box or budget.
 struct EvalProgress {
   size_t total = 0, missing = 0, mine = 0, mine_missing = 0;
 };
@@ -53,13 +61,11 @@ void check_folder(const EvalPlan& plan, const nlohmann::json& settings, bool ove
 void claim_folder(const EvalPlan& plan, const nlohmann::json& settings, bool overwrite);
 
 /// Answers this process's missing rows, every way of answering in turn row by row, so that a machine's moods
-/// meet all of them. Times include everything a method does: only reading the file of the picture is left
-/// out. `step` is called after each answer. False when a stop was requested.
+/// meet all of them, and each once before, untimed: the first answer pays for what is set up only once. Times
+/// include everything a method does: only reading the file of the picture is left out. Memory is what an
+/// answer takes beside all that was there before it. `step` is called after each answer. False when a stop
+/// was requested.
 bool answer_rows(const EvalPlan& plan, const Engine& engine, const Accounting& accounting,
                  const std::stop_token& stop, const std::function<void(const std::string& note)>& step);
-
-/// The picture's size and how the model saw it, from a line of answers.
-struct SeenImage;
-SeenImage seen_image(const nlohmann::json& answer);
 
 }  // namespace glimpse

@@ -9,21 +9,9 @@
 #include "glimpse/nn/decoder.h"
 #include "glimpse/prune/vip.h"
 
-/// Arithmetic and memory traffic, by formula. A multiply-add is two operations. Norms, rotations, activations
-/// and softmax are left out: together they are below 1 % at the published sizes. The formulas, with D the
-/// width of the language model, H and h its query and key heads of size d, F its inner width, L its layers, r
-/// the rows of a sequence:
-///
-///   product        2 rows in out
-///   attention      4 H d per pair of a query and a key that it sees (logits and the mixing of values)
-///   layer          2 r D (2 H d + 2 h d + 3 F) of its seven matrices, and attention over r (r + 1) / 2 pairs
-///   prefill        the layers on the rows that each of them runs on, and 2 D V for the last row's logits
-///   decoding       per token the layers on one row, attention to each layer's cache, and the head
-///   text encoder   per layer four matrices of its width and two of its MLP, causal attention; one row
-///   projected encoder        patch embedding, depth blocks (attention inside windows or frames), projector
-///   predictor (n)  in-projection, per block: condition, q, k (fuse + cond wide), v, o, attention over n^2
-///   pairs with
-///                  values padded to the queries' width, gated MLP; the out-projection
+/// Arithmetic and memory traffic, by formula: docs/flops.md has all of them. A multiply-add is two
+/// operations. Norms, rotations, activations and softmax are left out: together they are below 1 % at the
+/// published sizes.
 namespace glimpse {
 
 /// The part of a config.json that describes the language model.

@@ -19,7 +19,17 @@ size_t take(const char* data, size_t size, size_t count, void* body) {
   return size * count;
 }
 
+int stopped(void* stop, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
+  return static_cast<const std::stop_token*>(stop)->stop_requested();
+}
+
 }  // namespace
+
+bool is_web_address(const std::string& url) {
+  const std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> parts(curl_url(), curl_url_cleanup);
+  return (url.starts_with("http://") || url.starts_with("https://")) &&
+         curl_url_set(parts.get(), CURLUPART_URL, url.c_str(), 0) == CURLUE_OK;
+}
 
 struct HttpClient::Handle {
   CURL* curl = nullptr;
@@ -37,7 +47,8 @@ HttpClient::~HttpClient() {
 }
 
 HttpReply HttpClient::post(const std::string& url, const std::string& body,
-                           const std::map<std::string, std::string>& headers, double timeout_s) {
+                           const std::map<std::string, std::string>& headers, double timeout_s,
+                           const std::stop_token& stop) {
   CURL* const curl = handle_->curl;
   curl_easy_reset(curl);  // the connection stays
   HttpReply reply;
@@ -53,6 +64,9 @@ HttpReply HttpClient::post(const std::string& url, const std::string& body,
   curl_easy_setopt(curl, CURLOPT_HTTPHEADER, list);
   curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, 20L);
   curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, static_cast<long>(timeout_s * 1000));
+  curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L);
+  curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, stopped);
+  curl_easy_setopt(curl, CURLOPT_XFERINFODATA, &stop);
   curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, error);
   curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, take);
   curl_easy_setopt(curl, CURLOPT_WRITEDATA, &reply.body);

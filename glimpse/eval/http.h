@@ -2,6 +2,7 @@
 
 #include <map>
 #include <memory>
+#include <stop_token>
 #include <string>
 
 namespace glimpse {
@@ -13,6 +14,9 @@ struct HttpReply {
   double retry_after_s = 0;  ///< as the server asks for; 0 if it does not
 };
 
+/// Whether this is an address http://... or https://... of some host.
+bool is_web_address(const std::string& url);
+
 /// A connection that is used again from request to request; for one thread at a time.
 class HttpClient {
  public:
@@ -20,10 +24,12 @@ class HttpClient {
   ~HttpClient();
   HttpClient(const HttpClient&) = delete;
 
-  /// Posts JSON to an http or https address and waits for at most `timeout_s`. Redirects are not followed; a
-  /// reply above 8 MiB is a problem. Never throws for what the network does.
+  /// Posts JSON to an http or https address and waits for at most `timeout_s`, or until a stop is requested,
+  /// which it notices within a second. Redirects are not followed; a reply above 8 MiB is a problem. Never
+  /// throws for what the network does.
   HttpReply post(const std::string& url, const std::string& body,
-                 const std::map<std::string, std::string>& headers, double timeout_s);
+                 const std::map<std::string, std::string>& headers, double timeout_s,
+                 const std::stop_token& stop);
 
  private:
   struct Handle;

@@ -49,8 +49,8 @@ bool worth_another_try(const HttpReply& reply) {
          reply.status >= 500;
 }
 
-// The text of a chat completion.
-std::string reply_text(const HttpReply& reply) {
+// The text of a chat completion; nothing if it is none.
+std::optional<std::string> reply_text(const HttpReply& reply) {
   const json body = json::parse(reply.body, nullptr, false);
   const json& choices = member(body, "choices");
   if (choices.is_array() && !choices.empty()) {
@@ -58,7 +58,7 @@ std::string reply_text(const HttpReply& reply) {
     if (content.is_string()) return content.get<std::string>();
     if (content.is_null() && choices[0].contains("message")) return "";
   }
-  fail("judge: expected a chat completion, got '", head(reply.body), "'");
+  return {};
 }
 
 }  // namespace
@@ -69,11 +69,16 @@ json judge_messages(const JudgeQuestion& q) {
   return json::array({{{"role", "system"}, {"content", kSystem}}, {{"role", "user"}, {"content", text}}});
 }
 
+void check_judge(const JudgeOptions& options) {
+  check(is_web_address(options.url), "judge: expected an address http://... or https://..., got '",
+        options.url, "'");
+  check(!options.model.empty(),
+        "judge: no model is named; --judge-model says which one the server is to ask");
+}
+
 Judge::Judge(JudgeOptions options, const std::filesystem::path& cache)
     : options_(std::move(options)), cache_name_(cache.string()) {
-  check(options_.url.starts_with("http://") || options_.url.starts_with("https://"),
-        "judge: expected an address http://... or https://..., got '", options_.url, "'");
-  check(!options_.model.empty(), "judge: no model is named");
+  check_judge(options_);
   while (options_.url.ends_with('/')) options_.url.pop_back();
   if (!options_.url.ends_with("/chat/completions")) options_.url += "/chat/completions";
   out_.emplace(cache);
@@ -105,16 +110,17 @@ Judge::Reply Judge::ask(const JudgeQuestion& question, const std::stop_token& st
   if (!options_.key.empty()) headers["Authorization"] = "Bearer " + options_.key;
   double pause = options_.first_wait_s;
   for (int tried = 1;; ++tried) {
-    const HttpReply reply = client.post(options_.url, body, headers, options_.timeout_s);
+    const HttpReply reply = client.post(options_.url, body, headers, options_.timeout_s, stop);
     if (stop.stop_requested()) throw Stopped();
     if (reply.status >= 200 && reply.status < 300) {
-      const std::string text = reply_text(reply);
-      return {text, judge_score(text).value_or(0)};
+      if (const auto text = reply_text(reply)) return {*text, judge_score(*text)};
+      if (tried == options_.tries) return {reply.body, {}};
+    } else {
+      const std::string what =
+          reply.status ? concat("status ", reply.status, ": ", head(reply.body)) : reply.problem;
+      check(worth_another_try(reply), "judge ", options_.url, " refuses: ", what);
+      check(tried < options_.tries, "judge ", options_.url, ": no reply after ", tried, " tries: ", what);
     }
-    const std::string what =
-        reply.status ? concat("status ", reply.status, ": ", head(reply.body)) : reply.problem;
-    check(worth_another_try(reply), "judge ", options_.url, " refuses: ", what);
-    check(tried < options_.tries, "judge ", options_.url, ": no reply after ", tried, " tries: ", what);
     wait(std::min(60.0, std::max(pause, reply.retry_after_s)), stop);
     if (stop.stop_requested()) throw Stopped();
     pause *= 2;
@@ -123,12 +129,13 @@ Judge::Reply Judge::ask(const JudgeQuestion& question, const std::stop_token& st
 
 void Judge::keep(const JudgeQuestion& question, const Reply& reply) {
   const std::string own = key(question);
-  out_->write({{"key", json::parse(own)}, {"reply", reply.text}, {"score", reply.score}});
+  if (reply.score) out_->write({{"key", json::parse(own)}, {"reply", reply.text}, {"score", *reply.score}});
   known_[own] = reply.score;
 }
 
-std::vector<double> Judge::scores(const std::vector<JudgeQuestion>& questions, const std::stop_token& stop,
-                                  const std::function<void()>& step) {
+std::vector<std::optional<double>> Judge::scores(const std::vector<JudgeQuestion>& questions,
+                                                 const std::stop_token& stop,
+                                                 const std::function<void()>& step) {
   std::vector<const JudgeQuestion*> open;
   std::unordered_map<std::string, int> seen;
   for (const JudgeQuestion& question : questions)
@@ -158,7 +165,7 @@ std::vector<double> Judge::scores(const std::vector<JudgeQuestion>& questions, c
   }
   if (stop.stop_requested()) throw Stopped();
   if (error) std::rethrow_exception(error);
-  std::vector<double> out;
+  std::vector<std::optional<double>> out;
   for (const JudgeQuestion& question : questions) out.push_back(known_.at(key(question)));
   return out;
 }

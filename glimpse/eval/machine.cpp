@@ -1,7 +1,9 @@
 #include "glimpse/eval/machine.h"
 
 #include <ATen/Parallel.h>
+#include <malloc.h>
 
+#include <algorithm>
 #include <fstream>
 #include <thread>
 
@@ -33,12 +35,15 @@ nlohmann::json machine_facts() {
           {"memory_gib", std::round(kib(proc_value("/proc/meminfo", "MemTotal")) / 1048576)}};
 }
 
-double peak_resident_mib() {
-  return kib(proc_value("/proc/self/status", "VmHWM")) / 1024;
+PeakMemory::PeakMemory() {
+  malloc_trim(0);
+  std::ofstream file("/proc/self/clear_refs");
+  if (file << 5 << std::flush) start_mib_ = kib(proc_value("/proc/self/status", "VmRSS")) / 1024;
 }
 
-void reset_peak_resident() {
-  std::ofstream("/proc/self/clear_refs") << 5;
+std::optional<double> PeakMemory::mib() const {
+  if (!start_mib_) return {};
+  return std::max(0.0, kib(proc_value("/proc/self/status", "VmHWM")) / 1024 - *start_mib_);
 }
 
 }  // namespace glimpse

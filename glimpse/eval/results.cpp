@@ -5,6 +5,7 @@
 #include <set>
 
 #include "glimpse/base/json_file.h"
+#include "glimpse/eval/masks.h"
 #include "glimpse/eval/row_score.h"
 #include "glimpse/train/mask_score.h"
 
@@ -45,7 +46,7 @@ struct Sums {
   Mean score, kept, tokens, kv_bytes;
   std::map<std::string, Mean> times, gflop;
   MaskScore mask;
-  double peak_mib = 0;
+  std::optional<double> peak_mib = 0;  // nothing if one was not measured
 
   void add(const TaskRow& row, const json& line, double row_score) {
     const double visual = line.at("visual_tokens"), left = line.at("kept_tokens");
@@ -53,7 +54,10 @@ struct Sums {
     if (visual > 0) kept.add(left / visual);
     tokens.add(line.at("tokens"));
     kv_bytes.add(line.at("kv_bytes"));
-    peak_mib = std::max(peak_mib, line.at("peak_mib").get<double>());
+    if (const json& peak = line.at("peak_mib"); peak.is_null())
+      peak_mib.reset();
+    else if (peak_mib)
+      peak_mib = std::max(*peak_mib, peak.get<double>());
     for (const auto& [name, value] : line.at("times_ms").items()) times[name].add(value);
     double all = 0;
     for (const auto& [name, value] : line.at("gflop").items()) {
@@ -61,7 +65,7 @@ struct Sums {
       all += value.get<double>();
     }
     gflop["total"].add(all);
-    add_mask(row, line);
+    if (const auto boxed = boxed_mask(row, line)) mask.add(kept_mask(line, 0).tokens, boxed->tokens);
   }
 
   json to_json() const {
@@ -71,7 +75,7 @@ struct Sums {
                 {"kept", round_to(kept.value(), 5)},
                 {"tokens", round_to(tokens.value(), 2)},
                 {"kv_mib", round_to(kv_bytes.value() / 1048576, 5)},
-                {"peak_mib", round_to(peak_mib, 1)},
+                {"peak_mib", peak_mib ? json(round_to(*peak_mib, 1)) : json()},
                 {"mask", nullptr}};
     for (const auto& [name, mean] : times) out["times_ms"][name] = round_to(mean.value(), 3);
     for (const auto& [name, mean] : gflop) out["gflop"][name] = round_to(mean.value(), 5);
@@ -81,21 +85,6 @@ struct Sums {
                      {"f1", number_or_null(mask.f1(), 5)},
                      {"iou", number_or_null(mask.iou(), 5)}};
     return out;
-  }
-
- private:
-  void add_mask(const TaskRow& row, const json& line) {
-    const json& images = line.at("images");
-    if (row.boxes.empty() || images.empty()) return;
-    const SeenImage seen = seen_image(line);
-    const int rows = images[0].at("grid").at(0), cols = images[0].at("grid").at(1);
-    std::vector<Box> boxes;
-    for (const auto& box : row.boxes)
-      boxes.push_back(normalise_box({box[0], box[1], box[2], box[3]}, seen.width, seen.height));
-    const std::vector<uint8_t> reference = boxes_to_mask(boxes, rows, cols, seen.area);
-    std::vector<uint8_t> own(reference.size());
-    for (const int64_t token : line.at("keep").at(0).get<std::vector<int64_t>>()) own.at(token) = 1;
-    mask.add(own, reference);
   }
 };
 
@@ -123,29 +112,34 @@ std::vector<JudgeQuestion> open_questions(const EvalTask& task, const Answers& a
   std::vector<JudgeQuestion> out;
   for (const TaskRow& row : task.rows)
     if (const json& line = answers.at(row.key()); !is_problem(line)) {
-      const std::string text = line.at("answer");
-      if (!row_score(task.task, row, text, seen_image(line))) out.push_back(judge_question(row, text));
+      if (!line_score(task.task, row, line)) out.push_back(judge_question(row, line.at("answer")));
     }
   return out;
 }
 
 json cell_of(const EvalTask& task, const GridCell& cell, const Answers& answers,
-             const std::set<std::string>& left_out, const std::vector<double>& judged) {
+             const std::set<std::string>& left_out, const std::vector<std::optional<double>>& judged) {
   std::map<std::string, Sums> sets;
   std::vector<std::string> order;
   Sums all;
-  size_t next = 0;
+  json pruning;
+  size_t next = 0, unparsed = 0;
   for (const TaskRow& row : task.rows) {
     const json& line = answers.at(row.key());
     if (is_problem(line)) continue;
-    auto score = row_score(task.task, row, line.at("answer"), seen_image(line));
-    if (!score) score = judged.at(next++);
+    auto score = line_score(task.task, row, line);
+    const bool asked = !score;
+    if (asked) score = judged.at(next++);
     if (left_out.contains(row.key())) continue;
+    if (asked && !score) ++unparsed;
     if (!sets.contains(row.set)) order.push_back(row.set);
-    sets[row.set].add(row, line, *score);
-    all.add(row, line, *score);
+    sets[row.set].add(row, line, score.value_or(0));
+    all.add(row, line, score.value_or(0));
+    pruning = line.at("pruning");
   }
-  json out = {{"task", task.task.name}, {"method", cell.method}, {"budget", cell.budget}};
+  json out = {
+      {"task", task.task.name}, {"method", cell.method}, {"budget", cell.budget}, {"pruning", pruning}};
+  if (needs_judge(task.task.score)) out["unparsed"] = unparsed;
   Mean average;
   out["sets"] = json::object();
   for (const std::string& set : order) {
@@ -177,7 +171,7 @@ json make_results(const EvalPlan& plan, Judge* judge, const std::stop_token& sto
     const std::set<std::string> left_out = problems_of(task, all);
     check(left_out.size() < task.rows.size(), "task ", task.task.name, ": no row could be answered");
     for (size_t i = 0; i < plan.cells.size(); ++i) {
-      std::vector<double> scores;
+      std::vector<std::optional<double>> scores;
       if (needs_judge(task.task.score)) {
         invariant(judge != nullptr, "a judged task has a judge");
         scores = judge->scores(open_questions(task, all[i]), stop, judged);
@@ -196,30 +190,35 @@ json make_results(const EvalPlan& plan, Judge* judge, const std::stop_token& sto
   return results;
 }
 
+std::string fixed(const json& value, int places) {
+  if (!value.is_number()) return "-";
+  std::ostringstream out;
+  out << std::fixed << std::setprecision(places) << value.get<double>();
+  return out.str();
+}
+
 std::string results_csv(const json& results) {
   std::ostringstream out;
   out << "task,method,budget,set,rows,score,score_error,kept,precision,recall,f1,iou,vision_ms,prefill_ms,"
          "prune_ms,"
          "decode_ms,total_ms,vision_gflop,prefill_gflop,prune_gflop,decode_gflop,kv_mib,peak_mib\n";
-  const auto quoted = [](const std::string& text) {
-    return text.find(',') == text.npos ? text : concat('"', text, '"');
+  const auto quoted = [](std::string text) {
+    if (text.find_first_of(",\"\r\n") == text.npos) return text;
+    for (size_t at = 0; (at = text.find('"', at)) != text.npos; at += 2) text.insert(at, 1, '"');
+    return '"' + text + '"';
   };
   for (const json& cell : results.at("cells")) {
     const auto line = [&](const std::string& set, const json& sums) {
-      const auto field = [&](const char* part, const char* name) {
-        const json& value = member(member(sums, part), name);
-        out << "," << (value.is_null() ? "" : value.dump());
-      };
+      const auto field = [&](const json& value) { out << "," << (value.is_null() ? "" : value.dump()); };
       out << quoted(cell.at("task")) << "," << quoted(cell.at("method")) << "," << quoted(cell.at("budget"))
           << "," << quoted(set);
-      for (const char* name : {"rows", "score", "score_error", "kept"}) {
-        const json& value = sums.at(name);
-        out << "," << (value.is_null() ? "" : value.dump());
-      }
-      for (const char* name : {"precision", "recall", "f1", "iou"}) field("mask", name);
-      for (const char* name : {"vision", "prefill", "prune", "decode", "total"}) field("times_ms", name);
-      for (const char* name : {"vision", "prefill", "prune", "decode"}) field("gflop", name);
-      out << "," << sums.at("kv_mib").dump() << "," << sums.at("peak_mib").dump() << "\n";
+      for (const char* name : {"rows", "score", "score_error", "kept"}) field(sums.at(name));
+      for (const char* name : {"precision", "recall", "f1", "iou"}) field(member(sums.at("mask"), name));
+      for (const char* name : {"vision", "prefill", "prune", "decode", "total"})
+        field(sums.at("times_ms").at(name));
+      for (const char* name : {"vision", "prefill", "prune", "decode"}) field(member(sums.at("gflop"), name));
+      for (const char* name : {"kv_mib", "peak_mib"}) field(sums.at(name));
+      out << "\n";
     };
     for (const auto& [set, sums] : cell.at("sets").items()) line(set, sums);
     json average = cell.at("all");
@@ -231,45 +230,57 @@ std::string results_csv(const json& results) {
   return out.str();
 }
 
-std::string results_table(const json& results) {
+namespace {
+
+// A table for a terminal: the first column to the left, the others to the right, as wide as they need.
+std::string text_table(const std::vector<std::vector<std::string>>& lines) {
+  std::vector<size_t> widths(lines[0].size());
+  for (const auto& line : lines)
+    for (size_t i = 0; i < line.size(); ++i) widths[i] = std::max(widths[i], line[i].size());
   std::ostringstream out;
-  out << std::fixed;
-  for (const json& task : results.at("tasks")) {
-    size_t width = 6;
-    for (const json& cell : results.at("cells"))
-      width = std::max(width, cell.at("method").get<std::string>().size());
-    out << task.at("name").get<std::string>() << ": " << task.at("rows") << " rows, score "
-        << task.at("score").get<std::string>() << "\n"
-        << std::left << std::setw(static_cast<int>(width)) << "method" << std::right
-        << "  budget  kept %  average  all rows     F1   vision  prefill   prune   decode    total ms   "
-           "GFLOP  KV MiB\n";
-    for (const json& cell : results.at("cells")) {
-      if (cell.at("task") != task.at("name")) continue;
-      const json& all = cell.at("all");
-      const auto number = [&](double value, int places, int space) {
-        out << std::setw(space) << std::setprecision(places) << value;
-      };
-      const json& ms = all.at("times_ms");
-      out << std::left << std::setw(static_cast<int>(width)) << cell.at("method").get<std::string>()
-          << std::right << std::setw(8) << cell.at("budget").get<std::string>();
-      number(100 * all.at("kept").get<double>(), 1, 8);
-      number(cell.at("average"), 3, 9);
-      number(all.at("score"), 3, 10);
-      if (const json& f1 = member(all.at("mask"), "f1"); f1.is_number())
-        number(f1, 3, 7);
-      else
-        out << "      -";
-      number(ms.at("vision"), 1, 9);
-      number(ms.at("prefill"), 1, 9);
-      number(ms.at("prune"), 2, 8);
-      number(ms.at("decode"), 1, 9);
-      number(ms.at("total"), 1, 12);
-      number(all.at("gflop").at("total"), 2, 8);
-      number(all.at("kv_mib"), 3, 8);
-      out << "\n";
-    }
+  for (const auto& line : lines) {
+    for (size_t i = 0; i < line.size(); ++i)
+      out << (i ? "  " : "") << (i ? std::right : std::left) << std::setw(static_cast<int>(widths[i]))
+          << line[i];
+    out << "\n";
   }
   return out.str();
+}
+
+}  // namespace
+
+std::string results_table(const json& results) {
+  std::string out;
+  for (const json& task : results.at("tasks")) {
+    std::vector<std::vector<std::string>> all = {{"method", "budget", "kept %", "average", "all rows", "F1",
+                                                  "vision", "prefill", "prune", "decode", "total ms", "GFLOP",
+                                                  "KV MiB"}},
+                                          by_set = {{"method", "budget"}};
+    for (const json& set : task.at("sets")) by_set[0].push_back(set);
+    size_t unparsed = 0;
+    for (const json& cell : results.at("cells")) {
+      if (cell.at("task") != task.at("name")) continue;
+      const json &sums = cell.at("all"), &ms = sums.at("times_ms");
+      all.push_back({cell.at("method"), cell.at("budget"), fixed(100 * sums.at("kept").get<double>(), 1),
+                     fixed(cell.at("average"), 3), fixed(sums.at("score"), 3),
+                     fixed(member(sums.at("mask"), "f1"), 3), fixed(ms.at("vision"), 1),
+                     fixed(ms.at("prefill"), 1), fixed(ms.at("prune"), 2), fixed(ms.at("decode"), 1),
+                     fixed(ms.at("total"), 1), fixed(sums.at("gflop").at("total"), 2),
+                     fixed(sums.at("kv_mib"), 3)});
+      auto& line = by_set.emplace_back();
+      line = {cell.at("method"), cell.at("budget")};
+      for (const json& set : task.at("sets"))
+        line.push_back(fixed(member(member(cell.at("sets"), set.get<std::string>().c_str()), "score"), 3));
+      unparsed += cell.value("unparsed", size_t{0});
+    }
+    out += concat(task.at("name").get<std::string>(), ": ", task.at("rows"), " rows, score ",
+                  task.at("score").get<std::string>(), "\n", text_table(all));
+    if (task.at("sets").size() > 1) out += "score of each set\n" + text_table(by_set);
+    if (unparsed > 0)
+      out +=
+          concat(unparsed, " replies of the judge held no score and count 0; the same command asks again\n");
+  }
+  return out;
 }
 
 }  // namespace glimpse

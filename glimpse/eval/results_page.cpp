@@ -1,6 +1,6 @@
 #include <algorithm>
 #include <cmath>
-#include <iomanip>
+#include <map>
 
 #include "glimpse/base/chart.h"
 #include "glimpse/base/json_file.h"
@@ -22,7 +22,9 @@ constexpr const char* kStyle = R"css(
 td:nth-child(2), th:nth-child(2) { text-align: left; }
 tr.first > * { border-top: 2px solid var(--line); }
 td.best { font-weight: 700; }
-.results th, .results td { white-space: nowrap; padding: .2rem .5rem; }
+p.soft { margin-bottom: .6rem; }
+.results th, .results td { padding: .2rem .5rem; vertical-align: bottom; }
+.results td, .results th:first-child { white-space: nowrap; }
 .settings td:nth-child(2), .settings th:nth-child(2) { white-space: normal; }
 .shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .7rem; margin-top: .8rem; }
 .shots figure { margin: 0; min-width: 0; }
@@ -33,17 +35,11 @@ td.best { font-weight: 700; }
 .row, .grid2 { margin-bottom: .8rem; }
 )css";
 
-std::string fixed(double value, int places) {
-  std::ostringstream out;
-  out << std::fixed << std::setprecision(places) << value;
-  return out.str();
-}
-
 std::string budget_name(const json& cell) {
   const std::string budget = cell.at("budget"), method = cell.at("method");
-  return budget == "own"    ? (method == "none" ? "all" : "own rule")
-         : budget == "from" ? "another run's"
-                            : budget;
+  if (budget == "own") return method == "none" ? "all" : "own rule";
+  if (budget == "from") return "another run's";
+  return parse_budget(budget)->count ? budget + " tokens" : budget;
 }
 
 std::string name_of(const json& cell) {
@@ -69,10 +65,7 @@ std::string table(const std::vector<const json*>& cells, const std::vector<Colum
 }
 
 Column share(const std::string& heading, std::function<json(const json&)> get, int places = 3) {
-  return {heading, [get, places](const json& cell) {
-            const json value = get(cell);
-            return value.is_number() ? fixed(value, places) : std::string("–");
-          }};
+  return {heading, [get, places](const json& cell) { return fixed(get(cell), places); }};
 }
 
 std::string score_table(const std::vector<const json*>& cells, const json& task) {
@@ -104,28 +97,30 @@ std::string cost_table(const std::vector<const json*>& cells) {
   columns.push_back(share(
       "KV cache KiB", [](const json& c) { return json(1024 * c.at("all").at("kv_mib").get<double>()); }, 0));
   columns.push_back(share(
-      "peak MiB", [](const json& c) { return c.at("all").at("peak_mib"); }, 0));
+      "peak MiB", [](const json& c) { return c.at("all").at("peak_mib"); }, 1));
   return table(cells, columns);
 }
 
-// What stands on a chart's horizontal axis, and the cells that are drawn.
+// What stands on a chart's axes, and the cells that are drawn.
 struct Against {
   std::string title, x_name, x_unit;
   std::function<double(const json&)> x;
   double largest;  // x of the cells that are drawn
+  std::function<json(const json&)> y = [](const json& cell) { return cell.at("average"); };
 };
 
 bool is_base(const json& cell) {
   return cell.at("method") == "none";
 }
 
-// One curve per method, from small budgets to large ones; the base model's score as a level line.
+// One curve per method, from small budgets to large ones; the base model as a level line.
 std::string curves(const std::vector<const json*>& cells, const Against& against) {
   std::vector<Curve> all;
   double low = against.largest, high = 0;
   for (const json* cell : cells) {
     const double x = against.x(*cell);
-    if (x > against.largest || is_base(*cell)) continue;
+    const json value = against.y(*cell);
+    if (x > against.largest || is_base(*cell) || !value.is_number()) continue;
     low = std::min(low, x);
     high = std::max(high, x);
     // A method's own rule is a point beside the curve of its budgets.
@@ -133,13 +128,13 @@ std::string curves(const std::vector<const json*>& cells, const Against& against
     const std::string name = cell->at("method").get<std::string>() + own;
     auto curve = std::find_if(all.begin(), all.end(), [&](const Curve& c) { return c.name == name; });
     if (curve == all.end()) curve = all.insert(all.end(), Curve{name, {}, {}});
-    curve->points.emplace_back(x, cell->at("average").get<double>());
+    curve->points.emplace_back(x, value.get<double>());
     curve->notes.push_back("kept " + fixed(100 * cell->at("all").at("kept").get<double>(), 1) + " %, " +
                            fixed(cell->at("all").at("times_ms").at("total"), 1) + " ms");
   }
   for (const json* cell : cells) {
-    if (!is_base(*cell)) continue;
-    const double x = against.x(*cell), score = cell->at("average");
+    if (!is_base(*cell) || !against.y(*cell).is_number()) continue;
+    const double x = against.x(*cell), score = against.y(*cell);
     if (all.empty()) low = high = x;
     Curve line{all.empty() ? "none" : "none (everything kept)", {{low, score}}, {}};
     if (x > low && x < high) line.points.emplace_back(x, score);
@@ -169,6 +164,10 @@ std::string all_curves(const std::vector<const json*>& cells, const std::string&
                  [&](const json& c) { return all(c).at("times_ms").at("total").get<double>(); }, 1e99}) +
          curves(cells, {"Score against operations (" + task + ")", "operations per question, GFLOP", "GFLOP",
                         [&](const json& c) { return all(c).at("gflop").at("total").get<double>(); }, 1e99}) +
+         curves(cells,
+                {"F1 of kept tokens and boxes (" + task + ")", "visual tokens kept, %", "% kept",
+                 [&](const json& c) { return 100 * all(c).at("kept").get<double>(); }, pruned ? 50.0 : 100.0,
+                 [&](const json& c) { return member(all(c).at("mask"), "f1"); }}) +
          "</div>\n";
 }
 
@@ -209,24 +208,29 @@ std::vector<const TaskRow*> shown_rows(const EvalTask& task, size_t count) {
   return out;
 }
 
-// Of each method the budget nearest to one ninth, and its own rule.
-std::vector<const GridCell*> shown_cells(const EvalPlan& plan) {
-  std::map<std::string, const GridCell*> nearest;
-  const auto off = [](const GridCell* cell) { return std::abs(std::log(*cell->keep() * 9)); };
-  for (const GridCell& cell : plan.cells)
-    if (cell.keep())
-      if (const GridCell*& best = nearest[cell.method]; !best || off(&cell) < off(best)) best = &cell;
-  std::vector<const GridCell*> out;
-  for (const GridCell& cell : plan.cells)
-    if (!cell.keep() || nearest[cell.method] == &cell) out.push_back(&cell);
+// Of each method the budget that kept most nearly one ninth, and its own rule.
+std::vector<const json*> shown_cells(const std::vector<const json*>& cells) {
+  std::map<std::string, const json*> nearest;
+  const auto off = [](const json* cell) {
+    return std::abs(std::log(std::max(cell->at("all").at("kept").get<double>(), 1e-9) * 9));
+  };
+  const auto own = [](const json* cell) { return cell->at("budget") == "own"; };
+  for (const json* cell : cells)
+    if (const json*& best = nearest[cell->at("method")]; !own(cell) && (!best || off(cell) < off(best)))
+      best = cell;
+  std::vector<const json*> out;
+  for (const json* cell : cells)
+    if (own(cell) || nearest[cell->at("method")] == cell) out.push_back(cell);
   return out;
 }
 
-std::string gallery(const EvalPlan& plan, const EvalTask& task, size_t count) {
+std::string gallery(const EvalPlan& plan, const EvalTask& task, const std::vector<const json*>& all_cells,
+                    size_t count) {
   const std::vector<const TaskRow*> rows = shown_rows(task, count);
-  const std::vector<const GridCell*> cells = shown_cells(plan);
+  const std::vector<const json*> cells = shown_cells(all_cells);
   std::vector<Answers> answers;
-  for (const GridCell* cell : cells) answers.push_back(read_answers(plan, task, *cell));
+  for (const json* cell : cells)
+    answers.push_back(read_answers(plan, task, {cell->at("method"), cell->at("budget")}));
   std::string out;
   for (const TaskRow* row : rows) {
     std::string shots;
@@ -236,13 +240,13 @@ std::string gallery(const EvalPlan& plan, const EvalTask& task, size_t count) {
       if (line.contains("problem")) continue;
       const json& grid = line.at("images").at(0).at("grid");
       const std::string text = line.at("answer");
-      const auto score = row_score(task.task, *row, text, seen_image(line));
+      const auto score = line_score(task.task, *row, line);
       const char* mark = !score ? "" : *score > 0.5 ? " class='right'" : " class='wrong'";
-      const std::string budget = cells[i]->budget == "own" ? "" : " " + cells[i]->budget;
-      shots += figure(
-          draw_kept(image, grid.at(0), grid.at(1), line.at("keep").at(0), seen_image(line).area),
-          concat("<b>", escape_html(cells[i]->method + budget), "</b> ", line.at("kept_tokens"), " of ",
-                 line.at("visual_tokens"), "<br><span", mark, ">", escape_html(text), "</span>"));
+      const bool own = cells[i]->at("budget") == "own";
+      shots += figure(draw_kept(image, grid.at(0), grid.at(1), line.at("keep").at(0), seen_image(line).area),
+                      concat("<b>", name_of(*cells[i]), own ? "" : " " + budget_name(*cells[i]), "</b> ",
+                             line.at("kept_tokens"), " of ", line.at("visual_tokens"), "<br><span", mark, ">",
+                             escape_html(text), "</span>"));
     }
     std::string right;
     for (const std::string& each : row->answers) right += (right.empty() ? "" : " / ") + each;
@@ -252,6 +256,30 @@ std::string gallery(const EvalPlan& plan, const EvalTask& task, size_t count) {
                   "</div></div>\n");
   }
   return out;
+}
+
+// What each method ran with: "divprune: keep 0.5; glimpse: threshold 0.5, min_keep 1".
+std::string methods_table(const json& cells) {
+  std::map<std::string, std::string> methods;
+  for (const json& cell : cells) {
+    std::string& text = methods[name_of(cell)];
+    text = "";
+    for (const json& stage : cell.at("pruning")) {
+      text += (text.empty() ? "" : "; ") + escape_html(stage.at("method").get<std::string>());
+      std::string separator = ": ";
+      for (const auto& [name, value] : stage.at("settings").items()) {
+        text += separator +
+                escape_html(concat(name, " ", value.is_string() ? value.get<std::string>() : value.dump()));
+        separator = ", ";
+      }
+    }
+  }
+  std::string out =
+      "<p class='soft'>A budget takes the place of the shares that a method would keep by itself.</p>"
+      "<div class='card scroll'><table class='settings'>\n";
+  for (const auto& [name, text] : methods)
+    out += concat("<tr><th>", name, "</th><td>", text.empty() ? "keeps everything" : text, "</td></tr>\n");
+  return out + "</table></div>\n";
 }
 
 }  // namespace
@@ -267,17 +295,23 @@ std::string results_page(const EvalPlan& plan, const json& results, const json& 
     const std::string title = escape_html(name);
     const std::string left_out =
         task.at("left_out") == 0 ? "" : concat(", ", task.at("left_out"), " of them left out");
+    size_t unparsed = 0;
+    for (const json* cell : cells) unparsed += cell->value("unparsed", size_t{0});
+    const std::string unread =
+        unparsed == 0 ? "" : concat("; ", unparsed, " replies of the judge held no score and count 0");
     body += section(title + ": score",
                     concat("<p class='soft'>", task.at("rows"), " rows", left_out,
                            "; score: ", escape_html(task.at("score").get<std::string>()),
-                           "; average is the mean of the sets; masks are compared with the rows' boxes</p>",
-                           all_curves(cells, title), score_table(cells, task)));
-    body +=
-        section(title + ": cost, mean per question",
-                "<p class='soft'>prefill ms holds prune ms; the operations of pruning are counted apart</p>" +
-                    cost_table(cells));
-    body += section(title + ": what is kept", gallery(plan, plan.tasks[i], gallery_rows));
+                           "; average is the mean of the sets; masks are compared with the rows' boxes",
+                           unread, "</p>", all_curves(cells, title), score_table(cells, task)));
+    body += section(
+        title + ": cost, mean per question",
+        "<p class='soft'>prefill ms holds prune ms; the operations of pruning are counted apart; peak "
+        "MiB is the most that an answer took beside the loaded model</p>" +
+            cost_table(cells));
+    body += section(title + ": what is kept", gallery(plan, plan.tasks[i], cells, gallery_rows));
   }
+  body += section("Settings of the methods", methods_table(results.at("cells")));
   body += section("Settings", settings_table(about));
   const std::string model = about.value("model", "");
   return web_page("Evaluation of pruning methods", "Evaluation of pruning methods",

@@ -2,9 +2,13 @@
 
 #include <algorithm>
 
+#include "glimpse/base/json_file.h"
+#include "glimpse/eval/masks.h"
 #include "glimpse/eval/scores.h"
 
 namespace glimpse {
+
+using nlohmann::json;
 
 namespace {
 
@@ -46,7 +50,8 @@ const std::vector<std::string>& score_names() {
                                                  "anls",
                                                  "single_choice",
                                                  "one_box_iou",
-                                                 "box_iou"};
+                                                 "box_iou",
+                                                 "mask_iou"};
   return names;
 }
 
@@ -69,6 +74,27 @@ std::optional<double> row_score(const Task& task, const TaskRow& row, const std:
   if (rule == "anls") return anls(answer, row.answers);
   const double iou = iou_of(task, row, answer, seen);
   return rule == "box_iou" ? iou : iou > 0.5 ? 1.0 : 0.0;
+}
+
+SeenImage seen_image(const json& line) {
+  SeenImage seen;
+  const json& images = member(line, "images");
+  if (!images.is_array() || images.empty()) return seen;
+  const json& first = images[0];
+  const double side = line.value("token_pixels", 28.0);
+  seen.width = first.at("size").at(0);
+  seen.height = first.at("size").at(1);
+  seen.seen_height = side * first.at("grid").at(0).get<double>();
+  seen.seen_width = side * first.at("grid").at(1).get<double>();
+  const json& area = first.at("area");
+  seen.area = {area.at(0), area.at(1), area.at(2), area.at(3)};
+  return seen;
+}
+
+std::optional<double> line_score(const Task& task, const TaskRow& row, const json& line) {
+  if (task.score != "mask_iou") return row_score(task, row, line.at("answer"), seen_image(line));
+  const auto boxed = boxed_mask(row, line);
+  return boxed ? mask_iou(kept_mask(line, 0), *boxed) : 0.0;
 }
 
 JudgeQuestion judge_question(const TaskRow& row, const std::string& answer) {

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 namespace glimpse {
 
@@ -41,6 +42,16 @@ std::u32string stripped(const std::u32string& text) {
   const auto begin = std::find_if_not(text.begin(), text.end(), is_space);
   const auto end = std::find_if_not(text.rbegin(), std::make_reverse_iterator(begin), is_space).base();
   return {begin, end};
+}
+
+// Stripped, and every run of white space inside as one space.
+std::u32string single_spaced(const std::u32string& text) {
+  std::u32string out;
+  for (const char32_t c : stripped(text)) {
+    const bool space = is_space(c);
+    if (!space || !out.ends_with(U' ')) out += space ? U' ' : c;
+  }
+  return out;
 }
 
 // Where the characters `any` (and white space) that start at `at` end.
@@ -222,17 +233,18 @@ double vqa_accuracy(std::string_view text, std::span<const std::string> answers)
       std::count_if(answers.begin(), answers.end(), [&](const auto& a) { return normal_form(a) == own; });
   if (people < 2) return static_cast<double>(equal);
   // Leaving out one who agrees costs an equal answer, leaving out another does not.
-  const auto accuracy = [&](auto others) { return std::min(1.0, static_cast<double>(others) / 3.0); };
+  const auto enough = static_cast<double>(std::min<std::ptrdiff_t>(3, people - 1));
+  const auto accuracy = [&](auto others) { return std::min(1.0, static_cast<double>(others) / enough); };
   const double sum = static_cast<double>(equal) * accuracy(equal - 1) +
                      static_cast<double>(people - equal) * accuracy(equal);
   return sum / static_cast<double>(people);
 }
 
 double anls(std::string_view text, std::span<const std::string> answers) {
-  const std::u32string own = stripped(lower_points(text));
+  const std::u32string own = single_spaced(lower_points(text));
   double best = 0;
   for (const std::string& answer : answers) {
-    const std::u32string other = stripped(lower_points(answer));
+    const std::u32string other = single_spaced(lower_points(answer));
     const size_t longer = std::max(own.size(), other.size()), shorter = std::min(own.size(), other.size());
     if (longer == 0) return 1;
     // The distance is at least the difference of the lengths.

@@ -42,11 +42,13 @@ double one_box_score(std::string_view text, const Box& answer);
 double one_box_format(std::string_view text);
 
 /// VQA accuracy against several people's answers: the mean, leaving one person out at a time, of
-/// min(1, equal answers of the others / 3), on normal forms. A single answer must match.
+/// min(1, equal answers of the others / 3), on normal forms; of fewer than three others, all must be equal
+/// for 1. A single answer must match.
 double vqa_accuracy(std::string_view text, std::span<const std::string> answers);
 
 /// Average normalised Levenshtein similarity: the best over `answers` of 1 - distance / longer length in code
-/// points, 0 where that is not above one half. Time is the product of both lengths.
+/// points, 0 where that is not above one half. White space counts as one space. Time is the product of both
+/// lengths.
 double anls(std::string_view text, std::span<const std::string> answers);
 
 }  // namespace glimpse

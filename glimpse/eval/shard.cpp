@@ -23,7 +23,8 @@ int number_in(const char* name, const char* text) {
 Shard shard_from_environment() {
   constexpr std::pair<const char*, const char*> kLaunchers[] = {
       {"RANK", "WORLD_SIZE"},
-      {"SLURM_PROCID", "SLURM_NTASKS"},
+      {"SLURM_PROCID",
+       "SLURM_STEP_NUM_TASKS"},  // of srun; a batch script is alone, whatever SLURM_NTASKS says
       {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"}};
   for (const auto& [rank_name, size_name] : kLaunchers) {
     const char *rank = std::getenv(rank_name), *size = std::getenv(size_name);

@@ -19,12 +19,14 @@ Fields Task::fields() {
       .add("sets", sets, "names of the sets, if each has a file of its own")
       .add("score", score, "how an answer is scored")
       .add("suffix", suffix, "added to every question")
-      .add("strip", strip, "texts that are cut out of every question")
+      .add("strip", strip, "texts that are cut out of every question, and white space around it")
       .add("box_unit", box_unit, "of boxes in answers: model, image or unit")
+      .add("box_format", box_format, "of boxes in rows: xyxy or xywh")
       .add("max_new_tokens", max_new_tokens, "longest answer", {1, 1e6})
       .add("id", id, "member of a row: its id")
       .add("set", set, "member of a row: the set it belongs to")
       .add("question", question, "member of a row: the question")
+      .add("options", options, "member of a row: a list of options, lettered below the question")
       .add("answer", answer, "member of a row: the right answer, or a list of them")
       .add("image", image, "member of a row: the image's name, or a list of them")
       .add("boxes", boxes, "member of a row: one box or a list of them");
@@ -47,6 +49,7 @@ Task Task::read(const fs::path& file) {
   one_of("format", task.format, {"rows", "conversations"});
   one_of("score", task.score, score_names());
   one_of("box_unit", task.box_unit, {"model", "image", "unit"});
+  one_of("box_format", task.box_format, {"xyxy", "xywh"});
   check(!task.rows.empty(), owner, ": rows: the file of rows is not named");
   check(!task.name.empty() && task.name.find_first_of("/\\\n") == std::string::npos && task.name[0] != '.',
         owner, ": name: '", task.name, "' cannot be a folder's name");

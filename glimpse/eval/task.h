@@ -16,9 +16,10 @@ struct TaskRow {
   std::vector<std::string> answers;  ///< what counts as right; a single one unless several people answered
   std::vector<std::filesystem::path> images;
   std::vector<std::array<double, 4>>
-      boxes;            ///< where the answer is seen: x1 y1 x2 y2 in pixels of the first image
-  std::string place;    ///< file and row, for messages
-  std::string problem;  ///< why it cannot be asked, or ""
+      boxes;                ///< where the answer is seen: x1 y1 x2 y2 in pixels of the first image
+  std::string place;        ///< file and row, for messages
+  std::string problem;      ///< why it cannot be asked, or ""
+  std::string fingerprint;  ///< of what is asked: question, boxes, each image's size and first bytes
 
   /// Names the row among all of its task.
   std::string key() const;
@@ -26,8 +27,6 @@ struct TaskRow {
 
 /// What is asked and how answers are scored, as a small YAML file says (eval/*.yaml; docs in the man page).
 struct Task {
-  enum class Format { rows, conversations };
-
   std::string name;  ///< the file's name without its ending, unless it says another
   std::string format = "rows";
   std::string rows;          ///< file of rows, relative to the data root; {set} stands for each of `sets`
@@ -35,13 +34,14 @@ struct Task {
   std::vector<std::string> sets;  ///< none: the rows name their own
   std::string score = "normal_match";
   std::string suffix;              ///< added to every question
-  std::vector<std::string> strip;  ///< texts that are cut out of every question
+  std::vector<std::string> strip;  ///< texts that are cut out of every question, and white space around it
   std::string box_unit =
       "model";  ///< of boxes in answers: model, image (pixels) or unit (parts of the sides)
+  std::string box_format = "xyxy";  ///< of boxes in rows: xyxy (two corners) or xywh (corner, width, height)
   int64_t max_new_tokens = 128;
   // Members of a row (format rows).
-  std::string id = "id", set = "dataset", question = "question", answer = "answer", image = "image",
-              boxes = "bboxs";
+  std::string id = "id", set = "dataset", question = "question", options = "options", answer = "answer",
+              image = "image", boxes = "bboxs";
 
   Fields fields();
   nlohmann::json to_json() const { return Task(*this).fields().to_json(); }

@@ -1,9 +1,10 @@
 #include <algorithm>
-#include <charconv>
+#include <fstream>
 #include <map>
 #include <set>
 
 #include "glimpse/base/json_file.h"
+#include "glimpse/eval/content_hash.h"
 #include "glimpse/eval/scores.h"
 #include "glimpse/eval/task.h"
 #include "glimpse/io/rows.h"
@@ -53,16 +54,37 @@ std::vector<std::string> texts_of(const json& value, const std::string& name) {
   return texts;
 }
 
-std::array<double, 4> box_of(const json& value, const std::string& name) {
-  const bool numbers = value.is_array() && value.size() == 4 &&
-                       std::all_of(value.begin(), value.end(), [](const json& x) { return x.is_number(); });
-  check(numbers, "\"", name, "\" must be [x1, y1, x2, y2] or a list of such boxes");
-  return value.get<std::array<double, 4>>();
+bool is_box(const json& value) {
+  return value.is_array() && value.size() == 4 &&
+         std::all_of(value.begin(), value.end(), [](const json& x) { return x.is_number(); });
 }
 
-void replace_all(std::string& text, const std::string& what) {
-  for (size_t at = what.empty() ? text.npos : text.find(what); at != text.npos; at = text.find(what, at))
-    text.erase(at, what.size());
+// One box or a list of them, as corners.
+std::vector<std::array<double, 4>> boxes_of(const json& value, const Task& task) {
+  std::vector<std::array<double, 4>> boxes;
+  if (value.is_null()) return boxes;
+  const bool sizes = task.box_format == "xywh";
+  const char* const form = sizes ? "[x, y, width, height]" : "[x1, y1, x2, y2]";
+  check(value.is_array(), "\"", task.boxes, "\" must be ", form, " or a list of such boxes");
+  const bool one = !value.empty() && value[0].is_number();
+  for (const json& each : one ? json::array({value}) : value) {
+    check(is_box(each), "\"", task.boxes, "\" must be ", form, " or a list of such boxes");
+    auto& box = boxes.emplace_back(each.get<std::array<double, 4>>());
+    for (const size_t i : {2, 3})
+      if (sizes) box[i] += box[i - 2];
+  }
+  return boxes;
+}
+
+// Without `task.strip` and the white space around what is left.
+std::string stripped(const Task& task, std::string text) {
+  if (task.strip.empty()) return text;
+  for (const std::string& what : task.strip)
+    for (size_t at = what.empty() ? text.npos : text.find(what); at != text.npos; at = text.find(what, at))
+      text.erase(at, what.size());
+  constexpr const char* space = " \t\r\n";
+  const size_t begin = std::min(text.find_first_not_of(space), text.size());
+  return text.substr(begin, text.find_last_not_of(space) + 1 - begin);
 }
 
 // What both formats give, before images are looked for.
@@ -74,19 +96,19 @@ struct Parsed {
 Parsed parse_row(const Task& task, const json& object) {
   Parsed out;
   out.row.question = text_member(object, task.question.c_str());
+  if (const json& options = member(object, task.options.c_str()); !options.is_null()) {
+    char letter = 'A';
+    for (const std::string& option : texts_of(options, task.options))
+      out.row.question += concat("\n", letter++, ". ", option);
+  }
   const json& answer = member(object, task.answer.c_str());
   // The answer of a question for boxes may be the boxes.
-  if (!answer.is_null() && !(answer.is_array() && answer.size() == 4 && answer[0].is_number()))
-    out.row.answers = texts_of(answer, task.answer);
+  const bool boxes =
+      is_box(answer) || (answer.is_array() && std::all_of(answer.begin(), answer.end(), is_box));
+  if (!answer.is_null() && !boxes) out.row.answers = texts_of(answer, task.answer);
   if (const json& image = member(object, task.image.c_str()); !image.is_null())
     out.images = texts_of(image, task.image);
-  if (const json& boxes = member(object, task.boxes.c_str()); !boxes.is_null()) {
-    check(boxes.is_array(), "\"", task.boxes, "\" must be [x1, y1, x2, y2] or a list of such boxes");
-    if (!boxes.empty() && boxes[0].is_number())
-      out.row.boxes = {box_of(boxes, task.boxes)};
-    else
-      for (const json& box : boxes) out.row.boxes.push_back(box_of(box, task.boxes));
-  }
+  out.row.boxes = boxes_of(member(object, task.boxes.c_str()), task);
   if (const json& set = member(object, task.set.c_str()); set.is_string())
     out.row.set = set.get<std::string>();
   return out;
@@ -105,13 +127,29 @@ Parsed parse_conversation(const json& object) {
       out.images.push_back(image);
       continue;
     }
-    const std::vector<Box> boxes = boxes_in(std::string_view(image).substr(mark + 3));
-    check(boxes.size() == 1, "\"image\": expected a box [x1, y1, x2, y2] after ### in '", image, "'");
-    out.row.boxes.push_back({boxes[0].x1, boxes[0].y1, boxes[0].x2, boxes[0].y2});
     if (out.images.empty()) out.images.push_back(image.substr(0, mark));
+    const std::vector<Box> boxes = boxes_in(std::string_view(image).substr(mark + 3));
+    if (boxes.size() == 1)
+      out.row.boxes.push_back({boxes[0].x1, boxes[0].y1, boxes[0].x2, boxes[0].y2});
+    else
+      out.row.problem = concat("\"image\": expected a box [x1, y1, x2, y2] after ### in '", image, "'");
   }
   if (const json& set = member(object, "dataset"); set.is_string()) out.row.set = set.get<std::string>();
   return out;
+}
+
+// The first bytes of two pictures of one size are hardly ever the same.
+std::string fingerprint_of(const TaskRow& row) {
+  std::string all = json{row.question, row.boxes}.dump(-1, ' ', false, json::error_handler_t::replace);
+  for (const fs::path& path : row.images) {
+    std::string head(4096, '\0');
+    std::ifstream in(path, std::ios::binary);
+    in.read(head.data(), std::ssize(head));
+    head.resize(static_cast<size_t>(in.gcount()));
+    std::error_code ignored;
+    all += concat(' ', fs::file_size(path, ignored), ' ', head);
+  }
+  return content_hash(all);
 }
 
 TaskRow make_row(const Task& task, const Record& record, const std::string& set, size_t index,
@@ -125,13 +163,15 @@ TaskRow make_row(const Task& task, const Record& record, const std::string& set,
   row.id = record.object.contains(task.id) ? record.object[task.id] : json(index);
   check(row.id.is_string() || row.id.is_number(), "\"", task.id, "\" must be text or a number");
   check(!row.answers.empty() || !row.boxes.empty(), "\"", task.answer, "\" is missing");
-  for (const std::string& text : task.strip) replace_all(row.question, text);
-  row.question += task.suffix;
+  row.question = stripped(task, row.question) + task.suffix;
+  if (task.score == "mask_iou" && (row.boxes.empty() || parsed.images.empty()))
+    row.problem = "has no picture with a box that masks could be compared with";
   try {
     for (const std::string& name : parsed.images) row.images.push_back(find_image(images, row.set, name));
   } catch (const Error& error) {
     row.problem = error.what();
   }
+  row.fingerprint = fingerprint_of(row);
   return std::move(row);
 }
 

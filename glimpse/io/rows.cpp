@@ -60,6 +60,8 @@ QuestionRow parse_question_row(std::string_view text) {
 fs::path find_image(const fs::path& root, const std::string& dataset, const std::string& name) {
   std::vector<fs::path> places = {root / name};
   if (!dataset.empty()) places.insert(places.begin(), root / "cot" / dataset / name);
+  if (const size_t slash = name.find('/', 4); name.starts_with("cot/") && slash != name.npos)
+    places.push_back(root / name.substr(0, slash) / "val" / name.substr(slash + 1));
   std::string looked;
   for (const fs::path& place : places) {
     std::error_code ignored;

@@ -30,7 +30,9 @@ QuestionRow parse_question_row(std::string_view text);
 /// The member's text. Error when it is missing or no text.
 std::string text_member(const nlohmann::json& object, const char* key);
 
-/// The image at `root`/cot/<dataset>/<name>, else at `root`/<name>. Error naming the places looked at.
+/// The image at `root`/cot/<dataset>/<name>, else at `root`/<name>, else, for a name cot/<set>/<rest>, at
+/// `root`/cot/<set>/val/<rest>, where the published archives of some sets have it. Error naming the places
+/// looked at.
 std::filesystem::path find_image(const std::filesystem::path& root, const std::string& dataset,
                                  const std::string& name);
 

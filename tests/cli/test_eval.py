@@ -1,42 +1,18 @@
-"""glimpse eval: the grid, killed and resumed, several processes, a judge, what goes wrong."""
+"""glimpse eval: the grid, budgets, killed and resumed, several processes, what goes wrong."""
 import csv
+import functools
 import html.parser
-import http.server
 import json
-import os
 import re
+import shutil
 import signal
-import subprocess
-import threading
 import time
 import unittest
 
-from program import PROGRAM, TEST, CliTest
+from evaluation import ROWS, EvalTest, answer_rows
+from program import TEST
 
 RECORDED = [json.loads(line) for line in (TEST / "answers.jsonl").read_text().splitlines()]
-
-
-class Judge(http.server.BaseHTTPRequestHandler):
-    """An OpenAI-compatible server that gives 1 when answer and right answer are equal; each `fail`th request fails first."""
-    seen, fail, lock = [], [], threading.Lock()
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with Judge.lock:
-            Judge.seen.append((self.path, self.headers.get("Authorization"), body))
-            status = Judge.fail.pop(0) if Judge.fail else 200
-        text = body["messages"][1]["content"]
-        right, answer = re.search(r"Correct answer: (.*)\nAnswer to grade: (.*)", text).groups()
-        reply = {"choices": [{"message": {"role": "assistant", "content": f"Hm.\nscore: {float(right == answer)}"}}]}
-        data = json.dumps(reply if status == 200 else {"error": {"message": "no such model"}}).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
 
 
 class WellFormed(html.parser.HTMLParser):
@@ -61,29 +37,7 @@ class WellFormed(html.parser.HTMLParser):
         self.case.assertEqual(self.open.pop(), tag)
 
 
-class Eval(CliTest):
-    def eval(self, out, *flags, methods="none,glimpse", limit=1):
-        return ["eval", "--out", self.dir / out, "--methods", methods, "--limit", str(limit), "--threads", "1", "--gallery",
-                "1", *([] if "--dtype" in flags else ["--dtype", "fp32"]), *flags]
-
-    def results(self, out):
-        return json.loads((self.dir / out / "results.json").read_text())
-
-    def answers(self, out):
-        """What was answered, by way and row, without times."""
-        found = {}
-        for file in (self.dir / out / "answers" / "tiny").glob("*.jsonl"):
-            for line in file.read_text().splitlines():
-                row = json.loads(line)
-                key = file.name.split(".r")[0], row["set"], row["id"]
-                self.assertNotIn(key, found)
-                found[key] = row["answer"], row["keep"]
-        return found
-
-    def start(self, command, **environment):
-        return subprocess.Popen([PROGRAM, *map(str, command)], env={**os.environ, **environment}, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
+class Eval(EvalTest):
     def test_grid(self):
         methods = "none,glimpse,glimpse@own,reference,divprune(keep=0.5)+random"
         out = self.ok(*self.eval("run", "--budgets", "0.111,1", methods=methods))
@@ -129,14 +83,99 @@ class Eval(CliTest):
                             status=0)
         self.assertEqual(result.stdout, out)
         self.assertEqual((self.dir / "run/results.json").read_bytes(), before)
-        # The grid grows: only what is new is answered. A budget from another way's file.
+        # What each method ran with, in the results and on the page.
+        self.assertEqual([stage["method"] for stage in cells["divprune(keep=0.5)+random", "1"]["pruning"]], ["divprune", "random"])
+        self.assertEqual(cells["glimpse", "own"]["pruning"][0]["settings"]["threshold"], 0.5)
+        self.assertIn("divprune: keep 0.5; random: ", page)
+        # The grid grows: only what is new is answered.
         self.fails(self.eval("run", methods="none,random@0.2"), "5 of 10 answers are there already", status=0)
-        counts = self.dir / "run/answers/tiny/glimpse@own.r0.jsonl"
-        self.ok(*self.eval("from", "--budget-from", counts, methods="divprune,none"))
-        kept = {json.loads(line)["id"]: json.loads(line)["kept_tokens"] for line in counts.read_text().splitlines()}
-        for line in (self.dir / "from/answers/tiny/divprune@from.r0.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            self.assertEqual(row["kept_tokens"], kept[row["id"]])
+        # What an answer takes is far less than the model with all that is loaded, which is above 100 MiB.
+        for cell in self.results("run")["cells"]:
+            self.assertGreater(cell["all"]["peak_mib"] or 1, 0)
+            self.assertLess(cell["all"]["peak_mib"] or 1, 80)
+
+    def test_budgets(self):
+        """Numbers of tokens, and another run's counts, image by image."""
+        images = ["read/read_000.jpg", "read/read_001.jpg"]
+        rows = [{"id": i, "set": name, "question": "What letter is on the orange square?", "answer": "x",
+                 "image": [f"cot/{image}" for image in images[:count]]}
+                for i, name, count in ((1, "a", 1), (1, "b", 2), (2, "b", 1))]
+        (self.dir / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        task = self.dir / "mine.yaml"
+        task.write_text(f"rows: rows.jsonl\nimages: {TEST}\nset: set\n")
+        flags = ["--task", task, "-n", "2"]
+        run = functools.partial(self.eval, limit=0)
+        out = self.ok(*run("run", *flags, "--budgets", "64", methods="none,random,glimpse,glimpse@0.1"))
+        self.assertRegex(out, r"(?m)^random +64 ")
+        for way, row in answer_rows(self.dir / "run/answers/mine"):
+            self.assertEqual(row["kept_tokens"], {"none@own": 256 * len(row["images"]), "glimpse@0.1": 25 * len(row["images"]) +
+                                                  (len(row["images"]) > 1)}.get(way, 64), way)
+        # A sharded run is named by its folder and the way; every method keeps as many of each image.
+        for rank in ("0", "1"):
+            self.ok(*run("counts", *flags, methods="glimpse"), env={"RANK": rank, "WORLD_SIZE": "2"})
+        self.ok(*run("from", *flags, "--budget-from", self.dir / "counts/glimpse@own", methods="none,divprune,random,dart"))
+        kept = lambda row: [len(image) for image in row["keep"]]
+        counts = {(row["set"], row["id"]): kept(row) for _, row in answer_rows(self.dir / "counts/answers/mine")}
+        self.assertEqual([len(each) for each in counts.values()], [1, 1, 2])
+        for way, row in answer_rows(self.dir / "from/answers/mine"):
+            if way != "none@own":
+                self.assertEqual(kept(row), counts[row["set"], row["id"]], way)
+                self.assertEqual(row["budget"], kept(row))
+        # A row that the run could not answer is missed only where it is needed.
+        files = sorted((self.dir / "counts/answers/mine").glob("glimpse@own.*"))
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        for line in lines:
+            if line["set"] == "a":
+                line["problem"] = "no image"
+        (self.dir / "part.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        part = run("part", *flags, "--budget-from", self.dir / "part.jsonl", methods="divprune")
+        self.fails(part, "rows.jsonl:1: ", "could not answer this row: no image")
+        self.ok(*part, "--sets", "b")
+        self.fails([*part, "--keep-going"], "rows.jsonl:1: left out", status=0)
+        # Another run under the same name is noticed.
+        for line in lines:
+            line["keep"] = [image[:1] for image in line["keep"]]
+            line["kept_tokens"] = len(line["keep"])
+        (self.dir / "part.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self.fails([*part, "--sets", "b"], "divprune@from to ", "asked with another budget", "--overwrite")
+        for bad, says in [("none@0.1", "none keeps everything; write it without a budget"), ("least", "give it a budget"),
+                          ("reference@5", "the boxes of reference say what stays"), ("dart@from", "--budget-from names no run")]:
+            self.fails(run("x", methods=bad), says)
+        self.fails(run("x", *flags, "--budget-from", self.dir / "counts"), "RUN/METHOD@BUDGET", "it has glimpse@own")
+
+    def test_what_a_folder_was_made_with(self):
+        """Another build, another picture under the same name, another question: no answers are mixed."""
+        shutil.copytree(TEST / "cot", self.dir / "images/cot")
+        rows = [{key: row[key] for key in ("id", "question", "answer", "image", "dataset")} for row in ROWS[:8]]
+        write = lambda: (self.dir / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write()
+        task = self.dir / "mine.yaml"
+        task.write_text("rows: rows.jsonl\nimages: images\n")
+        run = self.eval("run", "--task", task, "-n", "2", methods="none", limit=2)
+        self.ok(*run)
+        # Built from what --version says; a run of another build is not continued.
+        settings = json.loads((self.dir / "run/eval.json").read_text())
+        self.assertEqual(f"({settings['commit']})", self.ok("--version").split()[2])
+        self.assertEqual(self.results("run")["about"]["commit"], settings["commit"])
+        (self.dir / "run/eval.json").write_text(json.dumps({**settings, "commit": "another"}))
+        self.fails(run, "was made with other settings", '["commit"]')
+        (self.dir / "run/eval.json").write_text(json.dumps(settings))
+        # More rows are welcome, others not.
+        self.fails(self.eval("run", "--task", task, "-n", "2", methods="none", limit=4), "2 of 4 answers are there already", status=0)
+        question = rows[0]["question"]
+        rows[0]["question"] = "What is it?"
+        write()
+        self.fails(run, "none@own to ", "rows.jsonl:1, asked with another question, image or box", "--overwrite")
+        rows[0]["question"] = question
+        write()
+        self.ok(*run)
+        picture = self.dir / "images/cot/read/read_000.jpg"
+        shutil.copy(TEST / "cot/read/read_001.jpg", picture)
+        self.fails(run, "asked with another question, image or box")
+        # The same rows and pictures elsewhere are the same.
+        shutil.copy(TEST / "cot/read/read_000.jpg", picture)
+        shutil.move(self.dir / "images", self.dir / "moved")
+        self.ok(*run, "--image-root", self.dir / "moved")
 
     def test_killed_and_resumed(self):
         flags = dict(methods="none,glimpse,dart@0.2", limit=2)
@@ -169,7 +208,8 @@ class Eval(CliTest):
                    env={"RANK": "0", "WORLD_SIZE": "2"})
         self.assertFalse((self.dir / "a/results.json").exists())
         self.ok(*self.eval("a", **flags), env={"RANK": "1", "WORLD_SIZE": "2"})
-        processes = [self.start(self.eval("b", **flags), SLURM_PROCID=str(rank), SLURM_NTASKS="2") for rank in range(2)]
+        processes = [self.start(self.eval("b", **flags), SLURM_PROCID=str(rank), SLURM_STEP_NUM_TASKS="2")
+                     for rank in range(2)]
         for process in processes:
             _, errors = process.communicate(timeout=120)
             self.assertEqual(process.returncode, 0, errors)
@@ -178,66 +218,22 @@ class Eval(CliTest):
             self.assertEqual([cell["average"] for cell in self.results(out)["cells"]],
                              [cell["average"] for cell in self.results("whole")["cells"]])
             self.assertEqual(len(list((self.dir / out / "answers/tiny").glob("*.r1.jsonl"))), 2)
+        # A batch script of Slurm's that starts no steps is one process, whatever tasks it asked for.
+        self.ok(*self.eval("c", methods="none"), env={"SLURM_PROCID": "0", "SLURM_NTASKS": "2"})
         self.fails(self.eval("c"), "RANK 2 is not below WORLD_SIZE 2", env={"RANK": "2", "WORLD_SIZE": "2"})
         self.fails(self.eval("c"), "RANK: expected a number", env={"RANK": "x", "WORLD_SIZE": "2"})
-
-    def test_judge(self):
-        Judge.seen.clear()
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Judge)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        self.addCleanup(server.server_close)
-        self.addCleanup(server.shutdown)
-        task = self.dir / "judged.yaml"
-        task.write_text(f"rows: {TEST / 'rows.jsonl'}\nimages: {TEST}\nscore: llm\n")
-        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-        flags = ["--task", task, "--judge-url", url, "--judge-jobs", "3", "--judge-model", "grader"]
-        self.fails(self.eval("run", "--task", task), "is scored by a judge: name a server with --judge-url")
-        env = {"OPENAI_API_KEY": "sk-none"}
-        # A refusal ends the run at once, with what the server said; answers stay.
-        Judge.fail[:] = [401] * 3
-        self.fails(self.eval("run", *flags), "refuses: status 401", "no such model", env=env)
-        self.assertLessEqual(len(Judge.seen), 3)
-        # A server that fails now and then is asked again.
-        Judge.seen.clear()
-        Judge.fail[:] = [500, 429]
-        self.fails(self.eval("run", *flags), "10 of 10 answers are there already", "answers go to the judge", status=0,
-                   env=env)
-        results = self.results("run")
-        rows = {(file.name.split(".r")[0], row["id"]): row for file in (self.dir / "run/answers/judged").glob("*.jsonl")
-                for row in map(json.loads, file.read_text().splitlines())}
-        all_rows = [json.loads(line) for line in (TEST / "rows.jsonl").read_text().splitlines()]
-        for cell in results["cells"]:
-            mine = [row for (way, _), row in rows.items() if way == f"{cell['method']}@{cell['budget']}"]
-            expected = sum(row["answer"] == all_rows[row["id"]]["answer"] for row in mine) / len(mine)
-            self.assertAlmostEqual(cell["all"]["score"], expected, 4)
-        # Equal answers are asked about once; the key goes in the header and nowhere else.
-        different = {(all_rows[row["id"]]["question"], row["answer"]) for row in rows.values()}
-        self.assertEqual(len(Judge.seen), len(different) + 2)
-        for path, key, body in Judge.seen:
-            self.assertEqual((path, key), ("/v1/chat/completions", "Bearer sk-none"))
-            self.assertEqual((body["model"], body["temperature"]), ("grader", 0))
-        for file in (self.dir / "run").rglob("*"):
-            if file.is_file():
-                self.assertNotIn(b"sk-none", file.read_bytes())
-        # Nothing is asked twice.
-        Judge.seen.clear()
-        self.ok(*self.eval("run", *flags), env=env)
-        self.assertEqual(Judge.seen, [])
-        # Another judge is asked anew; one that is not there is given up.
-        server.shutdown()
-        server.server_close()
-        self.fails(self.eval("run", *flags[:-1], "other", "--judge-tries", "2"), "no reply after 2 tries", env=env)
 
     def test_bad_input(self):
         self.fails(self.eval("x", "--task", "nothing"), "task 'nothing'", "known: refcoco, tiny")
         self.fails(self.eval("x", methods="none,sharpen"), "unknown method 'sharpen'", "known: none, glimpse")
         self.fails(self.eval("x", methods="divprune(kept=1)"), "unknown setting 'kept'")
-        self.fails(self.eval("x", "--budgets", "2"), "budget: expected a fraction in (0, 1] or own, got '2'")
+        self.fails(self.eval("x", "--budgets", "1.5"), "budget: expected a fraction in (0, 1], a number of tokens above 1, or own,",
+                   "got '1.5'")
         self.fails(self.eval("x", "--sets", "reed"), "has no set 'reed'; the nearest is 'read'")
         self.fails(self.eval("x", methods="none,none"), "none@own occurs twice")
         self.fails(self.eval("x", "--model", self.dir / "nowhere"), "nowhere")
         self.fails(self.eval("x", "--budget-from", self.dir / "none.jsonl"), "none.jsonl")
-        self.fails(self.eval("x", "--task", "viscot", "--judge-url", "http://127.0.0.1:1", "--data-root", self.dir),
+        self.fails(self.eval("x", "--task", "viscot", "--judge-url", "http://127.0.0.1:1", "--judge-model", "m", "--data-root", self.dir),
                    "cub.json")
         self.fails(["eval"], "--out", status=2)
         (self.dir / "other").mkdir()
@@ -264,11 +260,18 @@ class Eval(CliTest):
         flags = ["--task", task]
         self.fails(self.eval("x", *flags, limit=0), "rows.jsonl:3: image not found")
         result = self.fails(self.eval("x", *flags, "--keep-going", limit=0), "rows.jsonl:3: left out", "rows.jsonl:2: ", status=0)
-        self.assertIn("broken.jpg", result.stderr)
+        self.assertEqual(len(re.findall(r"rows.jsonl:2: .*broken.jpg", result.stderr)), 2)  # once for each way
         results = self.results("x")
         self.assertEqual((results["tasks"][0]["rows"], results["tasks"][0]["left_out"]), (2, 1))
         for cell in results["cells"]:
             self.assertEqual((cell["all"]["rows"], cell["average"]), (1, 1))
+        # A way that fails alone has the problem alone, and what others answered stays.
+        bad = "dart(image_pivots=0,text_pivots=0)@0.2"
+        result = self.fails(self.eval("y", *flags, "--keep-going", methods=f"none,{bad},glimpse", limit=0),
+                            "dart: needs a pivot", "no row could be answered")
+        self.assertEqual(result.stderr.count("rows.jsonl:1: "), 1)
+        problems = {(way, row["id"]) for way, row in answer_rows(self.dir / "y/answers/mine") if "problem" in row}
+        self.assertEqual(problems, {(bad, 0), (bad, 1), ("none@own", 1), ("glimpse@own", 1)})
 
 
 if __name__ == "__main__":

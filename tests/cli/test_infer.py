@@ -83,6 +83,34 @@ class Infer(CliTest):
         self.assertNotIn("rows.jsonl:2", result.stderr)
         result = self.fails(self.infer("--kv-mb", "1", "--keep-going", rows=rows, out="refused"), "12 of 12 rows could not be")
 
+    def test_budgets(self):
+        image = str(IMAGES / "read_000.jpg")
+        rows = self.rows_file({"id": 1, "question": "Two?", "image": [image, image], "dataset": "b"})
+        infer = lambda out, *flags: self.infer("-n", "1", *flags, rows=rows, out=out)
+        kept = lambda out: [len(image) for image in read(self.dir / out)[1]["keep"]]
+        for keep in ("128", "0.25"):
+            self.ok(*infer(keep, "--prune", "divprune", "--keep", keep))
+            self.assertEqual(kept(keep), [64, 64])
+        self.fails(infer("128", "--prune", "divprune", "--keep", "0.25"), "was made with other settings")
+        for wrong in ("1.5", "0", "-3", "x"):
+            self.fails(infer("x", f"--keep={wrong}"), "expected a fraction in (0, 1] or a number of tokens above 1", status=2)
+        # As many of each image as another run; sets that share ids are told apart.
+        counts = self.dir / "counts.jsonl"
+        line = lambda name, *sizes: json.dumps({"id": 1, "set": name, "kept_tokens": sum(sizes),
+                                                "keep": [list(range(size)) for size in sizes]}) + "\n"
+        counts.write_text(line("b", 3, 9) + line("a", 5, 5))
+        like = infer("like", "--prune", "divprune", "--budget-from", counts)
+        self.ok(*like)
+        self.assertEqual(kept("like"), [3, 9])
+        # A file of that name with other counts is another budget.
+        counts.write_text(line("b", 9, 3))
+        self.fails(like, "was made with other settings")
+        counts.write_text(line("a", 9, 3))
+        self.fails(infer("none", "--prune", "divprune", "--budget-from", counts), "has no row with id 1 of the set 'b'")
+        for method in ("none", "reference"):
+            self.fails(infer("none", "--prune", method, "--keep", "7"), "--keep needs a pruning method that takes a budget")
+            self.fails(infer("none", "--prune", method, "--budget-from", counts), "--budget-from needs a pruning method")
+
     def test_killed(self):
         out = self.dir / "out.jsonl"
         command = [PROGRAM, *self.infer("--threads", "1")]

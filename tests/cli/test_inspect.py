@@ -49,7 +49,7 @@ class Usage(CliTest):
 
     def test_version(self):
         for flag in ("--version", "-V"):
-            self.assertRegex(self.ok(flag), r"^glimpse \d+\.\d+\.\d+\n$")
+            self.assertRegex(self.ok(flag), r"^glimpse \d+\.\d+\.\d+ \(\S+\)\n$")
 
     def test_wrong_usage(self):
         def wrong(*args):

@@ -113,40 +113,91 @@ TEST_CASE("the encoder of LLaVA") {
   CHECK(shape.patch * shape.merge == 14);
 }
 
-TEST_CASE("CDPruner with CLIP's text tower") {
-  const auto folder = test::golden_dir() / "methods/llava_cdpruner";
-  const test::Scratch scratch;
-  nlohmann::json config = read_json(test::golden_dir() / "llava_tiny/base/config.json");
-  config["mm_vision_tower"] = (test::golden_dir() / "methods/clip_full_112").string();
-  scratch.write("config.json", config.dump());
-  std::filesystem::create_symlink(test::golden_dir() / "llava_tiny/base/model.safetensors",
-                                  scratch / "model.safetensors");
-  const auto engine = Engine::load({.model = scratch / "", .dtype = "fp32"});
-  const Accounting formulas(*engine, *open_model_dir(scratch / ""));
-  for (const test::GoldenCase& golden : test::golden_cases(folder)) {
+namespace {
+
+// The tiny LLaVA of the golden cases beside an encoder that may be a whole CLIP, with pruning modules.
+class LlavaAsked {
+ public:
+  explicit LlavaAsked(const std::filesystem::path& tower) {
+    const auto folder = test::golden_dir() / "llava_tiny";
+    const auto copy = [&](const std::string& from, const std::string& to, const char* weights) {
+      nlohmann::json config = read_json(folder / from / "config.json");
+      config["mm_vision_tower"] = tower.string();
+      scratch_.write(to + "config.json", config.dump());
+      std::filesystem::create_symlink(folder / from / weights, scratch_ / (to + weights));
+    };
+    copy("base", "", "model.safetensors");
+    copy("nm_main", "modules/", "new_modules_gp.pt");
+    engine_ = Engine::load({.model = scratch_ / "", .new_modules = scratch_ / "modules", .dtype = "fp32"});
+    accounting_.emplace(*engine_, *open_model_dir(scratch_ / ""));
+    if (engine_->model().text_tower()) engine_->model().encode_text("loads it");
+  }
+
+  // Prefill and then `steps` tokens, counted and by formula.
+  void check(const test::GoldenCase& golden, const std::string& method, const Budget& budget, int steps) {
     CAPTURE(golden.name);
+    CAPTURE(method);
+    const Vlm& model = engine_->model();
     Sequence sequence;
     Patches patches;
     patches.pixel_values = at::rand({64, 3 * 14 * 14});
     patches.grid = {1, 8, 8};
-    sequence.prompt = engine->model().prompt(golden.integers("input_ids"), {patches});
-    sequence.prompt.question = golden.info["text"];
-    sequence.pruners = make_pruners("cdpruner", engine->pruner_context());
+    sequence.prompt = model.prompt(golden.integers("input_ids"), {patches});
+    if (golden.info.contains("text")) sequence.prompt.question = golden.info["text"];
+    sequence.pruners = make_pruners(method, engine_->pruner_context());
+    sequence.budget = budget;
+    sequence.next_position = sequence.prompt.next_position;
     Sequence* const sequences[] = {&sequence};
-    engine->model().encode_text("loads it");
     FlopCount count;
-    prefill(engine->model(), sequences);
-    const auto counted = static_cast<double>(count.take());
+    prefill(model, sequences);
+    const auto prefilled = static_cast<double>(count.take());
+    for (int step = 0; step < steps; ++step) decode_step(model, sequences, {5});
+    const auto decoded = static_cast<double>(count.take());
+
     Answer answer;
     answer.images = sequence.prompt.images;
     answer.prompt_tokens = std::ssize(sequence.prompt.ids);
     answer.visual_tokens = 64;
     answer.kept_tokens = std::ssize(sequence.kept);
     answer.question_rows = sequence.question_rows;
-    const AnswerFlops formula = formulas.of(answer, sequence.pruners, {});
-    check_near(counted, formula.total());
-    check_near(counted - *formula.vision - formula.prefill, formula.prune);
+    answer.finish_reason = "length";
+    answer.ids.assign(steps + 1, 5);
+    const AnswerFlops formula = accounting_->of(answer, sequence.pruners, budget);
+    check_near(prefilled, *formula.vision + formula.prefill + formula.prune);
+    // The encoder is most of it and the same for all.
+    check_near(prefilled - *formula.vision, formula.prefill + formula.prune);
+    check_near(decoded, formula.decode, 1e-3);
+    if (method == "cdpruner") check_near(prefilled - *formula.vision - formula.prefill, formula.prune);
   }
+
+ private:
+  const test::Scratch scratch_;
+  std::unique_ptr<Engine> engine_;
+  std::optional<Accounting> accounting_;
+};
+
+}  // namespace
+
+TEST_CASE("every method on LLaVA") {
+  LlavaAsked llava(test::golden_dir() / "llava_tiny/vision_tower");
+  const test::GoldenCase golden(test::golden_cases(test::golden_dir() / "llava_tiny/cases")[0]);
+  for (const char* method :
+       {"none", "glimpse", "random", "random(layer=-1)", "divprune", "cdpruner(relevance=words)", "dart",
+        "visionzip", "vscan", "vscan(layers=2+3,layer_keep=0.5+0.5)",
+        "vscan(keep=0.63,window=2,layers=2,layer_keep=0.5)", "pyramiddrop(layers=1+2+3)",
+        "divprune(keep=0.5)+glimpse", "vscan+pyramiddrop(layers=2,keep=0.1)"})
+    for (const double keep : {0.0, 0.05, 0.222, 1.0}) {
+      CAPTURE(keep);
+      Budget budget;
+      if (keep > 0) budget.keep = keep;
+      llava.check(golden, method, budget, 5);
+    }
+}
+
+TEST_CASE("CDPruner with CLIP's text tower") {
+  LlavaAsked llava(test::golden_dir() / "methods/clip_full_112");
+  for (const test::GoldenCase& golden : test::golden_cases(test::golden_dir() / "methods/llava_cdpruner"))
+    llava.check(golden, "cdpruner", {}, 2);
 }
 
 TEST_CASE("nothing is counted unless asked") {

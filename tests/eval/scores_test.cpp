@@ -134,6 +134,12 @@ TEST_CASE("VQA accuracy is the mean over the people left out") {
   for (int equal = 0; equal <= 10; ++equal)
     CHECK(accuracy(equal) == doctest::Approx(std::min(1.0, 0.3 * equal)));
   CHECK(vqa_accuracy("dog", std::vector<std::string>{"dog"}) == 1);
+  // Of two or three people all must agree for 1.
+  CHECK(vqa_accuracy("dog", std::vector<std::string>{"dog", "a dog"}) == 1);
+  CHECK(vqa_accuracy("dog", std::vector<std::string>{"dog", "cat"}) == 0.5);
+  CHECK(vqa_accuracy("dog", std::vector<std::string>{"dog", "dog", "dog"}) == 1);
+  CHECK(vqa_accuracy("dog", std::vector<std::string>{"dog", "dog", "cat"}) == doctest::Approx(2.0 / 3));
+  CHECK(vqa_accuracy("dog", std::vector<std::string>{"dog", "dog", "dog", "dog"}) == 1);
   CHECK(vqa_accuracy("dog", std::vector<std::string>{}) == 0);
 }
 
@@ -143,7 +149,8 @@ TEST_CASE("ANLS") {
   CHECK(score("kitten", {"sitting"}) == doctest::Approx(1 - 3.0 / 7));
   CHECK(score("abcd", {"abxy"}) == 0);  // one half is not enough
   CHECK(score("\u00e4\u00f6\u00fc", {"\u00e4\u00f6u"}) ==
-        doctest::Approx(2.0 / 3));  // code points, not bytes
+        doctest::Approx(2.0 / 3));                    // code points, not bytes
+  CHECK(score(" New \t York\n", {"new york"}) == 1);  // as the official script joins words
   CHECK(score("", {""}) == 1);
   CHECK(score("x", {}) == 0);
 }

@@ -9,11 +9,11 @@ _glimpse() {
 
   COMPREPLY=()
   case $prev in
-    --model | -m | --new-modules | --clip | --adapter | --image-root | --data-root | --resume)
+    --model | -m | --new-modules | --clip | --adapter | --image-root | --data-root | --masks-out | --resume)
       mapfile -t COMPREPLY < <(compgen -d -- "$cur"); compopt -o filenames; return ;;
     --image | -i | --config | -c | --data | --budget-from | --mask-out | --overlay-out | --scores-out | --out | -o | --mmproj)
       mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames; return ;;
-    --task) mapfile -t COMPREPLY < <(compgen -f -W 'tiny viscot viscot_short vstar refcoco' -- "$cur"); compopt -o filenames; return ;;
+    --task) mapfile -t COMPREPLY < <(compgen -f -W 'tiny viscot viscot_short vstar vstar_boxes refcoco' -- "$cur"); compopt -o filenames; return ;;
     --prune | --methods) mapfile -t COMPREPLY < <(compgen -W 'auto none glimpse least random reference divprune dart cdpruner visionzip vscan pyramiddrop' -- "$cur"); return ;;
     --anchors) mapfile -t COMPREPLY < <(compgen -W 'tl tr bl br' -- "$cur"); return ;;
     --dtype) mapfile -t COMPREPLY < <(compgen -W 'auto bf16 fp32' -- "$cur"); return ;;
@@ -23,8 +23,8 @@ _glimpse() {
     --device) mapfile -t COMPREPLY < <(compgen -W 'cpu cuda' -- "$cur"); return ;;
     --keep | --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | -n | --temperature | --top-p | \
       --top-k | --repetition-penalty | --seed | --system | --min-pixels | --max-pixels | --threads | -t | --limit | \
-      --batch | --kv-mb | --cache-mb | --max-shard-size | --budgets | --sets | --gallery | --commit | --judge-url | --judge-model | --judge-key-env | \
-      --judge-jobs | --judge-tries) return ;;
+      --batch | --kv-mb | --cache-mb | --max-shard-size | --budgets | --sets | --gallery | --judge-url | --judge-model | --judge-key-env | \
+      --judge-jobs | --judge-tries | --judge-timeout) return ;;
   esac
 
   local words
@@ -36,7 +36,7 @@ _glimpse() {
       chat) words="$run --image --cache-mb" ;;
       infer) words="$run --out --image-root --limit --batch --kv-mb --cache-mb --keep-going --overwrite --budget-from" ;;
       train) words="--config --data --out --resume --overwrite --model --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
-      eval) words="$model --out --task --methods --budgets --budget-from --data-root --image-root --sets --limit --overwrite --keep-going --gallery --commit --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --max-new-tokens --min-pixels --max-pixels" ;;
+      eval) words="$model --out --task --methods --budgets --budget-from --data-root --image-root --sets --limit --overwrite --keep-going --gallery --masks-only --masks-out --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --judge-timeout --max-new-tokens --min-pixels --max-pixels" ;;
       inspect) words="$model --json" ;;
       quantize) words='--mmproj --weights --group --max-shard-size --threads --overwrite --help' ;;
       merge) words='--model --adapter --out --max-shard-size --overwrite --help' ;;
