@@ -50,7 +50,9 @@ struct Answer {
   std::vector<int64_t> ids;                ///< the end token not included
   std::string finish_reason;               ///< "stop", "length" or "cancelled"
   std::vector<ImageSpan> images;           ///< token grids
-  std::vector<std::vector<int64_t>> keep;  ///< per image, row-major indices of the visual tokens kept
+  /// Per image, row-major indices of the visual tokens kept. A class token (VisionZip) has no place and is
+  /// counted in `kept_tokens` only.
+  std::vector<std::vector<int64_t>> keep;
   std::vector<float> scores;               ///< [N] probability per visual token, or empty
   nlohmann::json pruning;                  ///< methods and their settings
   int64_t prompt_tokens = 0, visual_tokens = 0, kept_tokens = 0;

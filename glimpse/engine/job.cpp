@@ -63,11 +63,10 @@ void Job::finish(const std::string& reason) try {
   answer.kept_tokens = std::ssize(sequence.kept);
   answer.keep.resize(answer.images.size());
   for (const int64_t token : sequence.kept)
-    for (size_t i = answer.images.size(); i-- > 0;)
-      if (token >= answer.images[i].first) {
-        answer.keep[i].push_back(token - answer.images[i].first);
-        break;
-      }
+    if (token < answer.visual_tokens) {
+      const int64_t image = place_of(answer.images, token).image;
+      answer.keep[image].push_back(token - answer.images[image].first);
+    }
   if (sequence.scores.defined()) {
     const float* score = sequence.scores.const_data_ptr<float>();
     answer.scores.assign(score, score + sequence.scores.numel());

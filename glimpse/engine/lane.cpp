@@ -1,6 +1,7 @@
 #include "glimpse/engine/lane.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "glimpse/base/timer.h"
 #include "glimpse/engine/index_tensor.h"
@@ -25,6 +26,7 @@ Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
       return all.size() - own.size();
     };
     taps_.shared |= stage.taps.shared_space;
+    taps_.class_tokens |= stage.cuts.front().place == Cut::Place::encoder;
     stage.first_state = add(taps_.states, stage.taps.vision_layers);
     stage.first_attention = add(taps_.attention, stage.taps.vision_attention);
   }
@@ -34,6 +36,7 @@ Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
 at::Tensor Lane::start() {
   const Timer timer;
   const Prompt& prompt = sequence_.prompt;
+  const double pruned = sequence_.times.prune;
   if (end_) prefix_ = cache_->find(*sequence_.prefix_key);
   sequence_.cache = KvCache(layers());
   sequence_.position_ids = prompt.position_ids;
@@ -53,14 +56,60 @@ at::Tensor Lane::start() {
         at::full({prompt.position_ids.size(0), 1}, prompt.next_position - shift, at::kLong);
     sequence_.position_ids = at::cat({sequence_.position_ids, position}, 1);
   }
-  sequence_.times.vision = timer.ms();
+  const double pruning = sequence_.times.prune - pruned;  // at the encoder's output, counted with the prefill
+  sequence_.times.vision = timer.ms() - pruning;
+  sequence_.times.prefill += pruning;
   return x;
 }
 
 at::Tensor Lane::embed_all() {
-  EmbeddedPrompt embedded = embed_prompt(model_, sequence_.prompt, taps_);
-  vision_ = std::move(embedded.vision);
-  return embedded.rows;
+  const Prompt& prompt = sequence_.prompt;
+  if (!taps_.class_tokens) {
+    EmbeddedPrompt embedded = embed_prompt(model_, prompt, taps_);
+    vision_ = std::move(embedded.vision);
+    return embedded.rows;
+  }
+  vision_ = model_.encode(prompt.patches, taps_);
+  const at::Tensor visual = cut_encoder(std::exchange(vision_.embeds, {}));
+  std::vector<int64_t> ids;
+  for (const int64_t row : living_->rows)
+    if (row != living_->guide) ids.push_back(prompt.ids[row]);
+  return embed_rows(model_, ids, living_->visual_positions(), visual);
+}
+
+// Runs the cuts at the encoder's output [S, Dv], where tokens have no rows yet; returns what enters the
+// language model.
+at::Tensor Lane::cut_encoder(const at::Tensor& embeds) {
+  const Timer timer;
+  const auto& images = sequence_.prompt.images;
+  std::vector<int64_t> tokens;
+  for (const ImageSpan& image : images) {
+    const int64_t class_token = std::ssize(sequence_.prompt.visual_rows) + (&image - images.data());
+    if (class_token < embeds.size(0)) tokens.push_back(class_token);
+    for (int64_t i = 0; i < image.count(); ++i) tokens.push_back(image.first + i);
+  }
+  living_->source = tokens;
+  at::Tensor left = embeds.index_select(0, index_tensor(tokens, embeds.device()));
+  std::optional<Cut> last;
+  for (Stage& stage : stages_)
+    for (const Cut& cut : stage.cuts) {
+      if (cut.place != Cut::Place::encoder) continue;
+      const Selection selection = choose(stage, cut, encoder_view(stage, left));
+      living_->source = selected(selection, living_->source);
+      left = selection.features.defined()
+                 ? selection.features.to(left.options())
+                 : left.index_select(0, index_tensor(selection.keep, left.device()));
+      last = cut;
+    }
+  living_->enter(living_->source, images);
+  std::vector<int64_t> rows = living_->rows;
+  if (living_->guide) rows.pop_back();
+  sequence_.position_ids = sequence_.position_ids.index_select(1, at::tensor(rows, at::kLong));
+  invariant(last->renumbers && sequence_.position_ids.size(0) == 1,
+            "a cut at the encoder's output, whose tokens leave their places, needs positions that count rows");
+  renumber(*last);
+  sequence_.times.prune += timer.ms();
+  return left;
 }
 
 // The prompt's rows after the prefix; the prefix's own stay away from the layers that they have been through.
@@ -174,27 +223,20 @@ at::Tensor Lane::pass(int64_t when, at::Tensor hidden) {
 void Lane::finish() {
   if (end_ && !prefix_ && end_->when == 2 * layers()) leave_prefix({});
   sequence_.kept = living_->source;
+  std::sort(sequence_.kept.begin(), sequence_.kept.end());
 }
 
-// What `stage` may look at before its cut; `hidden` are the current rows.
-View Lane::view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden) const {
-  const at::Device device = hidden.device();
-  const std::vector<int64_t> positions = living_->visual_positions();
-  const int64_t prompt_rows = rows() - (living_->guide ? 1 : 0);
-  const std::vector<int64_t> text = others(prompt_rows, positions);
+// What `stage` may look at of the images, of which `hidden` are the living tokens.
+View Lane::encoder_view(const Stage& stage, const at::Tensor& hidden) const {
   const auto slice = [](const auto& all, size_t first, size_t count) {
     const auto begin = all.begin() + static_cast<std::ptrdiff_t>(first);
     return std::vector(begin, begin + static_cast<std::ptrdiff_t>(count));
   };
   View view;
   view.images = sequence_.prompt.images;
-  view.living = index_tensor(living_->source, device);
-  const at::Tensor visual = index_tensor(positions, device);
-  view.hidden = hidden.index_select(0, visual);
-  view.text_hidden = hidden.index_select(0, index_tensor(text, device));
-  const int64_t last_visual = sequence_.prompt.visual_rows.back();
-  view.question = std::count_if(text.begin(), text.end(),
-                                [&](int64_t position) { return living_->rows[position] < last_visual; });
+  view.pictures = sequence_.prompt.patches;
+  view.living = index_tensor(living_->source, hidden.device());
+  view.hidden = hidden;
   view.vision_states = slice(vision_.states, stage.first_state, stage.taps.vision_layers.size());
   view.vision_attention = slice(vision_.attention, stage.first_attention, stage.taps.vision_attention.size());
   view.windows = vision_.windows;
@@ -202,6 +244,18 @@ View Lane::view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden)
     view.shared_image = vision_.shared;
     view.shared_question = question_.embeds;
   }
+  view.boxes = sequence_.boxes;
+  return view;
+}
+
+// What `stage` may look at before its cut; `hidden` are the current rows.
+View Lane::view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden) const {
+  const std::vector<int64_t> positions = living_->visual_positions();
+  const int64_t prompt_rows = rows() - (living_->guide ? 1 : 0);
+  const at::Tensor visual = index_tensor(positions, hidden.device());
+  View view = encoder_view(stage, hidden.index_select(0, visual));
+  view.text_hidden = hidden.index_select(0, index_tensor(others(prompt_rows, positions), hidden.device()));
+  view.question = index_tensor(sequence_.prompt.question_rows, hidden.device());
   if (!stage.attention.empty()) view.attention = at::cat(stage.attention, 1);
   if (cut.ahead != Cut::Ahead::none) {
     invariant(cut.place == Cut::Place::before, "a cut reads ahead after its layer");
@@ -212,13 +266,23 @@ View Lane::view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden)
             .last_row_attention(cut.layer, hidden.narrow(0, 0, prompt_rows), rotated ? &tables : nullptr)
             .index_select(0, visual);
   }
-  view.boxes = sequence_.boxes;
   return view;
+}
+
+Selection Lane::choose(const Stage& stage, const Cut& cut, const View& view) {
+  // Of several methods the last one has to meet the budget.
+  Selection selection = stage.pruner->select(view, cut, &stage == last_ ? sequence_.budget : Budget());
+  if (selection.scores.defined()) {
+    sequence_.scores = at::zeros({view.total() + std::ssize(view.images)});
+    sequence_.scores.index_copy_(0, view.living.cpu(), selection.scores.to(at::kCPU, at::kFloat));
+    sequence_.scores = sequence_.scores.narrow(0, 0, view.total());  // without the class tokens
+  }
+  return selection;
 }
 
 // Positions count the rows that are left, from the first layer after the cut on.
 void Lane::renumber(const Cut& cut) {
-  sequence_.position_ids = at::arange(rows(), at::kLong).unsqueeze(0);
+  sequence_.position_ids = at::arange(sequence_.position_ids.size(1), at::kLong).unsqueeze(0);
   sequence_.shift.resize(layers());
   const int64_t shift = sequence_.prompt.next_position - (rows() - (living_->guide ? 1 : 0));
   std::fill(sequence_.shift.begin() + (cut.when() + 1) / 2, sequence_.shift.end(), shift);
@@ -226,13 +290,7 @@ void Lane::renumber(const Cut& cut) {
 
 at::Tensor Lane::cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden) {
   const Timer timer;
-  const View view = view_of(stage, cut, hidden);
-  // Of several methods the last one has to meet the budget.
-  const Selection selection = stage.pruner->select(view, cut, &stage == last_ ? sequence_.budget : Budget());
-  if (selection.scores.defined()) {
-    sequence_.scores = at::zeros({view.total()});
-    sequence_.scores.index_copy_(0, view.living.cpu(), selection.scores.to(at::kCPU, at::kFloat));
-  }
+  const Selection selection = choose(stage, cut, view_of(stage, cut, hidden));
   // What other stages recorded about the dropped tokens goes too.
   const at::Tensor keep = index_tensor(selection.keep, hidden.device());
   for (Stage& other : stages_)

@@ -51,11 +51,14 @@ class Lane {
   int64_t layers() const { return model_.decoder().config().layers; }
   int64_t skipped() const { return joined_ ? 0 : static_cast<int64_t>(prefix_->rows.size()); }
   at::Tensor embed_all();
+  at::Tensor cut_encoder(const at::Tensor& embeds);
   at::Tensor resume();
   void leave_prefix(const at::Tensor& hidden) const;
   bool cuts_at(int64_t when) const;
   at::Tensor* wanted_query(int64_t layer);
+  View encoder_view(const Stage& stage, const at::Tensor& hidden) const;
   View view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden) const;
+  Selection choose(const Stage& stage, const Cut& cut, const View& view);
   void renumber(const Cut& cut);
   at::Tensor cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden);
 

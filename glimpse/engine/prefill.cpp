@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "glimpse/base/timer.h"
 #include "glimpse/engine/index_tensor.h"
@@ -10,16 +11,21 @@
 namespace glimpse {
 
 EmbeddedPrompt embed_prompt(const Vlm& model, const Prompt& prompt, const VisionTaps& taps) {
-  const Decoder& decoder = model.decoder();
-  const at::Device device = decoder.options().device();
-  EmbeddedPrompt out{decoder.embed(index_tensor(prompt.ids, device)), {}};
-  if (prompt.images.empty()) return out;
-  out.vision = model.encode(prompt.patches, taps);
-  check(out.vision.embeds.size(0) == static_cast<int64_t>(prompt.visual_rows.size()), "the encoder gave ",
-        out.vision.embeds.size(0), " visual tokens for ", prompt.visual_rows.size(), " places");
-  out.rows.index_copy_(0, index_tensor(prompt.visual_rows, device), out.vision.embeds);
-  out.vision.embeds.reset();  // it is embedded now; only the taps are still needed
+  EmbeddedPrompt out;
+  if (!prompt.images.empty()) out.vision = model.encode(prompt.patches, taps);
+  const at::Tensor visual = std::exchange(out.vision.embeds, {});  // later only the taps are needed
+  out.rows = embed_rows(model, prompt.ids, prompt.visual_rows, visual);
   return out;
+}
+
+at::Tensor embed_rows(const Vlm& model, const std::vector<int64_t>& ids,
+                      const std::vector<int64_t>& visual_rows, const at::Tensor& visual) {
+  const at::Device device = model.decoder().options().device();
+  at::Tensor rows = model.decoder().embed(index_tensor(ids, device));
+  if (!visual.defined()) return rows;
+  check(visual.size(0) == std::ssize(visual_rows), "the encoder gave ", visual.size(0), " visual tokens for ",
+        visual_rows.size(), " places");
+  return rows.index_copy_(0, index_tensor(visual_rows, device), model.project(visual));
 }
 
 void PrefillBatch::add(Sequence& sequence) {

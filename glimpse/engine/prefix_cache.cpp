@@ -60,7 +60,7 @@ size_t stored(const at::Tensor& tensor) {
 }
 
 bool early(const Cut& cut) {
-  return cut.when() == 0;  // before the first layer
+  return cut.when() <= 0;  // before the first layer
 }
 
 }  // namespace
@@ -80,9 +80,11 @@ std::optional<PrefixEnd> prefix_end(const Prompt& prompt, const PrunerChain& pru
   PrefixEnd end{2 * layers, prompt.visual_rows.back() + 1};
   if (end.tokens == static_cast<int64_t>(prompt.ids.size())) return std::nullopt;
   // Cuts inside the model end the prefix whatever they read: text rows still see all visual tokens before.
+  // Those at the encoder's output see no text.
   for (const auto& pruner : pruners)
     for (const Cut& cut : pruner->cuts())
-      if (!early(cut) || cut.reads_text) end.when = std::min(end.when, cut.when());
+      if (!early(cut) || (cut.reads_text && cut.place != Cut::Place::encoder))
+        end.when = std::min(end.when, cut.when());
   return end;
 }
 
@@ -107,7 +109,8 @@ PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end) {
       hash.add(tap.rotate_twice);
     }
     const std::vector<Cut> cuts = pruner->cuts();
-    cut_already |= end.when > 0 && std::any_of(cuts.begin(), cuts.end(), early);
+    cut_already |=
+        std::any_of(cuts.begin(), cuts.end(), [&](const Cut& cut) { return cut.when() < end.when; });
   }
   if (!cut_already) return hash.key();
   for (const auto& pruner : sequence.pruners) {

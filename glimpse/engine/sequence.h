@@ -37,7 +37,7 @@ struct Sequence {
 
   KvCache cache;
   at::Tensor position_ids;    ///< of the rows that are left after prefill [components, T']
-  std::vector<int64_t> kept;  ///< indices of the visual tokens that are left, ascending
+  std::vector<int64_t> kept;  ///< source indices (place_of) of the visual tokens that are left, ascending
   at::Tensor scores;  ///< [N] float32: probability per visual token (0 where a cut came first), or undefined
   int64_t next_position = 0;
   /// Per layer: what renumbering cuts took off the positions of later tokens. Empty: nothing anywhere.
@@ -55,6 +55,9 @@ struct EmbeddedPrompt {
 
 /// Encodes the images of a prompt, recording what `taps` ask for, and embeds it.
 EmbeddedPrompt embed_prompt(const Vlm& model, const Prompt& prompt, const VisionTaps& taps);
+/// Embeds token ids [T], what the encoder gave for the rows `visual_rows` of them projected in their places.
+at::Tensor embed_rows(const Vlm& model, const std::vector<int64_t>& ids,
+                      const std::vector<int64_t>& visual_rows, const at::Tensor& visual);
 
 /// Looks at the hidden states on their way: layer, output [R, D] of the whole ragged batch.
 using Observer = std::function<void(int64_t layer, const at::Tensor& hidden)>;

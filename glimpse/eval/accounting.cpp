@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "glimpse/prune/shares.h"
+#include "glimpse/prune/similarity.h"
+#include "glimpse/prune/visionzip.h"
 #include "glimpse/prune/vscan.h"
 
 namespace glimpse {
@@ -55,10 +57,9 @@ int64_t planned(const Step& step, const Answer& answer, int64_t living, const Bu
   int64_t left = in_the_end;
   if (name == "divprune") left = std::llrint(own("keep") * static_cast<double>(total));
   if (name == "cdpruner") left = std::llround(own("keep") * static_cast<double>(total));
-  if (name == "dart") left = part_of(total, own("keep"));
-  if (name == "random") left = std::max<int64_t>(1, part_of(total, own("keep")));
+  if (name == "dart" || name == "random") left = part_of(total, own("keep"));
   if (name == "visionzip")
-    left = part_of(total, own("dominant")) + std::max<int64_t>(part_of(total, own("contextual")), 1);
+    left = count_of(total, own("dominant")) + std::max<int64_t>(count_of(total, own("contextual")), 1);
   if (name == "pyramiddrop") {
     const auto shares = settings.at("keep").get<std::vector<double>>();
     const auto target = budget.of(total);
@@ -125,7 +126,11 @@ double Accounting::overhead(const Pruner& pruner, const Cut& cut, const Answer& 
       }
   const std::string name = pruner.name();
   const json settings = pruner.settings();
-  if (name == "divprune" || name == "cdpruner") sum += cosine_flops(living, width);
+  if (name == "divprune" || name == "cdpruner") {
+    const bool at_once = living <= Cosines::most_at_once;
+    if (at_once || name == "divprune") sum += cosine_flops(living, width);
+    if (!at_once) sum += 2 * kept * living * width;
+  }
   if (name == "cdpruner") sum += living * kept * (kept - 1);
   if (name == "cdpruner" && !taps.shared_space) sum += 2 * living * width;
   if (const auto tower = engine_.model().text_tower(); tower && taps.shared_space && vision_) {
@@ -140,9 +145,8 @@ double Accounting::overhead(const Pruner& pruner, const Cut& cut, const Answer& 
   }
   if (name == "vscan" && cut.layer == 0) sum += 2 * (living - kept) * kept * width;
   if (name == "visionzip" && vision_) {
-    const double dominant = settings.at("dominant").get<double>(),
-                 merging = settings.at("contextual").get<double>();
-    const double targets = std::max(1.0, std::round(kept * merging / std::max(dominant + merging, 1e-9)));
+    const VisionZip::Options own{settings.at("dominant"), settings.at("contextual")};
+    const double targets = std::max(1.0, std::round(kept * own.merging_part(answer.visual_tokens)));
     sum += 2 * (living - kept) * targets * static_cast<double>(vision_->hidden / vision_->heads);
   }
   return sum;
@@ -171,6 +175,9 @@ AnswerFlops Accounting::of(const Answer& answer, const PrunerChain& pruners, con
     const int64_t kept = i + 1 == steps.size() ? answer.kept_tokens : planned(step, answer, living, own);
     out.prune += overhead(*step.pruner, step.cut, answer, static_cast<double>(text + living),
                           static_cast<double>(living), static_cast<double>(kept));
+    // What leaves before the projector is not projected.
+    if (step.cut.place == Cut::Place::encoder && out.vision)
+      *out.vision -= 2 * static_cast<double>(living - kept) * vision_->projector;
     const int64_t first = (step.cut.when() + 1) / 2;  // of the layers that run on what is left
     for (int64_t layer = 0; layer < layers; ++layer) {
       if (layer >= first) rows[layer] = text + kept;

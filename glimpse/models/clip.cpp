@@ -9,15 +9,20 @@ namespace glimpse {
 
 namespace {
 
-// The class token's attention to the patches of its picture of `rows` rows; q, k [n * rows, H, d].
-VisionAttention paid_by_class(const at::Tensor& q, const at::Tensor& k, int64_t rows) {
+// Of n pictures' rows [n, 1 + tokens, ...] those of the patches, then, if wanted, those of the class tokens.
+at::Tensor patches_first(const at::Tensor& x, bool class_tokens) {
+  const at::Tensor patches = x.narrow(1, 1, x.size(1) - 1).flatten(0, 1);
+  return class_tokens ? at::cat({patches, x.select(1, 0)}) : patches;
+}
+
+// The class token's attention to its picture of `rows` rows; q, k [n * rows, H, d].
+VisionAttention paid_by_class(const at::Tensor& q, const at::Tensor& k, int64_t rows, bool class_tokens) {
   const auto pictures = [&](const at::Tensor& t) {
     return t.view({-1, rows, t.size(1), t.size(2)}).to(at::kFloat);
   };
   const at::Tensor keys = pictures(k);
   const at::Tensor weights = attention_weights(pictures(q).select(1, 0), keys);  // [n, H, rows]
-  return {weights.mean(1).narrow(1, 1, rows - 1).flatten(),
-          keys.narrow(1, 1, rows - 1).mean(2).flatten(0, 1)};
+  return {patches_first(weights.mean(1), class_tokens), patches_first(keys.mean(2), class_tokens)};
 }
 
 }  // namespace
@@ -61,12 +66,13 @@ std::vector<at::Tensor> ClipVit::operator()(const at::Tensor& pixel_values, cons
   std::vector<at::Tensor> out(taps.states.size());
   for (int64_t i = 0;; ++i) {
     for (size_t s = 0; s < out.size(); ++s)
-      if (taps.states[s] == i) out[s] = x.view({pictures, -1, d}).narrow(1, 1, tokens()).reshape({-1, d});
+      if (taps.states[s] == i) out[s] = patches_first(x.view({pictures, -1, d}), taps.class_tokens);
     if (i == last_state()) return out;
     // Every picture attends to itself.
     x = blocks_[i](x, [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
       const bool wanted = attention && std::find(tapped.begin(), tapped.end(), i) != tapped.end();
-      const VisionAttention recorded = wanted ? paid_by_class(q, k, 1 + tokens()) : VisionAttention();
+      const VisionAttention recorded =
+          wanted ? paid_by_class(q, k, 1 + tokens(), taps.class_tokens) : VisionAttention();
       for (size_t t = 0; wanted && t < tapped.size(); ++t)
         if (tapped[t] == i) (*attention)[t] = recorded;
       return segment_attention(q, k, v, lengths);

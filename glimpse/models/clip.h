@@ -19,7 +19,8 @@ class ClipVit {
                       at::TensorOptions options, const WeightOptions& how = {});
 
   /// Patches [n * tokens(), 3 * patch * patch] of n pictures -> the hidden states `taps.states`, each
-  /// [n * tokens(), hidden_size()], without the class token. `attention` receives what is asked of blocks.
+  /// [n * tokens(), hidden_size()], with `taps.class_tokens` followed by the n class tokens'. `attention`
+  /// receives what is asked of blocks, in the same order.
   std::vector<at::Tensor> operator()(const at::Tensor& pixel_values, const VisionTaps& taps,
                                      std::vector<VisionAttention>* attention) const;
 

@@ -209,14 +209,20 @@ Prompt Llava::prompt(const std::vector<Message>& messages, const std::vector<Ima
   std::vector<Patches> patches;
   patches.reserve(images.size());
   for (const Image& image : images) patches.push_back(clip_patches(image, image_options_, visual_.patch()));
-  Prompt out = prompt(chat_ids(messages, true), std::move(patches));
+  std::vector<int64_t> question;
+  const std::vector<int64_t> ids = chat_ids(messages, true, &question);
+  Prompt out = prompt(ids, std::move(patches));
+  set_question(out, ids, question, place_.token);
   out.question = question_of(messages);
   return out;
 }
 
-std::vector<int64_t> Llava::chat_ids(const std::vector<Message>& messages, bool add_generation_prompt) const {
-  std::vector<int64_t> ids = encode_chat(tokenizer(), messages, add_generation_prompt, *format_);
+std::vector<int64_t> Llava::chat_ids(const std::vector<Message>& messages, bool add_generation_prompt,
+                                     std::vector<int64_t>* question) const {
+  std::vector<int64_t> ids = encode_chat(tokenizer(), messages, add_generation_prompt, *format_, question);
   ids.insert(ids.begin(), format_->special_id(tokenizer(), "<s>"));
+  if (question)
+    for (int64_t& place : *question) ++place;
   return ids;
 }
 
@@ -239,13 +245,19 @@ VisionOutput Llava::encode(const std::vector<Patches>& patches, const VisionTaps
   wanted.states.push_back(visual_.last_state());
   VisionOutput out;
   out.states = visual_(at::cat(pixels), wanted, &out.attention);
-  out.embeds = projector_2_(at::gelu(projector_0_(out.states.back())));
-  if (taps.shared) out.shared = clip().image(out.states.back());
+  out.embeds = std::move(out.states.back());
   out.states.pop_back();
+  if (taps.shared) out.shared = clip().image(out.embeds);
   // Every picture is one window.
   const at::Tensor pictures = at::arange(static_cast<int64_t>(patches.size()), at::kLong);
-  out.windows = pictures.repeat_interleave(visual_.tokens()).to(out.embeds.device());
+  at::Tensor windows = pictures.repeat_interleave(visual_.tokens());
+  if (taps.class_tokens) windows = at::cat({windows, pictures});
+  out.windows = windows.to(out.embeds.device());
   return out;
+}
+
+at::Tensor Llava::project(const at::Tensor& embeds) const {
+  return projector_2_(at::gelu(projector_0_(embeds)));
 }
 
 Rope Llava::rope(const at::Tensor& position_ids) const {

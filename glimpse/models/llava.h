@@ -35,12 +35,13 @@ class Llava : public Vlm {
 
   Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
                 const ImageBounds& bounds) const override;
-  std::vector<int64_t> chat_ids(const std::vector<Message>& messages,
-                                bool add_generation_prompt) const override;
+  std::vector<int64_t> chat_ids(const std::vector<Message>& messages, bool add_generation_prompt,
+                                std::vector<int64_t>* question) const override;
   Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
   std::optional<TextTower> text_tower() const override { return text_tower_; }
   TextOutput encode_text(const std::string& text) const override;
   VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const override;
+  at::Tensor project(const at::Tensor& embeds) const override;
   Rope rope(const at::Tensor& position_ids) const override;
 
  private:

@@ -1,5 +1,7 @@
 #include "glimpse/models/prompt.h"
 
+#include <algorithm>
+
 namespace glimpse {
 
 Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, const ImagePlace& place,
@@ -39,7 +41,19 @@ Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, cons
         " tokens do not fit the model's context of ", max_positions,
         "; lower --max-pixels or give fewer images");
   out.patches = std::move(patches);
+  const auto rows = std::ssize(out.ids), visual = std::ssize(out.visual_rows);
+  const int64_t after = visual == 0 ? 0 : out.visual_rows.back() + 1 - visual;
+  for (int64_t row = after < rows - visual ? after : 0; row < rows - visual; ++row)
+    out.question_rows.push_back(row);
   return out;
+}
+
+void set_question(Prompt& prompt, const std::vector<int64_t>& ids, const std::vector<int64_t>& places,
+                  int64_t image_token) {
+  if (places.empty()) return;
+  prompt.question_rows.clear();
+  for (const int64_t place : places)
+    prompt.question_rows.push_back(place - std::count(ids.begin(), ids.begin() + place, image_token));
 }
 
 }  // namespace glimpse

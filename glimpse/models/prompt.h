@@ -25,6 +25,9 @@ struct Prompt {
   std::vector<int64_t> visual_rows;  ///< [N]: where the visual tokens stand
   std::vector<Patches> patches;      ///< encoder input, one per image
   std::string question;              ///< what is asked, as a text encoder of the family's should read it
+  /// [Q]: which of its text rows (those that are not visual) hold the question; of prompts made from ids those
+  /// that follow the last image, or all if none do.
+  std::vector<int64_t> question_rows;
 };
 
 /// How a family marks the place of an image in its ids.
@@ -39,5 +42,10 @@ struct ImagePlace {
 /// without places or the other way round, more tokens than `max_positions`.
 Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, const ImagePlace& place,
              int64_t vocab_size, int64_t max_positions);
+
+/// Notes that `places` of the `ids` which the prompt was made from, one `image_token` per image, hold the
+/// question; none: what it says already.
+void set_question(Prompt& prompt, const std::vector<int64_t>& ids, const std::vector<int64_t>& places,
+                  int64_t image_token);
 
 }  // namespace glimpse

@@ -88,12 +88,16 @@ Prompt Qwen25Vl::prompt(const std::vector<Message>& messages, const std::vector<
         options.min_pixels, " must be positive and at most max-pixels ", options.max_pixels);
   std::vector<Patches> patches;
   for (const Image& image : images) patches.push_back(qwen_patches(image, options));
-  return prompt(chat_ids(messages, true), std::move(patches));
+  std::vector<int64_t> question;
+  const std::vector<int64_t> ids = chat_ids(messages, true, &question);
+  Prompt out = prompt(ids, std::move(patches));
+  set_question(out, ids, question, mrope_.image_token);
+  return out;
 }
 
-std::vector<int64_t> Qwen25Vl::chat_ids(const std::vector<Message>& messages,
-                                        bool add_generation_prompt) const {
-  return encode_chat(tokenizer(), messages, add_generation_prompt);
+std::vector<int64_t> Qwen25Vl::chat_ids(const std::vector<Message>& messages, bool add_generation_prompt,
+                                        std::vector<int64_t>* question) const {
+  return encode_chat(tokenizer(), messages, add_generation_prompt, QwenChat(), question);
 }
 
 Prompt Qwen25Vl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const {

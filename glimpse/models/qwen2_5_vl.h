@@ -18,8 +18,8 @@ class Qwen25Vl : public Vlm {
 
   Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
                 const ImageBounds& bounds) const override;
-  std::vector<int64_t> chat_ids(const std::vector<Message>& messages,
-                                bool add_generation_prompt) const override;
+  std::vector<int64_t> chat_ids(const std::vector<Message>& messages, bool add_generation_prompt,
+                                std::vector<int64_t>* question) const override;
   Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
   VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const override;
   Rope rope(const at::Tensor& position_ids) const override;

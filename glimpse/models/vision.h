@@ -8,21 +8,22 @@
 
 namespace glimpse {
 
-/// What a vision encoder gives for the images of one prompt; N visual tokens, row-major, images one after the
-/// other.
+/// What a vision encoder gives for the images of one prompt; S tokens: the N visual tokens, row-major, images
+/// one after the other, then, if asked for, a class token for each image.
 struct VisionOutput {
-  at::Tensor embeds;                       ///< [N, D]: in the language model's space
-  std::vector<at::Tensor> states;          ///< [N, Dv] each: the tapped encoder layers
-  at::Tensor windows;                      ///< [N] int64: which encoder attention window a token is in
+  at::Tensor embeds;                       ///< [S, Dv]: for the projector (Vlm::project)
+  std::vector<at::Tensor> states;          ///< [S, Dv] each: the tapped encoder layers
+  at::Tensor windows;                      ///< [S] int64: which encoder attention window a token is in
   std::vector<VisionAttention> attention;  ///< of the blocks asked for
-  at::Tensor shared;                       ///< [N, P]: in the space shared with texts, if asked for
+  at::Tensor shared;                       ///< [S, P]: in the space shared with texts, if asked for
 };
 
 /// What an encoder records on its way.
 struct VisionTaps {
   std::vector<int64_t> states;  ///< layers whose output is kept
   std::vector<VisionAttentionTap> attention;
-  bool shared = false;  ///< embeddings in the space shared with texts
+  bool shared = false;        ///< embeddings in the space shared with texts
+  bool class_tokens = false;  ///< of encoders that have them
 
   VisionTaps() = default;
   VisionTaps(std::vector<int64_t> states_of) : states(std::move(states_of)) {}

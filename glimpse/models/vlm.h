@@ -43,13 +43,17 @@ class Vlm {
   virtual Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
                         const ImageBounds& bounds) const = 0;
   /// A conversation in the family's chat format, each image as one token. With `add_generation_prompt` it
-  /// ends where the assistant's answer begins.
-  virtual std::vector<int64_t> chat_ids(const std::vector<Message>& messages,
-                                        bool add_generation_prompt) const = 0;
+  /// ends where the assistant's answer begins. `question`, if not null, receives the places of the ids that
+  /// hold what is asked.
+  virtual std::vector<int64_t> chat_ids(const std::vector<Message>& messages, bool add_generation_prompt,
+                                        std::vector<int64_t>* question) const = 0;
   /// A prompt from ids in which each image has one place (its id once, or already repeated per token).
   virtual Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const = 0;
   /// Runs the vision encoder over a prompt's images; records what `taps` ask for.
   virtual VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const = 0;
+  /// Brings what the encoder gave [n, Dv] into the language model's space [n, D]. Where the encoder's last
+  /// step does so (Qwen2.5-VL's merger) it is there already.
+  virtual at::Tensor project(const at::Tensor& embeds) const { return embeds; }
   /// The text encoder whose embeddings share a space with the vision encoder's (VisionTaps::shared), if the
   /// model has one.
   virtual std::optional<TextTower> text_tower() const { return std::nullopt; }

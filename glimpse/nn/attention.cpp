@@ -169,56 +169,55 @@ at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k) {
 
 namespace {
 
-// Column sums of softmax(q k^T) over all heads: q, k [H, T, d] float32, q scaled -> [T]. Every thread works
-// on heads of its own and holds one cache-sized block of weights.
-at::Tensor column_sums(const at::Tensor& q, const at::Tensor& k) {
-  const int64_t heads = q.size(0), length = q.size(1), block = std::max<int64_t>(8, (1 << 20) / length);
-  at::Tensor sums = at::zeros({heads, length}, q.options());
-  at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
-    const at::NoGradGuard no_grad;  // of this thread
-    at::Tensor weights = at::empty({std::min(block, length), length}, q.options());
-    for (int64_t h = begin; h < end; ++h)
-      for (int64_t row = 0; row < length; row += block) {
-        const int64_t rows = std::min(block, length - row);
-        at::Tensor part = weights.narrow(0, 0, rows);
-        at::mm_out(part, q[h].narrow(0, row, rows), k[h].t());
-        float* const sum = sums.data_ptr<float>() + h * length;
-        for (int64_t r = 0; r < rows; ++r) {
-          float* const own = part.data_ptr<float>() + r * length;
-          kernels::softmax(own, length);
-          for (int64_t i = 0; i < length; ++i) sum[i] += own[i];
-        }
-      }
-  });
-  return sums.sum(0);
+// Column sums of softmax(q k^T): q, k [T, d] float32, q scaled -> adds them to sums [T]. Holds one cache-sized
+// block of weights.
+void add_column_sums(const at::Tensor& q, const at::Tensor& k, at::Tensor& sums) {
+  const int64_t length = q.size(0), block = std::max<int64_t>(8, (q.is_cpu() ? 1 << 20 : 1 << 26) / length);
+  at::Tensor weights = at::empty({std::min(block, length), length}, q.options());
+  for (int64_t row = 0; row < length; row += block) {
+    at::Tensor part = weights.narrow(0, 0, std::min(block, length - row));
+    at::mm_out(part, q.narrow(0, row, part.size(0)), k.t());
+    if (!has_kernel(k)) {
+      sums += part.softmax(1).sum(0);
+      continue;
+    }
+    float* const sum = sums.data_ptr<float>();
+    for (int64_t r = 0; r < part.size(0); ++r) {
+      float* const own = part.data_ptr<float>() + r * length;
+      kernels::softmax(own, length);
+      for (int64_t i = 0; i < length; ++i) sum[i] += own[i];
+    }
+  }
 }
 
-// The same anywhere, in blocks of bounded size.
-at::Tensor blocked_column_sums(const at::Tensor& q, const at::Tensor& k) {
-  constexpr int64_t block_elements = int64_t{1} << 26;
-  const int64_t length = q.size(1), block = std::max<int64_t>(1, block_elements / (q.size(0) * length));
-  at::Tensor sums = at::zeros({length}, q.options());
-  for (int64_t row = 0; row < length; row += block)
-    sums += at::bmm(q.narrow(1, row, std::min(block, length - row)), k.transpose(1, 2))
-                .softmax(2)
-                .sum(at::IntArrayRef{0, 1});
-  return sums;
+// The same over all heads of q, k [T, H, d]. Every thread works on heads of its own and widens one at a time.
+at::Tensor column_sums(const at::Tensor& q, const at::Tensor& k) {
+  const int64_t heads = q.size(1);
+  const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(2)));
+  at::Tensor sums = at::zeros({heads, q.size(0)}, q.options().dtype(at::kFloat));
+  const auto run = [&](int64_t begin, int64_t end) {
+    const at::NoGradGuard no_grad;  // of this thread
+    for (int64_t h = begin; h < end; ++h) {
+      at::Tensor own = sums[h];
+      add_column_sums((q.select(1, h).to(at::kFloat) * scale).contiguous(),
+                      k.select(1, h).to(at::kFloat).contiguous(), own);
+    }
+  };
+  if (q.is_cpu())
+    at::parallel_for(0, heads, 1, run);
+  else
+    run(0, heads);
+  return sums.sum(0);
 }
 
 }  // namespace
 
 at::Tensor received_attention(const at::Tensor& q, const at::Tensor& k, const std::vector<int64_t>& lengths) {
-  const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(2)));
   std::vector<at::Tensor> out;
   int64_t first = 0;
   for (const int64_t length : lengths) {
     flop_count::add(2 * length * length * q.size(1) * q.size(2));
-    const auto by_head = [&](const at::Tensor& t) {
-      return t.narrow(0, first, length).transpose(0, 1).to(at::kFloat).contiguous();
-    };
-    const at::Tensor queries = by_head(q) * scale, keys = by_head(k);
-    const at::Tensor sums =
-        has_kernel(keys) ? column_sums(queries, keys) : blocked_column_sums(queries, keys);
+    const at::Tensor sums = column_sums(q.narrow(0, first, length), k.narrow(0, first, length));
     out.push_back(sums / static_cast<double>(q.size(1) * length));
     first += length;
   }

@@ -7,7 +7,6 @@
 #include "glimpse/nn/flop_count.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/prune/shares.h"
-#include "glimpse/prune/similarity.h"
 
 namespace glimpse {
 
@@ -43,23 +42,26 @@ at::Tensor cdpruner_relevance(const at::Tensor& image, const at::Tensor& text, b
   return (r - low + 1e-6) / spread;
 }
 
-std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor& relevance, int64_t count) {
+std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor& relevance, int64_t count,
+                                    int64_t at_once) {
   const int64_t n = features.size(0);
   count = std::min(count, n);
   std::vector<int64_t> order;
   if (count <= 0) return order;
-  const at::Tensor similarity = cosines(unit_rows(features)).cpu(), r = relevance.to(at::kCPU, at::kFloat);
+  const at::Tensor unit = unit_rows(features), r = relevance.to(at::kCPU, at::kFloat);
+  const Cosines cosines(unit, at_once);
   // gain[j]: what token j would add to the determinant; row t of `factor` is the kernel's Cholesky factor.
-  at::Tensor gain = similarity.diagonal() * r * r;
+  at::Tensor gain = unit.square().sum(1).cpu() * r * r;
   at::Tensor factor = at::empty({count, n}), known = at::empty({n});
-  const float least = 1e-6F * gain.max().item<float>();
+  const at::Tensor rounding = 1e-6F * gain;  // a gain this small, beside the token's first one, is nothing else
   constexpr float chosen = -std::numeric_limits<float>::infinity();
   while (static_cast<int64_t>(order.size()) < count) {
     const auto t = static_cast<int64_t>(order.size());
+    gain.masked_fill_(gain <= rounding, chosen);
     const int64_t best = gain.argmax().item<int64_t>();
     const float d = gain[best].item<float>();
-    if (!(d > least)) break;
-    at::Tensor row = similarity[best] * r * r[best];
+    if (!(d > 0)) break;
+    at::Tensor row = cosines.row(best) * r * r[best];
     if (t > 0) {
       // The known rows' share, on this thread: a product so small is not worth waking others hundreds of
       // times.
@@ -90,11 +92,8 @@ at::Tensor CdPruner::relevance(const View& view, const ImageShare& share) const 
     const at::Tensor tokens = view.living.narrow(0, share.first, share.living);
     return cdpruner_relevance(view.shared_image.index_select(0, tokens), view.shared_question, true);
   }
-  const int64_t rows = view.text_hidden.size(0);
-  if (rows == 0) return at::ones({share.living});
-  // A question that stands before its image: all of the text.
-  const int64_t first = view.question < rows ? view.question : 0;
-  const at::Tensor words = view.text_hidden.narrow(0, first, rows - first).to(at::kFloat);
+  if (view.question.numel() == 0) return at::ones({share.living});
+  const at::Tensor words = view.text_hidden.index_select(0, view.question).to(at::kFloat);
   return cdpruner_relevance(view.hidden.narrow(0, share.first, share.living), words.mean(0, true), false);
 }
 

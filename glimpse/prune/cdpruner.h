@@ -3,6 +3,7 @@
 #include <string>
 
 #include "glimpse/prune/shares.h"
+#include "glimpse/prune/similarity.h"
 
 namespace glimpse {
 
@@ -36,7 +37,9 @@ class CdPruner : public Pruner {
 at::Tensor cdpruner_relevance(const at::Tensor& image, const at::Tensor& text, bool negate);
 
 /// The order in which CDPruner chooses `count` of features [n, D] with relevance [n]. Where the reference
-/// would give NaN (more picks than the kernel's rank) this goes on with the most relevant ones.
-std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor& relevance, int64_t count);
+/// would give NaN (more picks than the kernel's rank) this goes on with the most relevant ones. `at_once`: see
+/// Cosines.
+std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor& relevance, int64_t count,
+                                    int64_t at_once = Cosines::most_at_once);
 
 }  // namespace glimpse

@@ -1,6 +1,7 @@
 #include "glimpse/prune/compact.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "glimpse/base/check.h"
 
@@ -25,6 +26,11 @@ bool has(const std::vector<int64_t>& ascending, int64_t value) {
   return std::binary_search(ascending.begin(), ascending.end(), value);
 }
 
+void check_features(const Selection& selection) {
+  invariant(!selection.features.defined() || selection.features.size(0) == std::ssize(selection.keep),
+            "a pruner merged into another number of tokens than it kept");
+}
+
 }  // namespace
 
 LivingRows::LivingRows(int64_t count, const std::vector<int64_t>& visual_rows, bool with_guide,
@@ -42,11 +48,35 @@ std::vector<int64_t> LivingRows::visual_positions() const {
   return positions;
 }
 
+void LivingRows::enter(const std::vector<int64_t>& tokens, std::span<const ImageSpan> images) {
+  const std::vector<int64_t> all = std::exchange(visual, {});
+  std::vector<int64_t> taken(images.size());
+  for (const int64_t token : tokens) {
+    const int64_t image = place_of(images, token).image;
+    invariant(taken[image] < images[image].count(), "a pruner kept more tokens than the image had");
+    visual.push_back(all[images[image].first + taken[image]++]);
+  }
+  invariant(std::is_sorted(visual.begin(), visual.end()), "a pruner mixed the tokens of several images");
+  source = tokens;
+  std::erase_if(rows, [&](int64_t row) { return has(all, row) && !has(visual, row); });
+}
+
+std::vector<int64_t> selected(const Selection& selection, const std::vector<int64_t>& tokens) {
+  check_features(selection);
+  std::vector<int64_t> left;
+  std::vector<bool> seen(tokens.size());
+  for (const int64_t index : selection.keep) {
+    invariant(index >= 0 && index < std::ssize(tokens) && !seen[index],
+              "a pruner selected a token that is out of range or selected twice");
+    seen[index] = true;
+    left.push_back(tokens[index]);
+  }
+  return left;
+}
+
 at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, LivingRows& living,
                    KvCache& cache) {
-  invariant(!selection.features.defined() ||
-                selection.features.size(0) == static_cast<int64_t>(selection.keep.size()),
-            "a pruner merged into another number of tokens than it kept");
+  check_features(selection);
   std::vector<int64_t> visual, source;
   int64_t previous = -1;
   for (const int64_t index : selection.keep) {

@@ -14,7 +14,7 @@ namespace glimpse {
 struct LivingRows {
   std::vector<int64_t> rows;                 ///< row id of each current row, ascending
   std::vector<int64_t> visual;               ///< row id of each living visual token
-  std::vector<int64_t> source;               ///< its index among the prompt's N visual tokens
+  std::vector<int64_t> source;               ///< its source index (place_of)
   std::vector<std::vector<int64_t>> cached;  ///< row ids in each layer's cache
   std::optional<int64_t> guide;              ///< row id of the guide token
 
@@ -22,7 +22,14 @@ struct LivingRows {
   LivingRows(int64_t count, const std::vector<int64_t>& visual_rows, bool with_guide, int64_t layers);
   /// Positions of the living visual tokens among the current rows [n].
   std::vector<int64_t> visual_positions() const;
+  /// Makes `tokens` (source indices, image by image) the visual tokens that enter the language model: those of
+  /// an image stand, in this order, in the first of its rows.
+  void enter(const std::vector<int64_t>& tokens, std::span<const ImageSpan> images);
 };
+
+/// Checks a selection at the encoder's output and gives what it leaves of `tokens`. One that is out of range
+/// or repeated is a bug of the pruner (std::logic_error).
+std::vector<int64_t> selected(const Selection& selection, const std::vector<int64_t>& tokens);
 
 /// Checks a selection and applies it: shortens `living` and, if the cut says so, the caches of the layers
 /// already run. With `drop_guide` the guide token leaves rows and caches too. Returns the positions of the

@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "glimpse/prune/shares.h"
-#include "glimpse/prune/similarity.h"
 
 namespace glimpse {
 
@@ -14,21 +13,20 @@ Fields DivPrune::Options::fields() {
   return fields;
 }
 
-std::vector<int64_t> divprune_order(const at::Tensor& features, int64_t count) {
+std::vector<int64_t> divprune_order(const at::Tensor& features, int64_t count, int64_t at_once) {
   const int64_t n = features.size(0);
   count = std::min(count, n);
   if (count <= 0) return {};
-  constexpr float self = -2;  // below every cosine
-  constexpr float chosen = 2;
-  at::Tensor similarity = cosines(unit_rows(features)).cpu();
-  similarity.diagonal().fill_(self);
+  constexpr float chosen = 2;  // above every cosine
+  const Cosines cosines(unit_rows(features), at_once);
   // First the token whose nearest neighbour is farthest.
-  std::vector<int64_t> order = {similarity.amax(1).argmin().item<int64_t>()};
-  std::vector<float> nearest(n, self);  // each token's cosine with its nearest chosen one
+  std::vector<int64_t> order = {cosines.nearest().argmin().item<int64_t>()};
+  std::vector<float> nearest(n, -chosen);  // each token's cosine with its nearest chosen one
   while (true) {
     const int64_t newest = order.back();
-    const float* row = similarity.const_data_ptr<float>() + newest * n;
-    for (int64_t i = 0; i < n; ++i) nearest[i] = std::max(nearest[i], row[i]);
+    const at::Tensor row = cosines.row(newest);
+    const float* const cosine = row.const_data_ptr<float>();
+    for (int64_t i = 0; i < n; ++i) nearest[i] = std::max(nearest[i], cosine[i]);
     nearest[newest] = chosen;
     if (static_cast<int64_t>(order.size()) == count) return order;
     order.push_back(std::min_element(nearest.begin(), nearest.end()) - nearest.begin());

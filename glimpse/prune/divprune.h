@@ -1,6 +1,7 @@
 #pragma once
 
 #include "glimpse/prune/pruner.h"
+#include "glimpse/prune/similarity.h"
 
 namespace glimpse {
 
@@ -26,7 +27,8 @@ class DivPrune : public Pruner {
 
 /// The order in which DivPrune chooses `count` of the tokens [n, D]. Distance is 1 - cosine, ties go to the
 /// lower index. Where the reference would repeat a token (fewer distinct vectors than picks) this takes
-/// another.
-std::vector<int64_t> divprune_order(const at::Tensor& features, int64_t count);
+/// another. `at_once`: see Cosines.
+std::vector<int64_t> divprune_order(const at::Tensor& features, int64_t count,
+                                    int64_t at_once = Cosines::most_at_once);
 
 }  // namespace glimpse

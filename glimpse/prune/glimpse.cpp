@@ -149,19 +149,18 @@ Taps GlimpsePruner::taps() const {
 at::Tensor GlimpsePruner::logits(const View& view) const {
   const GlimpseConfig& c = modules_->config;
   std::vector<int64_t> row, col, image;
-  for (size_t i = 0; i < view.images.size(); ++i)
-    for (int64_t t = 0; t < view.images[i].count(); ++t) {
-      row.push_back(t / view.images[i].cols);
-      col.push_back(t % view.images[i].cols);
-      image.push_back(static_cast<int64_t>(i));
-    }
-  const auto place = [&](const std::vector<int64_t>& values) {
-    return at::tensor(values, at::kLong).to(view.living.device()).index_select(0, view.living);
+  for (const TokenPlace& place : view.places()) {
+    row.push_back(place.row);
+    col.push_back(place.col);
+    image.push_back(place.image);
+  }
+  const auto tensor = [&](const std::vector<int64_t>& values) {
+    return at::tensor(values, at::kLong).to(view.living.device());
   };
   // A predictor without parameters works image by image, whatever the window setting.
   const bool by_image = c.attn_fuse_global || c.vip.type == VipConfig::Type::dummy;
-  const VipPlaces places{place(row), place(col),
-                         by_image ? place(image) : view.windows.index_select(0, view.living)};
+  const VipPlaces places{tensor(row), tensor(col),
+                         by_image ? tensor(image) : view.windows.index_select(0, view.living)};
   std::vector<at::Tensor> states;
   for (const at::Tensor& state : view.vision_states) states.push_back(state.index_select(0, view.living));
   return modules_->vip(view.attention, states, places);

@@ -5,6 +5,27 @@
 
 namespace glimpse {
 
+TokenPlace place_of(std::span<const ImageSpan> images, int64_t source) {
+  const int64_t total = images.back().first + images.back().count();
+  if (source >= total) {
+    const ImageSpan& image = images[source - total];
+    return {source - total, image.rows / 2, image.cols / 2};
+  }
+  const auto next = std::upper_bound(images.begin(), images.end(), source,
+                                     [](int64_t token, const ImageSpan& image) { return token < image.first; });
+  const ImageSpan& image = *std::prev(next);
+  const int64_t place = source - image.first;
+  return {std::prev(next) - images.begin(), place / image.cols, place % image.cols};
+}
+
+std::vector<TokenPlace> View::places() const {
+  const at::Tensor sources = living.to(at::kCPU, at::kLong).contiguous();
+  std::vector<TokenPlace> out;
+  for (int64_t i = 0; i < sources.numel(); ++i)
+    out.push_back(place_of(images, sources.const_data_ptr<int64_t>()[i]));
+  return out;
+}
+
 std::optional<int64_t> Budget::of(int64_t total) const {
   if (!counts.empty()) {
     int64_t sum = 0;

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "glimpse/base/options.h"
-#include "glimpse/image/boxes.h"
+#include "glimpse/image/patches.h"
 
 namespace glimpse {
 
@@ -20,9 +20,19 @@ struct ImageSpan {
   int64_t count() const { return rows * cols; }
 };
 
-/// Where in the language model a pruner drops visual tokens. Before layer 0 it sees the projected tokens.
+/// Where a visual token stands: its image, and its row and column in that image's grid. A class token stands
+/// nowhere; it counts as the token in the middle.
+struct TokenPlace {
+  int64_t image = 0, row = 0, col = 0;
+};
+/// Of a token by its source index: 0 to N - 1 are the visual tokens, N + i is the class token of image i.
+TokenPlace place_of(std::span<const ImageSpan> images, int64_t source);
+
+/// Where a pruner drops visual tokens: at the encoder's output, which the projector has yet to see and to
+/// which class tokens belong, or before or after a layer of the language model. Before layer 0 it sees the
+/// projected tokens.
 struct Cut {
-  enum class Place { before, after };
+  enum class Place { encoder, before, after };
   Place place = Place::after;
   int64_t layer = 0;
   bool trims_cache = true;  ///< dropped tokens also leave the KV caches of the layers already run
@@ -35,7 +45,7 @@ struct Cut {
                            ///< reused for other questions about the same images
 
   /// Order along the forward pass.
-  int64_t when() const { return 2 * layer + (place == Place::after ? 1 : 0); }
+  int64_t when() const { return 2 * layer + (place == Place::after ? 1 : place == Place::encoder ? -1 : 0); }
 };
 
 /// One extra row after the prompt that is dropped at its pruner's cut (method.md section 2).
@@ -51,11 +61,11 @@ struct VisionAttentionTap {
   bool operator==(const VisionAttentionTap&) const = default;
 };
 
-/// What an encoder block's attention says about the N visual tokens.
+/// What an encoder block's attention says about each token.
 struct VisionAttention {
-  at::Tensor received;  ///< [N] float32: attention paid to a token by its image's class token, or by all its
+  at::Tensor received;  ///< [S] float32: attention paid to a token by its image's class token, or by all its
                         ///< patches on average; mean over heads and over the token's own patches
-  at::Tensor keys;  ///< [N, d] float32: after the rotary embedding, mean over heads and the token's patches
+  at::Tensor keys;  ///< [S, d] float32: after the rotary embedding, mean over heads and the token's patches
 };
 
 /// What the models record for a pruner; nothing else is kept.
@@ -68,23 +78,29 @@ struct Taps {
   bool shared_space = false;  ///< embeddings of image and question in the space that both share (CLIP)
 };
 
-/// What a pruner may look at: n living of N visual tokens.
+/// What a pruner may look at: n living of N visual tokens, image by image. What the encoder says of tokens is
+/// by source index: S is N, or N + images where a method of the composition cuts at the encoder's output.
 struct View {
   std::span<const ImageSpan> images;
-  at::Tensor living;                      ///< [n] int64: source index of each living token
-  at::Tensor hidden;                      ///< [n, D]: their hidden states
-  at::Tensor text_hidden;                 ///< [T, D]: hidden states of the other rows (guide excluded)
-  int64_t question = 0;                   ///< text rows from this one on follow the last image
-  std::vector<at::Tensor> vision_states;  ///< [N, Dv] each, in the order of Taps::vision_layers
-  at::Tensor windows;                     ///< [N] int64: encoder window of each token
+  std::span<const Patches> pictures;  ///< as the encoder takes them, one per image
+  at::Tensor living;                  ///< [n] int64: source index of each living token (see place_of). At the
+                                      ///< encoder's output an image's class token stands before its patches
+  at::Tensor hidden;                  ///< [n, D]: their hidden states; [n, Dv] at the encoder's output
+  at::Tensor text_hidden;             ///< [T, D]: hidden states of the other rows (guide excluded); undefined
+                                      ///< at the encoder's output
+  at::Tensor question;                ///< [Q] int64: which of these rows hold the question
+  std::vector<at::Tensor> vision_states;  ///< [S, Dv] each, in the order of Taps::vision_layers
+  at::Tensor windows;                     ///< [S] int64: encoder window of each token
   at::Tensor attention;                   ///< [n, layers * H] float32, layer-major
   std::vector<VisionAttention> vision_attention;  ///< in the order of Taps::vision_attention
-  at::Tensor shared_image;                        ///< [N, P]: see Taps::shared_space
+  at::Tensor shared_image;                        ///< [S, P]: see Taps::shared_space
   at::Tensor shared_question;                     ///< [M, P]: of the M pieces of the question
   at::Tensor ahead;                         ///< [n] float32: see Cut; softmax over all rows, mean over heads
   std::span<const std::vector<Box>> boxes;  ///< reference boxes per image, normalised; may be empty
 
   int64_t total() const { return images.empty() ? 0 : images.back().first + images.back().count(); }
+  /// Of the living tokens.
+  std::vector<TokenPlace> places() const;
 };
 
 /// An equal budget for every method: what its last cut leaves of a prompt's N visual tokens. Empty: the
@@ -100,7 +116,8 @@ struct Budget {
   std::optional<std::vector<int64_t>> of(std::span<const ImageSpan> images) const;
 };
 
-/// What stays: indices into the living tokens, ascending.
+/// What stays: indices into the living tokens, ascending; at the encoder's output image by image but else in
+/// any order, of each image at most as many as it has visual tokens.
 struct Selection {
   std::vector<int64_t> keep;
   at::Tensor features;  ///< [keep, D] new hidden states (merging), or undefined

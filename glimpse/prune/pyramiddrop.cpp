@@ -22,12 +22,12 @@ int64_t stage_of(const std::vector<int64_t>& layers, const Cut& cut) {
 Fields PyramidDrop::Options::fields() {
   Fields fields;
   fields.add("layers", layers, "cut before these layers, as in 8+16+24", {1, 1e6})
-      .add("keep", keep, "fraction of all visual tokens left by each cut, as in 0.5+0.25+0.125", {0, 1});
+      .add("keep", keep, "fraction of all visual tokens left by each cut, as in 0.5+0.25+0.125", {1e-9, 1});
   return fields;
 }
 
 PyramidDrop::PyramidDrop(Options options) : options_(std::move(options)) {
-  check(!options_.layers.empty(), "pyramiddrop: no layers are given");
+  check(!options_.layers.empty(), "pyramiddrop: no layers are given (its own are for models of 2 and more)");
   check_stages(options_.layers, options_.keep, "pyramiddrop");
 }
 

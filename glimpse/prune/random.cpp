@@ -4,6 +4,8 @@
 #include <numeric>
 #include <random>
 
+#include <xxhash.h>
+
 #include "glimpse/prune/shares.h"
 
 namespace glimpse {
@@ -17,12 +19,19 @@ Fields RandomPruner::Options::fields() {
 }
 
 std::vector<Cut> RandomPruner::cuts() const {
-  if (options_.layer < 0) return {{.place = Cut::Place::before, .reads_text = false}};
+  if (options_.layer < 0)
+    return {{.place = Cut::Place::before, .renumbers = true, .reads_text = false}};
   return {{Cut::Place::after, options_.layer, true}};
 }
 
 Selection RandomPruner::select(const View& view, const Cut&, const Budget& budget) const {
-  std::mt19937_64 generator(static_cast<uint64_t>(options_.seed));
+  // The pictures' own values, which no batch, kernel or dtype changes, make the choice differ between pictures.
+  auto seed = static_cast<uint64_t>(options_.seed);
+  for (const Patches& picture : view.pictures) {
+    const at::Tensor values = picture.pixel_values.contiguous();
+    seed = XXH3_64bits_withSeed(values.const_data_ptr(), values.nbytes(), seed);
+  }
+  std::mt19937_64 generator(seed);
   const auto choose = [&](int64_t living, int64_t count) {
     count = std::min(count, living);
     std::vector<int64_t> order(living);

@@ -4,7 +4,8 @@
 
 namespace glimpse {
 
-/// Keeps a random subset, for comparison: what any method must beat at the same budget.
+/// Keeps a random subset, for comparison: what any method must beat at the same budget. The same for the same
+/// pictures and seed, whatever is asked about them.
 class RandomPruner : public Pruner {
  public:
   struct Options {

@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "glimpse/prune/shares.h"
+
 namespace glimpse {
 
 Fields ReferencePruner::Options::fields() {
@@ -15,22 +17,21 @@ Selection ReferencePruner::select(const View& view, const Cut&, const Budget& bu
   check(view.boxes.size() == view.images.size(), "reference: needs a list of boxes for each of the ",
         view.images.size(), " images, got ", view.boxes.size(), " (--reference-boxes, or bboxs in the row)");
   constexpr float infinity = std::numeric_limits<float>::infinity();
-  const at::Tensor living = view.living.cpu();
+  const std::vector<TokenPlace> places = view.places();
   Selection out;
-  out.scores = at::zeros({living.size(0)});
-  int64_t begin = 0;
-  for (size_t i = 0; i < view.images.size(); ++i) {
-    const ImageSpan& image = view.images[i];
+  out.scores = at::zeros({view.living.size(0)});
+  auto boxes = view.boxes.begin();
+  for (const ImageShare& share : image_shares(view, {}, [](int64_t n) { return n; })) {
+    const ImageSpan& image = share.image;
     const std::vector<uint8_t> mask =
-        boxes_to_mask(view.boxes[i], static_cast<int>(image.rows), static_cast<int>(image.cols), image.area);
+        boxes_to_mask(*boxes++, static_cast<int>(image.rows), static_cast<int>(image.cols), image.area);
     std::vector<float> logits;
-    int64_t end = begin;
-    for (; end < living.size(0) && living[end].item<int64_t>() < image.first + image.count(); ++end)
-      logits.push_back(mask[living[end].item<int64_t>() - image.first] ? infinity : -infinity);
+    for (int64_t token = share.first; token < share.first + share.living; ++token)
+      logits.push_back(mask[places[token].row * image.cols + places[token].col] ? infinity : -infinity);
     const at::Tensor given = at::tensor(logits);
-    for (const int64_t index : options_.rule.apply(given)) out.keep.push_back(begin + index);
-    out.scores.narrow(0, begin, end - begin).copy_(given.sigmoid());
-    begin = end;
+    if (share.class_token) given[0] = -infinity;  // it is in no box
+    for (const int64_t index : options_.rule.apply(given)) out.keep.push_back(share.first + index);
+    out.scores.narrow(0, share.first, share.living).copy_(given.sigmoid());
   }
   out.keep = merge_indices(out.keep, options_.rule.corners(view));
   return out;

@@ -1,6 +1,7 @@
 #include "glimpse/prune/registry.h"
 
 #include <functional>
+#include <utility>
 
 #include "glimpse/prune/cdpruner.h"
 #include "glimpse/prune/dart.h"
@@ -70,7 +71,7 @@ void adapt(ReferencePruner::Options& options, const PrunerContext& context) {
 }
 
 void adapt(VisionZip::Options& options, const PrunerContext& context) {
-  if (context.class_token) options = {54.0 / 576, 0.0174};  // 54 and 10 of 576
+  if (context.class_token) options = {54.0 / 576, 0.0174, true};  // 54 and 10 of 576
 }
 
 void adapt(CdPruner::Options& options, const PrunerContext& context) {
@@ -79,8 +80,14 @@ void adapt(CdPruner::Options& options, const PrunerContext& context) {
 }
 
 void adapt(PyramidDrop::Options& options, const PrunerContext& context) {
-  const int64_t layers = context.layers;
-  options.layers = {layers / 4, layers / 2, 3 * layers / 4};  // 8, 16 and 24 of 32
+  const PyramidDrop::Options own = std::exchange(options, {{}, {}});
+  // Before layers 8, 16 and 24 of 32. Where cuts of a small model coincide the last of them counts.
+  for (size_t i = 0; i < own.keep.size(); ++i) {
+    const auto layer = [&](size_t cut) { return static_cast<int64_t>(cut + 1) * context.layers / 4; };
+    if (layer(i) == 0 || (i + 1 < own.keep.size() && layer(i + 1) == layer(i))) continue;
+    options.layers.push_back(layer(i));
+    options.keep.push_back(own.keep[i]);
+  }
 }
 
 void adapt(VScan::Options& options, const PrunerContext& context) {

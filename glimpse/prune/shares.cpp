@@ -11,6 +11,10 @@ int64_t part_of(int64_t count, double ratio) {
   return static_cast<int64_t>(static_cast<double>(count) * ratio);
 }
 
+int64_t count_of(int64_t count, double amount) {
+  return amount < 1 ? part_of(count, amount) : static_cast<int64_t>(amount);
+}
+
 Budget grown(const Budget& budget, int64_t total, double factor) {
   const auto grow = [&](int64_t count) {
     return static_cast<int64_t>(
@@ -26,16 +30,18 @@ std::vector<ImageShare> image_shares(const View& view, const Budget& budget,
                                      const std::function<int64_t(int64_t)>& own) {
   const auto given = budget.of(view.images);
   const at::Tensor living = view.living.to(at::kCPU, at::kLong).contiguous();
-  const int64_t* const begin = living.const_data_ptr<int64_t>();
-  const int64_t* const end = begin + living.numel();
+  const int64_t* const sources = living.const_data_ptr<int64_t>();
   std::vector<ImageShare> shares;
+  int64_t first = 0;
   for (size_t i = 0; i < view.images.size(); ++i) {
     const ImageSpan& image = view.images[i];
-    const int64_t* const first = std::lower_bound(begin, end, image.first);
-    const int64_t* const last = std::lower_bound(first, end, image.first + image.count());
-    const int64_t wanted = given ? (*given)[i] : own(image.count());
-    shares.push_back({image, first - begin, last - first, std::clamp<int64_t>(wanted, 0, last - first),
-                      given.has_value()});
+    int64_t last = first;
+    while (last < living.numel() && place_of(view.images, sources[last]).image == static_cast<int64_t>(i))
+      ++last;
+    const int64_t wanted = given ? (*given)[i] : std::max<int64_t>(own(image.count()), 1);
+    shares.push_back({image, first, last - first, std::clamp<int64_t>(wanted, 0, last - first),
+                      given.has_value(), last > first && sources[first] >= view.total()});
+    first = last;
   }
   return shares;
 }
@@ -55,7 +61,8 @@ Selection select_by_image(const View& view, const Budget& budget, const std::fun
 
 std::vector<int64_t> top_tokens(const View& view, const at::Tensor& scores, const Budget& budget,
                                 int64_t own) {
-  if (budget.counts.empty()) return top_indices(scores, budget.of(view.total()).value_or(own));
+  if (budget.counts.empty())
+    return top_indices(scores, budget.of(view.total()).value_or(std::max<int64_t>(own, 1)));
   const auto choose = [&](const ImageShare& share) {
     return Selection{top_indices(scores.narrow(0, share.first, share.living), share.keep), {}, {}};
   };

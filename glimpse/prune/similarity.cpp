@@ -3,14 +3,22 @@
 #include <algorithm>
 
 #include "glimpse/nn/flop_count.h"
+
 namespace glimpse {
 
 namespace {
 
 constexpr int64_t kBlock = 512;
+constexpr float kSelf = -2;  // below every cosine
 
 at::Tensor rows_of(const at::Tensor& x, const std::vector<int64_t>& index) {
   return x.index_select(0, at::tensor(index, at::kLong).to(x.device()));
+}
+
+// Of rows from i on with all from i on: block [rows, n - i].
+void block_of_cosines(const at::Tensor& unit, int64_t i, at::Tensor& block) {
+  flop_count::add(2 * block.numel() * unit.size(1));
+  at::mm_out(block, unit.narrow(0, i, block.size(0)), unit.narrow(0, i, block.size(1)).t());
 }
 
 }  // namespace
@@ -24,15 +32,43 @@ at::Tensor cosines(const at::Tensor& unit) {
   const int64_t n = unit.size(0);
   at::Tensor all = at::empty({n, n}, unit.options());
   for (int64_t i = 0; i < n; i += kBlock) {
-    const int64_t rows = std::min(kBlock, n - i);
+    const int64_t rows = std::min(kBlock, n - i), below = n - i - rows;
     // From the diagonal to the right; what lies below is the mirror image.
     at::Tensor block = all.narrow(0, i, rows).narrow(1, i, n - i);
-    flop_count::add(2 * rows * (n - i) * unit.size(1));
-    at::mm_out(block, unit.narrow(0, i, rows), unit.narrow(0, i, n - i).t());
-    const int64_t below = n - i - rows;
+    block_of_cosines(unit, i, block);
     all.narrow(0, i + rows, below).narrow(1, i, rows).copy_(block.narrow(1, rows, below).t());
   }
   return all;
+}
+
+Cosines::Cosines(at::Tensor unit, int64_t at_once) : unit_(std::move(unit)) {
+  if (unit_.size(0) > at_once) return;
+  all_ = cosines(unit_).cpu();
+  all_.diagonal().fill_(kSelf);
+}
+
+at::Tensor Cosines::row(int64_t i) const {
+  if (all_.defined()) return all_[i];
+  flop_count::add(2 * unit_.numel());
+  return at::mv(unit_, unit_[i]).cpu();
+}
+
+at::Tensor Cosines::nearest() const {
+  if (all_.defined()) return all_.amax(1);
+  const int64_t n = unit_.size(0);
+  at::Tensor best = at::full({n}, kSelf, unit_.options());
+  const auto raise = [&](int64_t first, const at::Tensor& values) {
+    at::Tensor own = best.narrow(0, first, values.size(0));
+    at::maximum_out(own, own, values);
+  };
+  for (int64_t i = 0; i < n; i += kBlock) {
+    at::Tensor block = at::empty({std::min(kBlock, n - i), n - i}, unit_.options());
+    block_of_cosines(unit_, i, block);
+    block.diagonal().fill_(kSelf);
+    raise(i, block.amax(1));
+    raise(i, block.amax(0));
+  }
+  return best.cpu();
 }
 
 Assignment assign(const at::Tensor& unit, std::vector<int64_t> dropped, const std::vector<int64_t>& targets) {

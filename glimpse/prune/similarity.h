@@ -12,6 +12,21 @@ at::Tensor unit_rows(const at::Tensor& x);
 /// Cosines between all rows of unit [n, D]: [n, n] float32. Symmetric blocks are computed once.
 at::Tensor cosines(const at::Tensor& unit);
 
+/// The same for a greedy choice, which asks for some of its rows: computed at once for up to `at_once` rows,
+/// beyond that one by one, so that memory does not grow with n x n.
+class Cosines {
+ public:
+  static constexpr int64_t most_at_once = 8192;
+  explicit Cosines(at::Tensor unit, int64_t at_once = Cosines::most_at_once);
+  /// [n] float32 on the CPU: of row i with each other one; its own place holds no cosine.
+  at::Tensor row(int64_t i) const;
+  /// [n] float32 on the CPU: of each row with the most similar other one.
+  at::Tensor nearest() const;
+
+ private:
+  at::Tensor unit_, all_;  // all_: [n, n] or undefined
+};
+
 /// Dropped tokens, each assigned to a kept one.
 struct Assignment {
   std::vector<int64_t> dropped;  ///< tokens

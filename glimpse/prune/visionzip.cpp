@@ -18,9 +18,26 @@ at::Tensor rows_of(const at::Tensor& x, const std::vector<int64_t>& index) {
 
 Fields VisionZip::Options::fields() {
   Fields fields;
-  fields.add("dominant", dominant, "fraction of the visual tokens to keep as they are", {0, 1})
-      .add("contextual", contextual, "fraction to merge the others into (at least one token)", {0, 1});
+  fields
+      .add("dominant", dominant,
+           "fraction of the visual tokens to keep as they are, a class token among them; from 1 on their number",
+           {0, 1e6})
+      .add("contextual", contextual,
+           "fraction, at least one token, to merge the others into; from 1 on their number", {0, 1e6});
   return fields;
+}
+
+VisionZip::VisionZip(Options options) : options_(options) {
+  for (const double value : {options.dominant, options.contextual})
+    check(value < 1 || value == std::floor(value), "visionzip: ", value,
+          " is neither a fraction below 1 nor a number of tokens");
+  check(options.contextual > 0 || !options.class_token,
+        "visionzip: contextual is 0, but the other tokens need one to merge into");
+}
+
+double VisionZip::Options::merging_part(int64_t count) const {
+  const auto amount = [&](double value) { return value < 1 ? value * static_cast<double>(count) : value; };
+  return amount(contextual) / std::max(amount(dominant) + amount(contextual), 1e-9);
 }
 
 VisionZipChoice visionzip_choice(const at::Tensor& received, const at::Tensor& keys, int64_t dominant,
@@ -29,7 +46,8 @@ VisionZipChoice visionzip_choice(const at::Tensor& received, const at::Tensor& k
   out.dominant = top_indices(received, dominant);
   const std::vector<int64_t> rest = others(received.size(0), out.dominant);
   const auto left = static_cast<int64_t>(rest.size());
-  contextual = std::min(contextual, left);
+  check(contextual <= left, "visionzip: ", contextual, " contextual tokens were asked for, but beside ",
+        out.dominant.size(), " dominant ones an image has ", left);
   if (contextual == 0) return out;
   const int64_t step = left / contextual;
   for (int64_t i = 0; i < contextual; ++i) out.contextual.push_back(rest[i * step]);
@@ -47,27 +65,40 @@ at::Tensor visionzip_merge(const at::Tensor& features, const VisionZipChoice& ch
 }
 
 Selection VisionZip::select(const View& view, const Cut&, const Budget& budget) const {
-  const auto contextual = [&](int64_t n) { return std::max<int64_t>(part_of(n, options_.contextual), 1); };
-  const auto own = [&](int64_t n) { return part_of(n, options_.dominant) + contextual(n); };
+  const auto contextual = [&](int64_t n) { return std::max<int64_t>(count_of(n, options_.contextual), 1); };
+  const auto own = [&](int64_t n) { return count_of(n, options_.dominant) + contextual(n); };
   const at::Tensor received = view.vision_attention[0].received.index_select(0, view.living);
   const at::Tensor keys = view.vision_attention[0].keys.index_select(0, view.living);
   return select_by_image(view, budget, own, [&](const ImageShare& share) {
-    int64_t merging = contextual(share.image.count());
-    if (share.budgeted) {  // in the same proportion
-      const double both = std::max(options_.dominant + options_.contextual, 1e-9);
-      merging = std::llround(static_cast<double>(share.keep) * options_.contextual / both);
+    const int64_t count = share.image.count(), keep = share.keep;
+    int64_t merging = contextual(count);
+    if (share.budgeted) {
+      merging = std::llround(static_cast<double>(keep) * options_.merging_part(count));
+    } else {
+      check(own(count) <= count, "visionzip: ", own(count) - merging, " dominant and ", merging,
+            " contextual tokens are more than the ", count, " of an image");
     }
-    merging = std::clamp<int64_t>(merging, share.keep > 1 ? 1 : 0, share.keep);
-    const auto mine = [&](const at::Tensor& t) { return t.narrow(0, share.first, share.living); };
-    const VisionZipChoice choice =
-        visionzip_choice(mine(received), mine(keys), share.keep - merging, merging);
+    merging = std::clamp<int64_t>(merging, keep > 1 ? 1 : 0, keep);
+    // The class token is dominant; only where all patches stay there is no place for it.
+    const int64_t before = share.class_token ? 1 : 0, patches = share.living - before;
+    const bool with_class = share.class_token && keep > 0 && keep != patches;
+    const auto of_patches = [&](const at::Tensor& t) { return t.narrow(0, share.first + before, patches); };
+    VisionZipChoice choice = visionzip_choice(of_patches(received), of_patches(keys),
+                                              keep - merging - (with_class ? 1 : 0), merging);
+    const at::Tensor merged = visionzip_merge(of_patches(view.hidden), choice);
+    for (auto* const list : {&choice.dominant, &choice.contextual})
+      for (int64_t& index : *list) index += before;
     Selection out;
-    out.keep = merge_indices(choice.dominant, choice.contextual);
-    at::Tensor features = mine(view.hidden).to(at::kFloat);
-    if (!choice.contextual.empty())
-      features = features.index_copy(0, at::tensor(choice.contextual, at::kLong).to(features.device()),
-                                     visionzip_merge(features, choice));
-    out.features = rows_of(features, out.keep);
+    if (with_class) {
+      out.keep = {0};
+      for (const auto& list : {choice.dominant, choice.contextual})
+        out.keep.insert(out.keep.end(), list.begin(), list.end());
+    } else {
+      out.keep = merge_indices(choice.dominant, choice.contextual);
+    }
+    const at::Tensor hidden = view.hidden.narrow(0, share.first, share.living).to(at::kFloat);
+    const at::Tensor into = at::tensor(choice.contextual, at::kLong).to(hidden.device());
+    out.features = rows_of(hidden.index_copy(0, into, merged), out.keep);
     return out;
   });
 }

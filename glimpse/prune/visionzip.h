@@ -6,19 +6,25 @@
 namespace glimpse {
 
 /// VisionZip (arXiv 2412.04467): the tokens that the encoder's last block attends to most, and a few evenly
-/// spaced ones into which it merges the rest. Merges projected tokens and keeps every token in its place, as
-/// the reference does on Qwen2.5-VL.
+/// spaced ones into which it merges the rest. Where the encoder has a class token that is one of the dominant
+/// ones; it works on the encoder's output then, and gives class token, dominant and contextual tokens in this
+/// order. Else it works on projected tokens, and every token keeps its place.
 class VisionZip : public Pruner {
  public:
   struct Options {
-    double dominant = 0.061, contextual = 0.05;
+    double dominant = 0.061, contextual = 0.05;  ///< parts of an image's tokens, or from 1 on their number
+    bool class_token = false;                    ///< the encoder has one
     Fields fields();
+    /// How large a part of what is kept of an image of `count` tokens is contextual.
+    double merging_part(int64_t count) const;
   };
-  explicit VisionZip(Options options) : options_(options) {}
+  /// Error for numbers that are none, and for no contextual token beside a class token.
+  explicit VisionZip(Options options);
   std::string name() const override { return "visionzip"; }
   nlohmann::json settings() const override { return Options(options_).fields().to_json(); }
   std::vector<Cut> cuts() const override {
-    return {{.place = Cut::Place::before, .renumbers = true, .reads_text = false}};
+    const auto place = options_.class_token ? Cut::Place::encoder : Cut::Place::before;
+    return {{.place = place, .renumbers = true, .reads_text = false}};
   }
   Taps taps() const override {
     Taps taps;
@@ -36,7 +42,8 @@ struct VisionZipChoice {
   std::vector<int64_t> dominant, contextual;
   Assignment merged;
 };
-/// Chooses among n tokens by attention received [n] and keys [n, d].
+/// Chooses among n tokens by attention received [n] and keys [n, d]. Error if fewer than `contextual` are left
+/// beside the dominant ones.
 VisionZipChoice visionzip_choice(const at::Tensor& received, const at::Tensor& keys, int64_t dominant,
                                  int64_t contextual);
 /// The contextual tokens of features [n, D], each with the mean of what it was assigned added: float32.

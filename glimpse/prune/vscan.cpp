@@ -20,7 +20,7 @@ Fields VScan::Options::fields() {
       .add("whole_shares", whole_shares, "round a window's share down: the local half may come out smaller")
       .add("layers", layers, "cut again before these layers, as in 14+20 (none: not at all)", {1, 1e6})
       .add("layer_keep", layer_keep, "fraction of the living visual tokens left by each of these cuts",
-           {0, 1})
+           {1e-9, 1})
       .add("layer_rope", layer_rope, "use the rotary embedding in these cuts' scores");
   return fields;
 }
@@ -86,6 +86,10 @@ at::Tensor vscan_merge(const at::Tensor& features, const std::vector<int64_t>& k
 
 Selection VScan::at_encoder(const View& view, const Budget& budget) const {
   const auto own = [&](int64_t n) { return part_of(n, options_.keep); };
+  std::vector<int64_t> grid;  // each token's index in its image's grid
+  for (const TokenPlace& place : view.places())
+    grid.push_back(place.row * view.images[place.image].cols + place.col);
+  const at::Tensor places = at::tensor(grid, at::kLong);
   return select_by_image(view, budget, own, [&](const ImageShare& share) {
     const auto mine = [&](const at::Tensor& t) { return t.narrow(0, share.first, share.living); };
     const auto scores = [&](int64_t tap) {
@@ -96,8 +100,8 @@ Selection VScan::at_encoder(const View& view, const Budget& budget) const {
     const bool down = options_.whole_shares && !share.budgeted;
     const int64_t quota = down ? half / windows : (half + windows - 1) / windows;
     Selection out;
-    const std::vector<int64_t> local = vscan_local(scores(0), mine(view.living) - image.first, image.rows,
-                                                   image.cols, options_.window, quota, half);
+    const std::vector<int64_t> local =
+        vscan_local(scores(0), mine(places), image.rows, image.cols, options_.window, quota, half);
     const int64_t rest = share.keep - (down ? half : static_cast<int64_t>(local.size()));
     out.keep = merge_indices(local, vscan_global(scores(1), local, rest));
     out.features = vscan_merge(mine(view.hidden), out.keep);

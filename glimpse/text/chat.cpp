@@ -9,15 +9,28 @@ namespace glimpse {
 namespace {
 
 constexpr std::array<std::string_view, 3> roles = {"system", "user", "assistant"};
+constexpr std::string_view short_answer = "\nAnswer the question using a single word or phrase.";
+
+// The last message of the user, or null.
+const Message* asking(const std::vector<Message>& messages) {
+  const auto last = std::find_if(messages.rbegin(), messages.rend(),
+                                 [](const Message& message) { return message.role == "user"; });
+  return last == messages.rend() ? nullptr : &*last;
+}
 
 // Pieces as they are written; neighbouring texts become one.
 class Script {
  public:
   void special(const char* token) { pieces_.push_back({true, token}); }
-  void text(std::string_view words) {
+  void text(std::string_view words, bool asked = false) {
     if (words.empty()) return;
     if (pieces_.empty() || pieces_.back().special) pieces_.push_back({false, ""});
-    pieces_.back().text += words;
+    Piece& piece = pieces_.back();
+    if (asked) {
+      if (piece.question_begin == piece.question_end) piece.question_begin = piece.text.size();
+      piece.question_end = piece.text.size() + std::min(words.find(short_answer), words.size());
+    }
+    piece.text += words;
   }
   std::vector<Piece> done() { return std::move(pieces_); }
 
@@ -73,7 +86,7 @@ std::vector<Piece> QwenChat::pieces(const std::vector<Message>& messages, bool a
     begin(message.role);
     for (const Part& part : message.parts) {
       if (part.kind == Part::Kind::text) {
-        script.text(part.text);
+        script.text(part.text, &message == asking(messages));
         continue;
       }
       ++images;
@@ -103,7 +116,7 @@ std::vector<Piece> VicunaChat::pieces(const std::vector<Message>& messages,
         script.special("<image>");
         script.text("\n");
       }
-      script.text(part.text);
+      script.text(part.text, &message == asking(messages));
     }
     if (message.role == "assistant")
       script.special("</s>");
@@ -131,7 +144,7 @@ std::vector<Piece> LlavaHfChat::pieces(const std::vector<Message>& messages,
       }
     for (const Part& part : message.parts)
       if (part.kind == Part::Kind::text) {
-        script.text(part.text);
+        script.text(part.text, &message == asking(messages));
         script.text(" ");
       }
   }
@@ -141,19 +154,16 @@ std::vector<Piece> LlavaHfChat::pieces(const std::vector<Message>& messages,
 
 std::string question_of(const std::vector<Message>& messages) {
   std::string question;
-  for (const Message& message : messages) {
-    if (message.role != "user") continue;
-    question.clear();
-    for (const Part& part : message.parts) question += part.text;
-  }
-  constexpr std::string_view short_answer = "\nAnswer the question using a single word or phrase.";
+  if (const Message* const message = asking(messages))
+    for (const Part& part : message->parts) question += part.text;
   if (const size_t found = question.find(short_answer); found != question.npos)
     question.erase(found, short_answer.size());
   return question;
 }
 
 std::vector<int64_t> encode_chat(const Tokenizer& tokenizer, const std::vector<Message>& messages,
-                                 bool add_generation_prompt, const ChatFormat& format) {
+                                 bool add_generation_prompt, const ChatFormat& format,
+                                 std::vector<int64_t>* question) {
   std::vector<int64_t> ids;
   bool continues = false;
   for (const Piece& piece : format.pieces(messages, add_generation_prompt)) {
@@ -161,7 +171,20 @@ std::vector<int64_t> encode_chat(const Tokenizer& tokenizer, const std::vector<M
       ids.push_back(format.special_id(tokenizer, piece.text));
       continues = !format.restarts(piece.text);
     } else {
-      const auto words = tokenizer.encode(piece.text, /*parse_special=*/false, continues);
+      const auto encode = [&](const std::string& text) {
+        return tokenizer.encode(text, /*parse_special=*/false, continues);
+      };
+      const std::vector<int64_t> words = encode(piece.text);
+      // The ids that the beginning of a text has in common with the whole end before its own end.
+      const auto ids_of_first = [&](size_t bytes) {
+        const std::vector<int64_t> part = encode(piece.text.substr(0, bytes));
+        return std::ranges::mismatch(words, part).in1 - words.begin();
+      };
+      if (question && piece.question_begin < piece.question_end) {
+        const auto last = ids_of_first(piece.question_end);
+        for (auto i = ids_of_first(piece.question_begin); i < last; ++i)
+          question->push_back(std::ssize(ids) + i);
+      }
       ids.insert(ids.end(), words.begin(), words.end());
     }
   }

@@ -15,9 +15,9 @@ std::string trimmed(const std::string& text) {
 
 // What the conversation has after the place where the answer begins, its end included.
 std::vector<int64_t> answer_ids(const Vlm& model, std::vector<Message> messages, const std::string& answer) {
-  const std::vector<int64_t> before = model.chat_ids(messages, true);
+  const std::vector<int64_t> before = model.chat_ids(messages, true, nullptr);
   messages.push_back({"assistant", {{Part::Kind::text, answer}}});
-  const std::vector<int64_t> whole = model.chat_ids(messages, false);
+  const std::vector<int64_t> whole = model.chat_ids(messages, false, nullptr);
   check(whole.size() > before.size() && std::equal(before.begin(), before.end(), whole.begin()),
         "the answer '", answer, "' changes the tokens of its prompt");
   return {whole.begin() + static_cast<int64_t>(before.size()), whole.end()};

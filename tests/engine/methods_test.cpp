@@ -1,8 +1,11 @@
-// What must hold for every pruning method, with the built-in model in float32.
+// What must hold for every pruning method, with the built-in Qwen2.5-VL and the golden data's LLaVA-1.5 in
+// float32.
 #include <algorithm>
+#include <map>
 
 #include "builtin.h"
 #include "glimpse/base/check.h"
+#include "golden/inputs.h"
 
 #undef CHECK
 #include <doctest/doctest.h>
@@ -14,26 +17,21 @@ using Ids = std::vector<int64_t>;
 
 namespace {
 
-const std::vector<std::string> kMethods = {"glimpse",  "random",    "divprune", "dart",
-                                           "cdpruner", "visionzip", "vscan",    "pyramiddrop"};
+const std::vector<std::string> kMethods = {"glimpse",  "random",    "random(layer=-1)", "divprune",
+                                           "dart",     "cdpruner",  "cdpruner(relevance=words)",
+                                           "visionzip", "vscan",    "pyramiddrop"};
 
-struct Run {
-  Sequence sequence;
-  at::Tensor logits;
+// A model and prompts for it: some with one image, the last with two.
+struct Subject {
+  std::string name;
+  const Engine& engine;
+  std::vector<Prompt> prompts;
+
+  const Prompt& two_images() const { return prompts.back(); }
+  PrunerChain chain(const std::string& composition) const {
+    return make_pruners(composition, engine.pruner_context());
+  }
 };
-
-Run run(const Request& request, const PrunerChain& chain, const Budget& budget = {}) {
-  Run out;
-  out.sequence.prompt = tiny_engine().model().prompt(request.messages, request.images, request.bounds);
-  out.sequence.pruners = chain;
-  out.sequence.budget = budget;
-  out.logits = prefill(tiny_engine().model(), std::vector<Sequence*>{&out.sequence});
-  return out;
-}
-
-PrunerChain chain(const std::string& composition) {
-  return make_pruners(composition, tiny_engine().pruner_context());
-}
 
 Request two_images(const std::string& prune) {
   Request request = row_request(0, prune);
@@ -42,21 +40,120 @@ Request two_images(const std::string& prune) {
   return request;
 }
 
-// Keeps what it was told, with the features it was told.
-class Given : public Pruner {
- public:
-  Given(Cut cut, Selection selection) : cut_(cut), selection_(std::move(selection)) {}
-  std::string name() const override { return "given"; }
-  nlohmann::json settings() const override { return {}; }
-  std::vector<Cut> cuts() const override { return {cut_}; }
-  Selection select(const View&, const Cut&, const Budget&) const override { return selection_; }
+Subject builtin() {
+  Subject out{"built-in", tiny_engine(), {}};
+  for (const Request& request : {row_request(2), row_request(7), row_request(12), two_images("")})
+    out.prompts.push_back(out.engine.model().prompt(request.messages, request.images, request.bounds));
+  return out;
+}
 
- private:
-  Cut cut_;
-  Selection selection_;
+Subject llava() {
+  const test::GoldenCase first(test::golden_dir() / "llava_tiny/cases/l01_single.json"),
+      second(test::golden_dir() / "llava_tiny/cases/l02_tail_long.json");
+  static const std::unique_ptr<Engine> engine = [&] {
+    auto model = test::load_model(first, at::kFloat, test::golden_dir() / "methods/clip_full_112");
+    const auto modules =
+        GlimpseModules::load(first.folder / "nm_main", base_shape(*model), model->decoder().options());
+    return std::make_unique<Engine>(std::move(model), modules);
+  }();
+  Subject out{"LLaVA", *engine, {}};
+  std::vector<Patches> both;
+  const auto add = [&](Ids ids, const std::vector<Patches>& images) {
+    out.prompts.push_back(engine->model().prompt(ids, images));
+    out.prompts.back().question = concat("What is in picture ", ids.back(), "?");
+  };
+  for (const test::GoldenCase* golden : {&first, &second}) {
+    const Patches image = test::Inputs(*golden, golden->info["inputs"]).patches[0];
+    both.push_back(image);
+    Ids ids = golden->integers("input_ids");
+    add(ids, {image});
+    ids.back() += 1;
+    add(ids, {image});
+  }
+  Ids ids = first.integers("input_ids");
+  ids.insert(std::find(ids.begin(), ids.end(), -200), {-200, 77, 78});
+  add(ids, both);
+  return out;
+}
+
+const std::vector<Subject>& subjects() {
+  static const std::vector<Subject> all = {builtin(), llava()};
+  return all;
+}
+
+struct Run {
+  Sequence sequence;
+  std::vector<at::Tensor> logits;  // of the prefill and of some decoding steps
+  Ids ids;
 };
 
-// Notes what the first cut of another method chose.
+// All together, as one ragged batch.
+void finish(const Vlm& model, std::vector<Run>& runs, int steps) {
+  std::vector<Sequence*> sequences;
+  for (Run& run : runs) sequences.push_back(&run.sequence);
+  at::Tensor logits = prefill(model, sequences);
+  for (int step = 0;; ++step) {
+    Ids next;
+    for (size_t i = 0; i < runs.size(); ++i) {
+      runs[i].logits.push_back(logits[static_cast<int64_t>(i)]);
+      next.push_back(logits[static_cast<int64_t>(i)].argmax().item<int64_t>());
+      runs[i].ids.push_back(next.back());
+    }
+    if (step == steps) return;
+    logits = decode_step(model, sequences, next);
+  }
+}
+
+Run started(const Prompt& prompt, const PrunerChain& chain, const Budget& budget = {}) {
+  Run out;
+  out.sequence.prompt = prompt;
+  out.sequence.pruners = chain;
+  out.sequence.budget = budget;
+  return out;
+}
+
+Run run(const Subject& subject, const Prompt& prompt, const PrunerChain& chain, const Budget& budget = {},
+        int steps = 4) {
+  std::vector<Run> one(1);
+  one[0] = started(prompt, chain, budget);
+  finish(subject.engine.model(), one, steps);
+  return std::move(one[0]);
+}
+
+Ids lengths(const Run& run) {
+  Ids out;
+  for (const LayerCache& layer : run.sequence.cache.layers) out.push_back(layer.length());
+  return out;
+}
+
+void same(const Run& got, const Run& expected, double limit) {
+  CHECK(got.ids == expected.ids);
+  CHECK(got.sequence.kept == expected.sequence.kept);
+  CHECK(lengths(got) == lengths(expected));
+  CHECK(at::equal(got.sequence.position_ids, expected.sequence.position_ids));
+  REQUIRE(got.logits.size() == expected.logits.size());
+  for (size_t i = 0; i < got.logits.size(); ++i)
+    CHECK(test::difference(got.logits[i], expected.logits[i]) < limit);
+}
+
+// Keeps what it was told at each of another method's cuts, with the features it was told.
+class Given : public Pruner {
+ public:
+  Given(std::vector<Cut> cuts, std::map<int64_t, Selection> by_time)
+      : cuts_(std::move(cuts)), by_time_(std::move(by_time)) {}
+  std::string name() const override { return "given"; }
+  nlohmann::json settings() const override { return {}; }
+  std::vector<Cut> cuts() const override { return cuts_; }
+  Selection select(const View&, const Cut& cut, const Budget&) const override {
+    return by_time_.at(cut.when());
+  }
+
+ private:
+  std::vector<Cut> cuts_;
+  std::map<int64_t, Selection> by_time_;
+};
+
+// Notes what another method saw and chose at its cuts.
 class Witness : public Pruner {
  public:
   explicit Witness(std::shared_ptr<const Pruner> inner) : inner_(std::move(inner)) {}
@@ -65,101 +162,154 @@ class Witness : public Pruner {
   std::vector<Cut> cuts() const override { return inner_->cuts(); }
   Taps taps() const override { return inner_->taps(); }
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override {
-    return chosen = inner_->select(view, cut, budget);
+    seen = view;
+    return chosen[cut.when()] = inner_->select(view, cut, budget);
   }
-  mutable Selection chosen;
+  mutable View seen;
+  mutable std::map<int64_t, Selection> chosen;
 
  private:
   std::shared_ptr<const Pruner> inner_;
 };
 
+// Keeps everything before the last layer, and notes what is there.
+std::shared_ptr<Witness> at_the_end(const Subject& subject) {
+  class All : public Given {
+   public:
+    using Given::Given;
+    Selection select(const View& view, const Cut&, const Budget&) const override {
+      Selection all;
+      for (int64_t i = 0; i < view.living.size(0); ++i) all.keep.push_back(i);
+      return all;
+    }
+  };
+  const int64_t last = subject.engine.model().decoder().config().layers - 1;
+  return std::make_shared<Witness>(std::make_shared<All>(
+      std::vector<Cut>{{.place = Cut::Place::before, .layer = last, .trims_cache = false}},
+      std::map<int64_t, Selection>()));
+}
+
 }  // namespace
 
 TEST_CASE("keeping everything is no pruning") {
-  for (const std::string& method : kMethods)
-    for (Request request : {row_request(7), two_images("")}) {
-      CAPTURE(method);
-      request.prune = "none";
-      const Answer base = tiny_engine().ask(request);
-      request.prune = method;
-      request.budget.keep = 1;
-      const Answer answer = tiny_engine().ask(request);
-      CHECK(answer.kept_tokens == base.visual_tokens);
-      CHECK(answer.ids == base.ids);
-      CHECK(answer.kv_bytes == base.kv_bytes);
+  for (const Subject& subject : subjects())
+    for (const Prompt& prompt : {subject.prompts[1], subject.two_images()}) {
+      const Run base = run(subject, prompt, {});
+      for (const std::string& method : kMethods) {
+        CAPTURE(subject.name);
+        CAPTURE(method);
+        same(run(subject, prompt, subject.chain(method), {.keep = 1}), base, 1e-4);
+      }
     }
 }
 
 TEST_CASE("a budget means the same for every method") {
-  for (const std::string& method : kMethods) {
-    CAPTURE(method);
-    Request request = two_images(method);
-    for (const int64_t count : {0, 1, 2, 9, 40, 100000}) {
-      request.budget = {.keep = {}, .count = count};
-      const Answer answer = tiny_engine().ask(request);
-      CHECK(answer.kept_tokens == std::min(count, answer.visual_tokens));
+  for (const Subject& subject : subjects())
+    for (const std::string& method : kMethods) {
+      CAPTURE(subject.name);
+      CAPTURE(method);
+      const Prompt& prompt = subject.two_images();
+      const auto kept = [&](const Budget& budget) {
+        return run(subject, prompt, subject.chain(method), budget, 0).sequence.kept;
+      };
+      const int64_t total = std::ssize(prompt.visual_rows);
+      for (const int64_t count : {0, 1, 2, 9, 40, 100000})
+        CHECK(std::ssize(kept({.keep = {}, .count = count})) == std::min(count, total));
+      CHECK(std::ssize(kept({.keep = 0.111})) == static_cast<int64_t>(0.111 * static_cast<double>(total)));
+      Ids each(2);
+      for (const int64_t token : kept({.keep = {}, .count = {}, .counts = {3, 11}}))
+        ++each[place_of(prompt.images, token).image];
+      CHECK(each == Ids{3, 11});
+      CHECK_THROWS_WITH_AS(kept({.keep = {}, .count = {}, .counts = {3}}), "budget: 1 counts for 2 images",
+                           Error);
     }
-    request.budget = {.keep = 0.111};
-    const Answer share = tiny_engine().ask(request);
-    CHECK(share.kept_tokens == static_cast<int64_t>(0.111 * static_cast<double>(share.visual_tokens)));
-    request.budget = {.keep = {}, .count = {}, .counts = {3, 11}};
-    const Answer each = tiny_engine().ask(request);
-    CHECK(each.keep[0].size() == 3);
-    CHECK(each.keep[1].size() == 11);
-    request.budget.counts = {3};
-    CHECK_THROWS_WITH_AS(tiny_engine().ask(request), "budget: 1 counts for 2 images", Error);
-  }
 }
 
 TEST_CASE("of several methods the last meets the budget") {
-  Request request = row_request(4, "divprune(keep=0.5)+glimpse");
-  request.budget.count = 5;
-  CHECK(tiny_engine().ask(request).kept_tokens == 5);
-  request.prune = "glimpse+divprune(keep=0.5)";  // the glimpse cut still comes last
-  CHECK(tiny_engine().ask(request).kept_tokens == 5);
+  for (const Subject& subject : subjects())
+    for (const char* both : {"divprune(keep=0.5)+glimpse", "glimpse+divprune(keep=0.5)",  // glimpse cuts last
+                             "visionzip(dominant=0.4,contextual=0.1)+glimpse",
+                             "pyramiddrop(layers=1+2,keep=0.6+0.4)+glimpse"})
+      CHECK(run(subject, subject.prompts[0], subject.chain(both), {.keep = {}, .count = 5}, 0)
+                .sequence.kept.size() == 5);
 }
 
 TEST_CASE("text is never lost and order is kept") {
-  for (const std::string& method : kMethods)
-    for (const Request& request : {row_request(2), two_images("")}) {
-      CAPTURE(method);
-      const Run done = run(request, chain(method));
-      const Prompt& prompt = done.sequence.prompt;
-      const Ids& kept = done.sequence.kept;
-      CHECK(std::is_sorted(kept.begin(), kept.end()));
-      CHECK(std::adjacent_find(kept.begin(), kept.end()) == kept.end());
-      CHECK(!kept.empty());
-      CHECK(kept.size() < prompt.visual_rows.size());
-      Ids rows;
-      for (size_t row = 0, visual = 0; row < prompt.ids.size(); ++row) {
-        const bool is_visual =
-            visual < prompt.visual_rows.size() && prompt.visual_rows[visual] == static_cast<int64_t>(row);
-        if (!is_visual || std::binary_search(kept.begin(), kept.end(), static_cast<int64_t>(visual)))
-          rows.push_back(static_cast<int64_t>(row));
-        visual += is_visual;
+  for (const Subject& subject : subjects())
+    for (const std::string& method : kMethods)
+      for (const Prompt& prompt : {subject.prompts[0], subject.two_images()}) {
+        CAPTURE(subject.name);
+        CAPTURE(method);
+        const auto witness = at_the_end(subject);
+        PrunerChain chain = subject.chain(method);
+        chain.push_back(witness);
+        const Run done = run(subject, prompt, chain, {}, 0);
+        const Ids& kept = done.sequence.kept;
+        CHECK(std::is_sorted(kept.begin(), kept.end()));
+        CHECK(std::adjacent_find(kept.begin(), kept.end()) == kept.end());
+        CHECK(!kept.empty());
+        CHECK(kept.size() < prompt.visual_rows.size());
+        const int64_t text = std::ssize(prompt.ids) - std::ssize(prompt.visual_rows);
+        CHECK(witness->seen.text_hidden.size(0) == text);
+        CHECK(done.sequence.cache.layers.back().length() == text + std::ssize(kept));
+
+        const at::Tensor living = witness->seen.living;
+        const bool zipped = method == "visionzip" && subject.engine.model().has_class_token();
+        if (zipped)  // class token and dominant tokens, contextual tokens behind
+          CHECK(place_of(prompt.images, living[0].item<int64_t>()).image == 0);
+        else
+          CHECK(at::equal(living, at::tensor(kept, at::kLong)));
+        const bool renumbered = prompt.position_ids.size(0) == 1 && !method.starts_with("glimpse") &&
+                                method != "random";
+        if (renumbered) {
+          CHECK(at::equal(done.sequence.position_ids[0], at::arange(text + std::ssize(kept), at::kLong)));
+          continue;
+        }
+        Ids rows;
+        for (int64_t row = 0, visual = 0; row < std::ssize(prompt.ids); ++row) {
+          const bool is_visual = visual < std::ssize(prompt.visual_rows) && prompt.visual_rows[visual] == row;
+          if (!is_visual || std::binary_search(kept.begin(), kept.end(), visual)) rows.push_back(row);
+          visual += is_visual;
+        }
+        CHECK(at::equal(done.sequence.position_ids, prompt.position_ids.index_select(1, at::tensor(rows))));
       }
-      CHECK(at::equal(done.sequence.position_ids, prompt.position_ids.index_select(1, at::tensor(rows))));
-      CHECK(done.sequence.cache.layers.back().length() == std::ssize(rows));
-    }
 }
 
 TEST_CASE("cuts inside the language model leave earlier caches alone") {
-  const Run done = run(row_request(2), chain("pyramiddrop(layers=1+3,keep=0.5+0.1)"));
-  const auto& layers = done.sequence.cache.layers;
-  const auto total = static_cast<int64_t>(done.sequence.prompt.visual_rows.size());
-  const int64_t text = static_cast<int64_t>(done.sequence.prompt.ids.size()) - total;
-  CHECK(layers[0].length() == text + total);
-  CHECK(layers[1].length() == text + total / 2);
-  CHECK(layers[2].length() == text + total / 2);
-  CHECK(layers[3].length() == text + total / 10);
+  for (const Subject& subject : subjects()) {
+    const Prompt& prompt = subject.prompts[0];
+    const Run done = run(subject, prompt, subject.chain("pyramiddrop(layers=1+3,keep=0.5+0.1)"), {}, 0);
+    const auto total = std::ssize(prompt.visual_rows), text = std::ssize(prompt.ids) - total;
+    Ids expected(subject.engine.model().decoder().config().layers, text + total / 10);
+    expected[0] = text + total;
+    expected[1] = expected[2] = text + total / 2;
+    CHECK(lengths(done) == expected);
+  }
 }
 
-TEST_CASE("a batch of all methods equals its requests one by one") {
+TEST_CASE("a batch of all methods equals its requests one by one, decoding included") {
+  std::vector<std::string> mixed = kMethods;
+  mixed.insert(mixed.end(), {"none", "visionzip+pyramiddrop", "visionzip+glimpse",
+                             "pyramiddrop(layers=1+2,keep=0.6+0.4)+glimpse",
+                             "vscan(layers=none,layer_keep=none)+dart(keep=0.1)"});
+  for (const Subject& subject : subjects()) {
+    std::vector<Run> together(mixed.size());
+    const auto prompt = [&](size_t i) { return subject.prompts[i % subject.prompts.size()]; };
+    for (size_t i = 0; i < mixed.size(); ++i) together[i] = started(prompt(i), subject.chain(mixed[i]));
+    finish(subject.engine.model(), together, 6);
+    for (size_t i = 0; i < mixed.size(); ++i) {
+      CAPTURE(subject.name);
+      CAPTURE(mixed[i]);
+      same(together[i], run(subject, prompt(i), subject.chain(mixed[i]), {}, 6), 1e-4);
+    }
+  }
+}
+
+TEST_CASE("the scheduler's answers are those of one request at a time") {
   std::vector<Request> requests;
   for (size_t i = 0; i < kMethods.size(); ++i)
     requests.push_back(row_request(static_cast<int>(i), kMethods[i]));
   requests.push_back(two_images("visionzip+pyramiddrop"));
-  requests.push_back(row_request(3, "vscan(layers=none,layer_keep=none)+dart(keep=0.1)"));
   const std::vector<Answer> together = tiny_engine().ask(std::span<const Request>(requests));
   for (size_t i = 0; i < requests.size(); ++i) {
     CAPTURE(requests[i].prune);
@@ -171,19 +321,73 @@ TEST_CASE("a batch of all methods equals its requests one by one") {
 }
 
 TEST_CASE("a composition equals its stages by hand") {
-  const Request request = row_request(4);
-  for (const std::string first : {"divprune(keep=0.5)", "visionzip(dominant=0.3,contextual=0.2)",
-                                  "vscan(keep=0.5,layers=none,layer_keep=none)", "dart(keep=0.4)"})
-    for (const std::string second :
-         {"glimpse(threshold=0.5)", "cdpruner(keep=0.2)", "pyramiddrop", "dart(keep=0.1)"}) {
+  const std::vector<std::string> early = {"divprune(keep=0.5)", "visionzip(dominant=0.3,contextual=0.2)",
+                                          "vscan(keep=0.5,layers=none,layer_keep=none)", "dart(keep=0.4)"};
+  const std::vector<std::string> then = {"glimpse(threshold=0.5)", "cdpruner(keep=0.2)",
+                                         "pyramiddrop(layers=2+4,keep=0.3+0.1)", "dart(keep=0.1)",
+                                         "vscan(keep=0.2,layers=3,layer_keep=0.5)"};
+  std::vector<std::pair<std::string, std::string>> pairs = {
+      {"pyramiddrop(layers=1+2,keep=0.8+0.6)", "glimpse"},
+      {"vscan(keep=0.6,layers=2,layer_keep=0.7)", "glimpse"},
+      {"vscan(keep=0.6,layers=1,layer_keep=0.7)", "pyramiddrop(layers=2+3,keep=0.2+0.1)"}};
+  for (const std::string& first : early)
+    for (const std::string& second : then) pairs.emplace_back(first, second);
+  for (const Subject& subject : subjects())
+    for (const auto& [first, second] : pairs) {
+      CAPTURE(subject.name);
       CAPTURE(first + "+" + second);
-      const auto witness = std::make_shared<Witness>(chain(first)[0]);
-      run(request, {witness});
-      const auto given = std::make_shared<Given>(witness->cuts()[0], witness->chosen);
-      const Run by_hand = run(request, {given, chain(second)[0]});
-      const Run composed = run(request, chain(first + "+" + second));
-      CHECK(composed.sequence.kept == by_hand.sequence.kept);
-      CHECK(composed.sequence.kept.size() < witness->chosen.keep.size());
-      CHECK((composed.logits - by_hand.logits).abs().max().item<double>() < 1e-4);
+      const Prompt& prompt = subject.prompts[2];
+      const auto witness = std::make_shared<Witness>(subject.chain(first)[0]);
+      const Run alone = run(subject, prompt, {witness}, {}, 0);
+      const auto given = std::make_shared<Given>(witness->cuts(), witness->chosen);
+      const Run composed = run(subject, prompt, subject.chain(first + "+" + second));
+      same(composed, run(subject, prompt, {given, subject.chain(second)[0]}), 1e-4);
+      CHECK(composed.sequence.kept.size() < alone.sequence.kept.size());
     }
+}
+
+TEST_CASE("the question's rows, wherever the image stands") {
+  const Vlm& model = tiny_engine().model();
+  const Image image = row_request(2).images[0];
+  const Part shown{Part::Kind::image, ""};
+  const auto words = [](const char* text) { return Part{Part::Kind::text, text}; };
+  const char* const question = "What letter is on the red square?";
+  const Ids ids = model.tokenizer().encode(question);
+  const at::Tensor asked = model.decoder().embed(at::tensor(ids, at::kLong));
+  const Message before{"user", {shown}}, answered{"assistant", {words("A dog.")}};
+  Ids kept;
+  for (const std::vector<Message>& talk :
+       {std::vector<Message>{{"user", {shown, words(question)}}},
+        {{"user", {words(question), shown}}},
+        {{"system", {words("Be brief.")}}, {"user", {words(question), shown}}},
+        {{"user", {shown, words("What is it?")}}, answered, {"user", {words(question)}}},
+        {before, answered,
+         {"user", {words("What letter is on the red square?\nAnswer the question using a single word or "
+                         "phrase.")}}}}) {
+    Run asking = started(model.prompt(talk, {image}, {}), {});
+    const auto witness = std::make_shared<Witness>(builtin().chain("cdpruner(relevance=words)")[0]);
+    asking.sequence.pruners = {witness};
+    prefill(model, std::vector<Sequence*>{&asking.sequence});
+    const View& view = witness->seen;
+    CHECK(at::equal(view.text_hidden.index_select(0, view.question), asked));
+    if (kept.empty()) kept = asking.sequence.kept;
+    CHECK(asking.sequence.kept == kept);  // the same picture, the same question
+  }
+  // Two parts around an image are both the question's.
+  const Prompt parts = model.prompt({{"user", {words("Look"), shown, words(" here")}}}, {image}, {});
+  CHECK(parts.question_rows.size() == model.tokenizer().encode("Look").size() + model.tokenizer().encode(" here").size());
+}
+
+TEST_CASE("a class token counts, but is no place in the picture") {
+  const Subject& subject = subjects()[1];
+  const Prompt& prompt = subject.two_images();
+  const Run done = run(subject, prompt, subject.chain("visionzip"), {.keep = {}, .count = 20}, 0);
+  const Ids& kept = done.sequence.kept;
+  CHECK(kept.size() == 20);
+  const int64_t total = std::ssize(prompt.visual_rows);
+  CHECK(Ids(kept.end() - 2, kept.end()) == Ids{total, total + 1});
+  CHECK(kept[17] < total);
+  // Scores of a later method are for the pictures' tokens alone.
+  const Run scored = run(subject, prompt, subject.chain("visionzip+glimpse"), {}, 0);
+  CHECK(scored.sequence.scores.numel() == total);
 }

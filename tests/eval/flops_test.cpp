@@ -108,7 +108,7 @@ TEST_CASE("the encoder of LLaVA") {
   patches.pixel_values = at::rand({side * side, 3 * 14 * 14});
   patches.grid = {1, side, side};
   FlopCount count;
-  model->encode({patches}, {});
+  model->project(model->encode({patches}, {}).embeds);
   check_near(static_cast<double>(count.take()), vision_flops(shape, patches.grid), 1e-3);
   CHECK(shape.patch * shape.merge == 14);
 }

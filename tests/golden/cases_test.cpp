@@ -107,7 +107,7 @@ void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limi
       read_json(golden.folder / golden.info["new_modules"].get<std::string>() /
                 "config.json")["selected_visual_layers"];
   const VisionOutput vision = model.encode(inputs.patches, states);
-  compare("image_embeds", vision.embeds, inputs.arrays.at("image_embeds"), limit.image_embeds,
+  compare("image_embeds", model.project(vision.embeds), inputs.arrays.at("image_embeds"), limit.image_embeds,
           limit.relative);
   for (size_t i = 0; i < vision.states.size(); ++i)
     compare("vis_cond", vision.states[i], inputs.arrays.at("vis_cond." + std::to_string(i)), limit.vis_cond,

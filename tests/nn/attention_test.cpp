@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "memory.h"
 #include "nn/every_target.h"
 #include "nn/near.h"
 
@@ -180,8 +181,23 @@ TEST_CASE("attention received inside segments") {
         first += length;
       }
     }
+    const at::Tensor wide = at::randn({300, 6, 8});  // other heads' numbers between a row's own
+    CHECK(at::equal(received_attention(wide.narrow(1, 0, 3), wide.narrow(1, 3, 3), {300}),
+                    received_attention(wide.narrow(1, 0, 3).contiguous(), wide.narrow(1, 3, 3).contiguous(),
+                                       {300})));
     const at::Tensor low = received_attention(q.to(at::kBFloat16), k.to(at::kBFloat16), {300});
     CHECK((low.scalar_type() == at::kFloat));
     CHECK(low.sum().item<float>() == doctest::Approx(1));
   });
+}
+
+TEST_CASE("attention received by many rows takes little memory" * doctest::skip(!test::kMeasuresMemory)) {
+  // The weights of all heads would take 1 GiB, queries and keys of all heads in float32 40 MiB.
+  constexpr int64_t rows = 4096, heads = 16, width = 80;
+  const at::Tensor q = at::randn({rows, heads, width}, at::kBFloat16),
+                   k = at::randn({rows, heads, width}, at::kBFloat16);
+  received_attention(q.narrow(0, 0, 64), k.narrow(0, 0, 64), {64});  // what is set up once
+  at::Tensor received;
+  CHECK(test::grown_mib([&] { received = received_attention(q, k, {rows}); }) < 24);
+  CHECK(received.sum().item<float>() == doctest::Approx(1));
 }

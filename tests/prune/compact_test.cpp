@@ -114,6 +114,24 @@ TEST_CASE("selecting nothing and everything") {
   CHECK(only.cached(0).empty());
 }
 
+TEST_CASE("entering after a cut at the encoder's output") {
+  const std::vector<ImageSpan> images = {{2, 2, 0}, {1, 3, 4}};
+  LivingRows living(11, {1, 2, 3, 4, 6, 7, 8}, true, 3);
+  living.enter({7, 3, 0, 8, 6}, images);  // class token and two patches of the first, then of the second
+  CHECK(living.source == Ids{7, 3, 0, 8, 6});
+  CHECK(living.visual == Ids{1, 2, 3, 6, 7});
+  CHECK(living.rows == Ids{0, 1, 2, 3, 5, 6, 7, 9, 10, 11});
+  CHECK(living.visual_positions() == Ids{1, 2, 3, 5, 6});
+  for (const Ids& bad : {Ids{4, 0}, Ids{7, 0, 1, 2, 3}}) {  // mixed images; more than the image had
+    LivingRows rows(11, {1, 2, 3, 4, 6, 7, 8}, false, 3);
+    CHECK_THROWS_AS(rows.enter(bad, images), std::logic_error);
+  }
+  CHECK(selected({{2, 0}, {}, {}}, {7, 8, 9}) == Ids{9, 7});
+  for (const Ids& bad : {Ids{3}, Ids{-1}, Ids{1, 0, 1}})
+    CHECK_THROWS_AS(selected({bad, {}, {}}, {7, 8, 9}), std::logic_error);
+  CHECK_THROWS_AS(selected({{0, 1}, at::zeros({3, 2}), {}}, {7, 8, 9}), std::logic_error);
+}
+
 TEST_CASE("selections that are a pruner's bug") {
   for (const Ids& bad : {Ids{3}, Ids{-1}, Ids{1, 0}, Ids{0, 0}, Ids{0, 1, 2, 3}}) {
     Sequence3 s(6, {1, 2, 3}, false);

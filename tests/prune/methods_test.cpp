@@ -120,6 +120,9 @@ TEST_CASE("CDPruner: relevance decides among alike, difference among relevant") 
   CHECK(cdpruner_order(x, at::tensor({1.f, 0.5f, 0.2f, 0.1f}), 2) == Ids{0, 2});
   // The rank is 2: from the third on by relevance.
   CHECK(cdpruner_order(x, at::tensor({0.4f, 1.f, 0.9f, 0.5f}), 4) == Ids{1, 2, 3, 0});
+  // However small a relevance, what is new comes before what is known.
+  CHECK(cdpruner_order(at::tensor({1.f, 0.f, 0.f, 1.f, 0.f, 0.f, 0.f, 1.f, 0.f, 0.f, 0.f, 1.f}).view({4, 3}),
+                       at::tensor({1.f, 0.9f, 4e-4f, 3e-4f}), 3) == Ids{0, 2, 3});
   CHECK(at::equal(cdpruner_relevance(at::ones({3, 2}), at::ones({1, 2}), false), at::ones({3})));
 }
 
@@ -144,8 +147,120 @@ TEST_CASE("VisionZip: dominant tokens stay, the others move into evenly spaced o
   CHECK(choice.merged.dropped == Ids{1, 3});
   const at::Tensor merged = visionzip_merge(at::tensor({10.f, 1.f, 20.f, 3.f, 0.f}).view({5, 1}), choice);
   CHECK(at::equal(merged.flatten(), at::tensor({12.f, 20.f})));  // 10 + mean(1, 3): equals go to the first
-  CHECK(visionzip_choice(at::ones({5}), keys, 5, 3).contextual.empty());
-  CHECK(visionzip_choice(at::ones({5}), keys, 3, 9).contextual.size() == 2);
+  CHECK(visionzip_choice(at::ones({5}), keys, 5, 0).contextual.empty());
+  CHECK(visionzip_choice(at::ones({5}), keys, 3, 2).merged.dropped.empty());
+  CHECK_THROWS_WITH_AS(
+      visionzip_choice(at::ones({5}), keys, 3, 9),
+      "visionzip: 9 contextual tokens were asked for, but beside 3 dominant ones an image has 2", Error);
+}
+
+namespace {
+
+// Two images of 3 x 4 and 2 x 5 patches with class tokens, at the encoder's output; the first patches of an
+// image are attended to most.
+struct ClassViews : Views {
+  ClassViews() : Views({{3, 4}, {2, 5}}) {
+    Ids living = {22};
+    for (int64_t i = 0; i < 12; ++i) living.push_back(i);
+    living.push_back(23);
+    for (int64_t i = 12; i < 22; ++i) living.push_back(i);
+    view.living = at::tensor(living, at::kLong);
+    view.hidden = random_rows(24, 6, 8);
+    view.vision_attention = {{-at::arange(24, at::kFloat), random_rows(24, 4, 9)}};
+  }
+  Ids kept(const Selection& selection) const {
+    Ids out;
+    for (const int64_t index : selection.keep) out.push_back(view.living[index].item<int64_t>());
+    return out;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("VisionZip beside a class token") {
+  ClassViews views;
+  const auto select = [&](const VisionZip::Options& options, const Budget& budget = {}) {
+    const VisionZip pruner(options);
+    CHECK(pruner.cuts()[0].when() == -1);
+    return pruner.select(views.view, pruner.cuts()[0], budget);
+  };
+  // Two dominant patches beside it; of the other ten and eight every fifth and every fourth.
+  const Selection three = select({3, 2, true});
+  CHECK(views.kept(three) == Ids{22, 0, 1, 2, 7, 23, 12, 13, 14, 18});
+  CHECK(at::equal(three.features[0], views.view.hidden[0]));
+  CHECK(at::equal(three.features[2], views.view.hidden[2]));
+  CHECK(!at::equal(three.features[3], views.view.hidden[3]));
+  const VisionZipChoice choice = visionzip_choice(-at::arange(12, at::kFloat),
+                                                  views.view.vision_attention[0].keys.narrow(0, 0, 12), 2, 2);
+  CHECK((three.features.narrow(0, 3, 2) - visionzip_merge(views.view.hidden.narrow(0, 1, 12), choice))
+            .abs()
+            .max()
+            .item<float>() < 1e-6);
+  // A budget in the same proportion, the class token counted; as many tokens as patches: no pruning.
+  CHECK(views.kept(select({3, 2, true}, {.keep = {}, .count = {}, .counts = {1, 2}})) == Ids{22, 23, 12});
+  CHECK(views.kept(select({3, 2, true}, {.keep = {}, .count = {}, .counts = {0, 5}})) ==
+        Ids{23, 12, 13, 14, 18});
+  const Selection all = select({3, 2, true}, {.keep = 1});
+  CHECK(views.kept(all) == everything(22));
+  CHECK(at::equal(all.features, views.view.hidden.index_select(0, at::tensor(all.keep, at::kLong))));
+  // Fractions: of 12 and of 10.
+  CHECK(views.kept(select({0.25, 0.125, true})) == Ids{22, 0, 1, 2, 23, 12, 13});
+  CHECK_THROWS_WITH_AS(select({9, 2, true}),
+                       "visionzip: 9 dominant and 2 contextual tokens are more than the 10 of an image", Error);
+  CHECK_THROWS_WITH_AS(VisionZip({3, 0, true}),
+                       "visionzip: contextual is 0, but the other tokens need one to merge into", Error);
+  CHECK_THROWS_WITH_AS(VisionZip({2.5, 1, true}),
+                       "visionzip: 2.5 is neither a fraction below 1 nor a number of tokens", Error);
+}
+
+TEST_CASE("later methods see the class token as one of its image") {
+  ClassViews views;
+  views.view.text_hidden = random_rows(5, 6, 10);
+  views.view.question = at::tensor({1, 2}, at::kLong);
+  views.view.vision_attention.push_back(views.view.vision_attention[0]);
+  const auto shares = image_shares(views.view, {.keep = {}, .count = {}, .counts = {3, 40}}, {});
+  CHECK(shares[0].living == 13);
+  CHECK(shares[1].first == 13);
+  CHECK(shares[1].keep == 11);
+  CHECK(shares[1].class_token);
+  for (const char* method : {"divprune", "cdpruner", "dart", "random", "vscan(window=2)", "visionzip"}) {
+    CAPTURE(method);
+    const auto pruner = make_pruners(method, {28, nullptr, 0}).at(0);
+    const Selection chosen =
+        pruner->select(views.view, pruner->cuts()[0], {.keep = {}, .count = {}, .counts = {13, 11}});
+    CHECK(chosen.keep == everything(24));
+  }
+}
+
+TEST_CASE("own rules keep a token of the smallest image") {
+  Views views({{1, 1}, {2, 2}, {1, 3}});
+  View& view = views.view;
+  view.hidden = random_rows(8, 6, 11);
+  view.text_hidden = random_rows(5, 6, 12);
+  view.question = at::tensor({3, 4}, at::kLong);
+  view.ahead = at::rand({8});
+  view.vision_attention = {{at::rand({8}), random_rows(8, 4, 13)}, {at::rand({8}), random_rows(8, 4, 14)}};
+  for (const char* method : {"divprune", "cdpruner", "dart", "vscan", "visionzip"}) {
+    CAPTURE(method);
+    const auto pruner = make_pruners(method, {28, nullptr, 0}).at(0);
+    const Ids keep = pruner->select(view, pruner->cuts()[0], {}).keep;
+    REQUIRE(keep.size() == 3);
+    CHECK(keep[0] == 0);
+    CHECK((keep[1] >= 1 && keep[1] < 5));
+    CHECK(keep[2] >= 5);
+  }
+  const auto pruner = make_pruners("pyramiddrop(layers=2,keep=0.01)", {28, nullptr, 0}).at(0);
+  CHECK(pruner->select(view, pruner->cuts()[0], {}).keep.size() == 1);
+}
+
+TEST_CASE("rows of cosines computed one by one give the same choice") {
+  const at::Tensor x = random_rows(1300, 24, 15);
+  const at::Tensor r = at::rand({1300}) * 0.9 + 0.1;
+  CHECK(divprune_order(x, 300, 0) == divprune_order(x, 300));
+  CHECK(cdpruner_order(x, r, 20, 0) == cdpruner_order(x, r, 20));
+  const Cosines whole(unit_rows(x)), single(unit_rows(x), 1299);
+  CHECK((whole.nearest() - single.nearest()).abs().max().item<float>() < 1e-6);
+  CHECK((whole.row(77) - single.row(77)).narrow(0, 78, 1222).abs().max().item<float>() < 1e-6);
 }
 
 TEST_CASE("VScan: windows") {
@@ -188,6 +303,14 @@ TEST_CASE("compositions and settings") {
   };
   CHECK(settings("pyramiddrop", llava)["layers"] == Ids{8, 16, 24});
   CHECK(settings("pyramiddrop(layers=3,keep=0.5)", llava)["layers"] == Ids{3});
+  CHECK(settings("pyramiddrop", {4, nullptr, 0})["layers"] == Ids{1, 2, 3});
+  CHECK(settings("pyramiddrop", {3, nullptr, 0})["layers"] == Ids{1, 2});
+  CHECK(settings("pyramiddrop", {3, nullptr, 0})["keep"] == std::vector<double>{0.25, 0.125});
+  CHECK(settings("pyramiddrop", {2, nullptr, 0})["layers"] == Ids{1});
+  CHECK_THROWS_WITH_AS(make_pruners("pyramiddrop", {1, nullptr, 0}),
+                       "pyramiddrop: no layers are given (its own are for models of 2 and more)", Error);
+  CHECK(settings("visionzip", llava)["dominant"] == 54.0 / 576);
+  CHECK(settings("visionzip(dominant=54,contextual=10)", qwen)["contextual"] == 10);
   CHECK(settings("vscan", qwen)["layers"] == Ids{18});
   CHECK(settings("vscan", llava)["layers"].empty());
   CHECK(settings("vscan(layers=2+4,layer-keep=0.5+0.5)", qwen)["layer_keep"] ==
@@ -199,7 +322,7 @@ TEST_CASE("compositions and settings") {
   };
   error("pyramiddrop(layers=3+2+9)", "pyramiddrop: the layers must ascend");
   error("pyramiddrop(layers=3)", "pyramiddrop: 1 layers but 3 fractions to keep");
-  error("pyramiddrop(layers=none,keep=none)", "pyramiddrop: no layers are given");
+  error("pyramiddrop(layers=none,keep=none)", "pyramiddrop: no layers are given (its own are for models of 2 and more)");
   error("vscan(layers=none)", "vscan: 0 layers but 1 fractions to keep");
   error("pyramiddrop(layers=8+x+9)", "pyramiddrop: layers: expected a list of numbers, got \"8+x+9\"");
   error("pyramiddrop(layers=8+16+28)",

@@ -44,6 +44,22 @@ TEST_CASE("random: the choice for a seed never changes") {
   CHECK(chosen(RandomPruner({0.25, 0, -1}), views.view) == Ids{3, 5, 8, 14});
 }
 
+TEST_CASE("random: pictures differ in what they keep, questions do not") {
+  Views views({{4, 4}, {4, 4}});
+  const RandomPruner pruner({0.25, 0, -1});
+  const auto with = [&](float first, float second) {
+    views.set_pictures({at::full({16, 3}, first), at::full({16, 3}, second)});
+    return chosen(pruner, views.view);
+  };
+  const Ids base = with(1, 2);
+  CHECK(base == Ids{0, 2, 8, 15, 16, 19, 27, 28});  // the same anywhere
+  CHECK(with(1, 2) == base);
+  CHECK(with(1, 3) != base);
+  CHECK(with(2, 1) != base);
+  views.view.text_hidden = at::ones({3, 2});
+  CHECK(with(1, 2) == base);
+}
+
 TEST_CASE("random: every token has the same chance") {
   const Views views({{2, 5}});
   std::vector<int> count(10);
@@ -65,6 +81,7 @@ TEST_CASE("random: a budget counts all tokens, not the living ones") {
 
 TEST_CASE("random: where it cuts") {
   CHECK(RandomPruner({0.5, 0, -1}).cuts()[0].when() == 0);
+  CHECK(RandomPruner({0.5, 0, -1}).cuts()[0].renumbers);  // as every cut before the first layer
   CHECK(RandomPruner({0.5, 0, 3}).cuts()[0].when() == 7);
   CHECK(RandomPruner({0.5, 4, 3}).settings() == nlohmann::json{{"keep", 0.5}, {"seed", 4}, {"layer", 3}});
 }
@@ -99,6 +116,27 @@ TEST_CASE("reference: only living tokens, with their scores") {
   CHECK(at::equal(selection.scores, at::tensor({1.f, 0.f, 0.f, 1.f})));
   views.view.living = at::tensor({4, 5}, at::kLong);  // nothing left of the second image
   CHECK(chosen(pruner, views.view) == Ids{0});
+}
+
+TEST_CASE("reference: a class token is in no box") {
+  Views views({{2, 2}, {2, 2}});
+  views.view.living = at::tensor({8, 1, 3, 9, 4, 5}, at::kLong);  // of either image: class token, two patches
+  views.set_boxes({{whole_image}, {{0, 0, 0.1, 0.1}}});
+  CHECK(chosen(reference(), views.view) == Ids{1, 2, 4});
+}
+
+TEST_CASE("where tokens stand") {
+  const std::vector<ImageSpan> images = {{3, 4, 0}, {2, 5, 12}};
+  const auto place = [&](int64_t source) {
+    const TokenPlace at = place_of(images, source);
+    return Ids{at.image, at.row, at.col};
+  };
+  CHECK(place(0) == Ids{0, 0, 0});
+  CHECK(place(11) == Ids{0, 2, 3});
+  CHECK(place(12) == Ids{1, 0, 0});
+  CHECK(place(18) == Ids{1, 1, 1});
+  CHECK(place(22) == Ids{0, 1, 2});  // class tokens
+  CHECK(place(23) == Ids{1, 1, 2});
 }
 
 TEST_CASE("reference: one list of boxes per image") {
