@@ -24,8 +24,8 @@ void block_of_cosines(const at::Tensor& unit, int64_t i, at::Tensor& block) {
 }  // namespace
 
 at::Tensor unit_rows(const at::Tensor& x) {
-  const at::Tensor wide = x.to(at::kFloat);
-  return wide / wide.norm(2, 1, true).clamp_min(1e-12);
+  at::Tensor wide = x.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+  return wide.div_(wide.norm(2, 1, true).clamp_min(1e-12));
 }
 
 at::Tensor cosines(const at::Tensor& unit) {

@@ -171,19 +171,19 @@ std::vector<int64_t> encode_chat(const Tokenizer& tokenizer, const std::vector<M
       ids.push_back(format.special_id(tokenizer, piece.text));
       continues = !format.restarts(piece.text);
     } else {
-      const auto encode = [&](const std::string& text) {
-        return tokenizer.encode(text, /*parse_special=*/false, continues);
+      const auto encode = [&](std::string_view text, bool behind) {
+        return tokenizer.encode(text, /*parse_special=*/false, behind);
       };
-      const std::vector<int64_t> words = encode(piece.text);
-      // The ids that the beginning of a text has in common with the whole end before its own end.
-      const auto ids_of_first = [&](size_t bytes) {
-        const std::vector<int64_t> part = encode(piece.text.substr(0, bytes));
-        return std::ranges::mismatch(words, part).in1 - words.begin();
-      };
+      const std::vector<int64_t> words = encode(piece.text, continues);
       if (question && piece.question_begin < piece.question_end) {
-        const auto last = ids_of_first(piece.question_end);
-        for (auto i = ids_of_first(piece.question_begin); i < last; ++i)
-          question->push_back(std::ssize(ids) + i);
+        // What is before and behind it, encoded alone, has these ids in common with the whole.
+        const std::string_view text = piece.text;
+        const auto before = encode(text.substr(0, piece.question_begin), continues),
+                   behind = encode(text.substr(piece.question_end), true);
+        const auto first = std::ranges::mismatch(words, before).in1 - words.begin();
+        const auto last =
+            words.rend() - std::mismatch(words.rbegin(), words.rend(), behind.rbegin(), behind.rend()).first;
+        for (auto i = first; i < last; ++i) question->push_back(std::ssize(ids) + i);
       }
       ids.insert(ids.end(), words.begin(), words.end());
     }

@@ -92,6 +92,20 @@ class Llava(CliTest):
         if width != height:
             self.assertLess(min(len(rows), len(columns)), 8)
 
+    def test_class_token(self):
+        """VisionZip's class token counts, but has no place in the picture."""
+        overlay, mask = self.dir / "overlay.png", self.dir / "mask.png"
+        zipped = ["--prune", "visionzip(dominant=7,contextual=2)", "--overlay-out", overlay, "--mask-out", mask]
+        got = self.ask_llava(self.original(), *zipped)
+        self.assertEqual((got["kept_tokens"], len(got["images"][0]["keep"])), (9, 8))
+        self.assertLess(max(got["images"][0]["keep"]), 64)
+        self.assertEqual(read_png(overlay)[:2], read_png(PHOTO)[:2])
+        both = self.ask_llava(self.converted(), "--prune", "visionzip+glimpse", "--keep", "0.05", images=(PHOTO, OTHER))
+        self.assertEqual(both["kept_tokens"], 6)
+        self.fails(["ask", "-m", self.dir / "model", "-i", PHOTO, "--prune", "visionzip(dominant=60,contextual=20)", "x"],
+                   "60 dominant and 20 contextual tokens are more than the 64 of an image")
+        self.fails(["ask", "-m", self.dir / "model", "-i", PHOTO, "--prune", "visionzip(contextual=0)", "x"], "contextual is 0")
+
     def test_converted_layout(self):
         got = self.ask_llava(self.converted(), images=(PHOTO, OTHER))
         self.assertEqual((got["visual_tokens"], len(got["images"])), (128, 2))

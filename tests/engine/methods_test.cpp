@@ -17,9 +17,9 @@ using Ids = std::vector<int64_t>;
 
 namespace {
 
-const std::vector<std::string> kMethods = {"glimpse",  "random",    "random(layer=-1)", "divprune",
-                                           "dart",     "cdpruner",  "cdpruner(relevance=words)",
-                                           "visionzip", "vscan",    "pyramiddrop"};
+const std::vector<std::string> kMethods = {"glimpse", "random",     "random(layer=-1)",          "divprune",
+                                           "dart",    "cdpruner",   "cdpruner(relevance=words)", "visionzip",
+                                           "vscan",   "pyramiddrop"};
 
 // A model and prompts for it: some with one image, the last with two.
 struct Subject {
@@ -227,9 +227,9 @@ TEST_CASE("a budget means the same for every method") {
 
 TEST_CASE("of several methods the last meets the budget") {
   for (const Subject& subject : subjects())
-    for (const char* both : {"divprune(keep=0.5)+glimpse", "glimpse+divprune(keep=0.5)",  // glimpse cuts last
-                             "visionzip(dominant=0.4,contextual=0.1)+glimpse",
-                             "pyramiddrop(layers=1+2,keep=0.6+0.4)+glimpse"})
+    for (const char* both :
+         {"divprune(keep=0.5)+glimpse", "glimpse+divprune(keep=0.5)",  // glimpse cuts last
+          "visionzip(dominant=0.4,contextual=0.1)+glimpse", "pyramiddrop(layers=1+2,keep=0.6+0.4)+glimpse"})
       CHECK(run(subject, subject.prompts[0], subject.chain(both), {.keep = {}, .count = 5}, 0)
                 .sequence.kept.size() == 5);
 }
@@ -259,8 +259,8 @@ TEST_CASE("text is never lost and order is kept") {
           CHECK(place_of(prompt.images, living[0].item<int64_t>()).image == 0);
         else
           CHECK(at::equal(living, at::tensor(kept, at::kLong)));
-        const bool renumbered = prompt.position_ids.size(0) == 1 && !method.starts_with("glimpse") &&
-                                method != "random";
+        const bool renumbered =
+            prompt.position_ids.size(0) == 1 && !method.starts_with("glimpse") && method != "random";
         if (renumbered) {
           CHECK(at::equal(done.sequence.position_ids[0], at::arange(text + std::ssize(kept), at::kLong)));
           continue;
@@ -354,16 +354,14 @@ TEST_CASE("the question's rows, wherever the image stands") {
   const char* const question = "What letter is on the red square?";
   const Ids ids = model.tokenizer().encode(question);
   const at::Tensor asked = model.decoder().embed(at::tensor(ids, at::kLong));
-  const Message before{"user", {shown}}, answered{"assistant", {words("A dog.")}};
+  const Message answered{"assistant", {words("A dog.")}};
   Ids kept;
   for (const std::vector<Message>& talk :
        {std::vector<Message>{{"user", {shown, words(question)}}},
         {{"user", {words(question), shown}}},
         {{"system", {words("Be brief.")}}, {"user", {words(question), shown}}},
         {{"user", {shown, words("What is it?")}}, answered, {"user", {words(question)}}},
-        {before, answered,
-         {"user", {words("What letter is on the red square?\nAnswer the question using a single word or "
-                         "phrase.")}}}}) {
+        {{"user", {shown}}, answered, {"user", {words(question)}}}}) {
     Run asking = started(model.prompt(talk, {image}, {}), {});
     const auto witness = std::make_shared<Witness>(builtin().chain("cdpruner(relevance=words)")[0]);
     asking.sequence.pruners = {witness};
@@ -373,9 +371,27 @@ TEST_CASE("the question's rows, wherever the image stands") {
     if (kept.empty()) kept = asking.sequence.kept;
     CHECK(asking.sequence.kept == kept);  // the same picture, the same question
   }
-  // Two parts around an image are both the question's.
-  const Prompt parts = model.prompt({{"user", {words("Look"), shown, words(" here")}}}, {image}, {});
-  CHECK(parts.question_rows.size() == model.tokenizer().encode("Look").size() + model.tokenizer().encode(" here").size());
+  // Two parts around an image are both the question's; the line that asks for a short answer is not.
+  const auto rows = [&](const std::vector<Part>& parts) {
+    const std::vector<Message> talk = {{"user", parts}};
+    return std::ssize(
+        model
+            .prompt(talk,
+                    std::vector<Image>(std::ranges::count(parts, Part::Kind::image, &Part::kind), image), {})
+            .question_rows);
+  };
+  const auto length = [&](const char* text) { return std::ssize(model.tokenizer().encode(text)); };
+  CHECK(rows({words("Look"), shown, words(" here")}) == length("Look") + length(" here"));
+  CHECK(rows({shown, words("Why?\nAnswer the question using a single word or phrase.")}) == length("Why?"));
+}
+
+TEST_CASE("random: one choice for a picture, whatever is asked about it") {
+  const Subject& subject = subjects()[1];
+  const auto kept = [&](size_t prompt) {
+    return run(subject, subject.prompts[prompt], subject.chain("random"), {}, 0).sequence.kept;
+  };
+  CHECK(kept(0) == kept(1));
+  CHECK(kept(0) != kept(2));
 }
 
 TEST_CASE("a class token counts, but is no place in the picture") {

@@ -185,7 +185,8 @@ TEST_CASE("every method on LLaVA") {
        {"none", "glimpse", "random", "random(layer=-1)", "divprune", "cdpruner(relevance=words)", "dart",
         "visionzip", "vscan", "vscan(layers=2+3,layer_keep=0.5+0.5)",
         "vscan(keep=0.63,window=2,layers=2,layer_keep=0.5)", "pyramiddrop(layers=1+2+3)",
-        "divprune(keep=0.5)+glimpse", "vscan+pyramiddrop(layers=2,keep=0.1)"})
+        "divprune(keep=0.5)+glimpse", "vscan+pyramiddrop(layers=2,keep=0.1)",
+        "visionzip(dominant=20,contextual=6)", "visionzip(dominant=0.3,contextual=0.1)+glimpse"})
     for (const double keep : {0.0, 0.05, 0.222, 1.0}) {
       CAPTURE(keep);
       Budget budget;

@@ -56,6 +56,24 @@ TEST_CASE("what a conversation asks") {
   CHECK(question_of({{"system", {words("x")}}}).empty());
 }
 
+TEST_CASE("which ids hold the question") {
+  const auto tokenizer = Tokenizer::load(tiny_model());
+  const auto asked = [&](const std::vector<Message>& messages) {
+    std::vector<int64_t> question, out;
+    const auto ids = encode_chat(*tokenizer, messages, true, QwenChat(), &question);
+    for (const int64_t place : question) out.push_back(ids.at(place));
+    return out;
+  };
+  const auto ids = tokenizer->encode("What is it?");
+  CHECK(asked({{"user", {image, words("What is it?")}}}) == ids);
+  CHECK(asked({{"user", {words("What is it?"), image}}}) == ids);
+  CHECK(asked({{"user", {words("What"), words(" is it?")}}}) == ids);
+  CHECK(asked({{"system", {words("What?")}}, {"user", {words("Who?")}}, {"user", {words("What is it?")}}}) ==
+        ids);
+  CHECK(asked({{"user", {image}}}).empty());
+  CHECK(asked({{"system", {words("What is it?")}}}).empty());
+}
+
 TEST_CASE("messages cannot smuggle special tokens in") {
   const auto tokenizer = Tokenizer::load(tiny_model());
   const auto specials = [&](const std::vector<Message>& messages) {

@@ -179,7 +179,11 @@ TEST_CASE("a space in front of what follows an image, though not of what follows
   folder.write("tokenizer_config.json", R"({"legacy": false})");
   const auto tokenizer = Tokenizer::load(folder.path());
   const Message answer{"assistant", {{Part::Kind::text, "b"}}};
-  const Ids ids = encode_chat(*tokenizer, {question, answer, question}, true, VicunaChat(-200));
+  Ids places;
+  const Ids ids = encode_chat(*tokenizer, {question, answer, question}, true, VicunaChat(-200), &places);
+  REQUIRE(places.size() == 1);  // "ab" is one token
+  CHECK(places[0] > std::find(ids.begin(), ids.end(), 2) - ids.begin());
+  CHECK(ids[places[0]] == 260);
   CHECK(ids.front() == 262);
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] == -200) CHECK(Ids(ids.begin() + i + 1, ids.begin() + i + 4) == Ids{262, 13, 260});
