@@ -47,14 +47,14 @@ struct Request {
 /// What came of it.
 struct Answer {
   std::string text;
-  std::vector<int64_t> ids;                ///< the end token not included
-  std::string finish_reason;               ///< "stop", "length" or "cancelled"
-  std::vector<ImageSpan> images;           ///< token grids
+  std::vector<int64_t> ids;       ///< the end token not included
+  std::string finish_reason;      ///< "stop", "length" or "cancelled"
+  std::vector<ImageSpan> images;  ///< token grids
   /// Per image, row-major indices of the visual tokens kept. A class token (VisionZip) has no place and is
   /// counted in `kept_tokens` only.
   std::vector<std::vector<int64_t>> keep;
-  std::vector<float> scores;               ///< [N] probability per visual token, or empty
-  nlohmann::json pruning;                  ///< methods and their settings
+  std::vector<float> scores;  ///< [N] probability per visual token, or empty
+  nlohmann::json pruning;     ///< methods and their settings
   int64_t prompt_tokens = 0, visual_tokens = 0, kept_tokens = 0;
   std::vector<int64_t> question_rows;  ///< that a text tower ran for each piece of the question, if asked to
   int64_t cached_tokens = 0;           ///< of the prompt: what an image prefix saved

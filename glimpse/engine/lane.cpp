@@ -96,17 +96,17 @@ at::Tensor Lane::cut_encoder(const at::Tensor& embeds) {
       if (cut.place != Cut::Place::encoder) continue;
       const Selection selection = choose(stage, cut, encoder_view(stage, left));
       living_->source = selected(selection, living_->source);
-      left = selection.features.defined()
-                 ? selection.features.to(left.options())
-                 : left.index_select(0, index_tensor(selection.keep, left.device()));
+      left = selection.features.defined() ? selection.features.to(left.options())
+                                          : left.index_select(0, index_tensor(selection.keep, left.device()));
       last = cut;
     }
   living_->enter(living_->source, images);
   std::vector<int64_t> rows = living_->rows;
   if (living_->guide) rows.pop_back();
   sequence_.position_ids = sequence_.position_ids.index_select(1, at::tensor(rows, at::kLong));
-  invariant(last->renumbers && sequence_.position_ids.size(0) == 1,
-            "a cut at the encoder's output, whose tokens leave their places, needs positions that count rows");
+  invariant(
+      last->renumbers && sequence_.position_ids.size(0) == 1,
+      "a cut at the encoder's output, whose tokens leave their places, needs positions that count rows");
   renumber(*last);
   sequence_.times.prune += timer.ms();
   return left;

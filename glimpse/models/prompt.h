@@ -25,8 +25,8 @@ struct Prompt {
   std::vector<int64_t> visual_rows;  ///< [N]: where the visual tokens stand
   std::vector<Patches> patches;      ///< encoder input, one per image
   std::string question;              ///< what is asked, as a text encoder of the family's should read it
-  /// [Q]: which of its text rows (those that are not visual) hold the question; of prompts made from ids those
-  /// that follow the last image, or all if none do.
+  /// [Q]: which of its text rows (those that are not visual) hold the question; of prompts made from ids
+  /// those that follow the last image, or all if none do.
   std::vector<int64_t> question_rows;
 };
 

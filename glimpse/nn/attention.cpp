@@ -169,8 +169,8 @@ at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k) {
 
 namespace {
 
-// Column sums of softmax(q k^T): q, k [T, d] float32, q scaled -> adds them to sums [T]. Holds one cache-sized
-// block of weights.
+// Column sums of softmax(q k^T): q, k [T, d] float32, q scaled -> adds them to sums [T]. Holds one
+// cache-sized block of weights.
 void add_column_sums(const at::Tensor& q, const at::Tensor& k, at::Tensor& sums) {
   const int64_t length = q.size(0), block = std::max<int64_t>(8, (q.is_cpu() ? 1 << 20 : 1 << 26) / length);
   at::Tensor weights = at::empty({std::min(block, length), length}, q.options());

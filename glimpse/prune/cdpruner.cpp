@@ -53,7 +53,8 @@ std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor
   // gain[j]: what token j would add to the determinant; row t of `factor` is the kernel's Cholesky factor.
   at::Tensor gain = unit.square().sum(1).cpu() * r * r;
   at::Tensor factor = at::empty({count, n}), known = at::empty({n});
-  const at::Tensor rounding = 1e-6F * gain;  // a gain this small, beside the token's first one, is nothing else
+  const at::Tensor rounding =
+      1e-6F * gain;  // a gain this small, beside the token's first one, is nothing else
   constexpr float chosen = -std::numeric_limits<float>::infinity();
   while (static_cast<int64_t>(order.size()) < count) {
     const auto t = static_cast<int64_t>(order.size());

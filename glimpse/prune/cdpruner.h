@@ -37,8 +37,8 @@ class CdPruner : public Pruner {
 at::Tensor cdpruner_relevance(const at::Tensor& image, const at::Tensor& text, bool negate);
 
 /// The order in which CDPruner chooses `count` of features [n, D] with relevance [n]. Where the reference
-/// would give NaN (more picks than the kernel's rank) this goes on with the most relevant ones. `at_once`: see
-/// Cosines.
+/// would give NaN (more picks than the kernel's rank) this goes on with the most relevant ones. `at_once`:
+/// see Cosines.
 std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor& relevance, int64_t count,
                                     int64_t at_once = Cosines::most_at_once);
 

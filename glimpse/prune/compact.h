@@ -22,8 +22,8 @@ struct LivingRows {
   LivingRows(int64_t count, const std::vector<int64_t>& visual_rows, bool with_guide, int64_t layers);
   /// Positions of the living visual tokens among the current rows [n].
   std::vector<int64_t> visual_positions() const;
-  /// Makes `tokens` (source indices, image by image) the visual tokens that enter the language model: those of
-  /// an image stand, in this order, in the first of its rows.
+  /// Makes `tokens` (source indices, image by image) the visual tokens that enter the language model: those
+  /// of an image stand, in this order, in the first of its rows.
   void enter(const std::vector<int64_t>& tokens, std::span<const ImageSpan> images);
 };
 

@@ -20,13 +20,10 @@ Fields Dart::Options::fields() {
 std::vector<int64_t> dart_tokens(const at::Tensor& features, const at::Tensor& text, int64_t count,
                                  const Dart::Options& options) {
   const auto l1 = [](const at::Tensor& x) { return x.to(at::kFloat).abs().sum(1); };
-  const auto rows = [](const at::Tensor& x, const std::vector<int64_t>& index) {
-    return x.index_select(0, at::tensor(index, at::kLong).to(x.device()));
-  };
   std::vector<int64_t> keep = top_indices(l1(features), std::min(options.image_pivots, count));
   const std::vector<int64_t> words = top_indices(l1(text), options.text_pivots);
   const at::Tensor pivots =
-      unit_rows(at::cat({rows(features, keep), rows(text, words).to(features.scalar_type())}));
+      unit_rows(at::cat({rows_of(features, keep), rows_of(text, words).to(features.scalar_type())}));
   flop_count::add(2 * pivots.size(0) * features.numel());
   at::Tensor difference = -at::mm(pivots, unit_rows(features).t()).nan_to_num(2).cpu();  // [pivots, n]
   const auto left = [&] { return count - static_cast<int64_t>(keep.size()); };

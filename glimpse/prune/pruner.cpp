@@ -11,8 +11,9 @@ TokenPlace place_of(std::span<const ImageSpan> images, int64_t source) {
     const ImageSpan& image = images[source - total];
     return {source - total, image.rows / 2, image.cols / 2};
   }
-  const auto next = std::upper_bound(images.begin(), images.end(), source,
-                                     [](int64_t token, const ImageSpan& image) { return token < image.first; });
+  const auto next =
+      std::upper_bound(images.begin(), images.end(), source,
+                       [](int64_t token, const ImageSpan& image) { return token < image.first; });
   const ImageSpan& image = *std::prev(next);
   const int64_t place = source - image.first;
   return {std::prev(next) - images.begin(), place / image.cols, place % image.cols};

@@ -89,9 +89,9 @@ struct View {
   at::Tensor text_hidden;             ///< [T, D]: hidden states of the other rows (guide excluded); undefined
                                       ///< at the encoder's output
   at::Tensor question;                ///< [Q] int64: which of these rows hold the question
-  std::vector<at::Tensor> vision_states;  ///< [S, Dv] each, in the order of Taps::vision_layers
-  at::Tensor windows;                     ///< [S] int64: encoder window of each token
-  at::Tensor attention;                   ///< [n, layers * H] float32, layer-major
+  std::vector<at::Tensor> vision_states;          ///< [S, Dv] each, in the order of Taps::vision_layers
+  at::Tensor windows;                             ///< [S] int64: encoder window of each token
+  at::Tensor attention;                           ///< [n, layers * H] float32, layer-major
   std::vector<VisionAttention> vision_attention;  ///< in the order of Taps::vision_attention
   at::Tensor shared_image;                        ///< [S, P]: see Taps::shared_space
   at::Tensor shared_question;                     ///< [M, P]: of the M pieces of the question

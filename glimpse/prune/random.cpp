@@ -19,13 +19,13 @@ Fields RandomPruner::Options::fields() {
 }
 
 std::vector<Cut> RandomPruner::cuts() const {
-  if (options_.layer < 0)
-    return {{.place = Cut::Place::before, .renumbers = true, .reads_text = false}};
+  if (options_.layer < 0) return {{.place = Cut::Place::before, .renumbers = true, .reads_text = false}};
   return {{Cut::Place::after, options_.layer, true}};
 }
 
 Selection RandomPruner::select(const View& view, const Cut&, const Budget& budget) const {
-  // The pictures' own values, which no batch, kernel or dtype changes, make the choice differ between pictures.
+  // The pictures' own values, which no batch, kernel or dtype changes, make the choice differ between
+  // pictures.
   auto seed = static_cast<uint64_t>(options_.seed);
   for (const Patches& picture : view.pictures) {
     const at::Tensor values = picture.pixel_values.contiguous();

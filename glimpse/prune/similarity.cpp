@@ -11,10 +11,6 @@ namespace {
 constexpr int64_t kBlock = 512;
 constexpr float kSelf = -2;  // below every cosine
 
-at::Tensor rows_of(const at::Tensor& x, const std::vector<int64_t>& index) {
-  return x.index_select(0, at::tensor(index, at::kLong).to(x.device()));
-}
-
 // Of rows from i on with all from i on: block [rows, n - i].
 void block_of_cosines(const at::Tensor& unit, int64_t i, at::Tensor& block) {
   flop_count::add(2 * block.numel() * unit.size(1));
@@ -22,6 +18,10 @@ void block_of_cosines(const at::Tensor& unit, int64_t i, at::Tensor& block) {
 }
 
 }  // namespace
+
+at::Tensor rows_of(const at::Tensor& x, const std::vector<int64_t>& index) {
+  return x.index_select(0, at::tensor(index, at::kLong).to(x.device()));
+}
 
 at::Tensor unit_rows(const at::Tensor& x) {
   at::Tensor wide = x.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);

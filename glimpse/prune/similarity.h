@@ -6,6 +6,9 @@
 
 namespace glimpse {
 
+/// These rows of x [n, D].
+at::Tensor rows_of(const at::Tensor& x, const std::vector<int64_t>& index);
+
 /// Rows of x [n, D] scaled to length one, float32.
 at::Tensor unit_rows(const at::Tensor& x);
 

@@ -8,19 +8,12 @@
 
 namespace glimpse {
 
-namespace {
-
-at::Tensor rows_of(const at::Tensor& x, const std::vector<int64_t>& index) {
-  return x.index_select(0, at::tensor(index, at::kLong).to(x.device()));
-}
-
-}  // namespace
-
 Fields VisionZip::Options::fields() {
   Fields fields;
   fields
       .add("dominant", dominant,
-           "fraction of the visual tokens to keep as they are, a class token among them; from 1 on their number",
+           "fraction of the visual tokens to keep as they are, a class token among them; from 1 on their "
+           "number",
            {0, 1e6})
       .add("contextual", contextual,
            "fraction, at least one token, to merge the others into; from 1 on their number", {0, 1e6});

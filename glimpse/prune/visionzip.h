@@ -42,8 +42,8 @@ struct VisionZipChoice {
   std::vector<int64_t> dominant, contextual;
   Assignment merged;
 };
-/// Chooses among n tokens by attention received [n] and keys [n, d]. Error if fewer than `contextual` are left
-/// beside the dominant ones.
+/// Chooses among n tokens by attention received [n] and keys [n, d]. Error if fewer than `contextual` are
+/// left beside the dominant ones.
 VisionZipChoice visionzip_choice(const at::Tensor& received, const at::Tensor& keys, int64_t dominant,
                                  int64_t contextual);
 /// The contextual tokens of features [n, D], each with the mean of what it was assigned added: float32.

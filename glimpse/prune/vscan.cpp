@@ -76,8 +76,7 @@ std::vector<int64_t> vscan_global(const at::Tensor& scores, const std::vector<in
 }
 
 at::Tensor vscan_merge(const at::Tensor& features, const std::vector<int64_t>& keep) {
-  const at::Tensor index = at::tensor(keep, at::kLong).to(features.device());
-  const at::Tensor kept = features.index_select(0, index).to(at::kFloat);
+  const at::Tensor kept = rows_of(features, keep).to(at::kFloat);
   if (keep.empty()) return kept;
   const Assignment merged = assign(unit_rows(features), others(features.size(0), keep), keep);
   const Assigned assigned = sum_assigned(features, merged, kept.size(0));

@@ -87,8 +87,8 @@ std::string question_of(const std::vector<Message>& messages);
 /// The token ids of the prompt. They equal those of Hugging Face's apply_chat_template for messages without
 /// special tokens in their text. Where Hugging Face turns "<|im_end|>" in a message into the control token,
 /// this encodes it as ordinary text: a message cannot end its turn, add an image or speak for another role.
-/// Throws Error when the tokenizer lacks one of the format's tokens. `question`, if given, receives the places
-/// of the ids that hold what is asked.
+/// Throws Error when the tokenizer lacks one of the format's tokens. `question`, if given, receives the
+/// places of the ids that hold what is asked.
 std::vector<int64_t> encode_chat(const Tokenizer& tokenizer, const std::vector<Message>& messages,
                                  bool add_generation_prompt, const ChatFormat& format = QwenChat(),
                                  std::vector<int64_t>* question = nullptr);

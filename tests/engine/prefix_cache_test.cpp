@@ -288,7 +288,8 @@ TEST_CASE("plain positions: a LLaVA's prompts, where some methods renumber") {
        {"none", "glimpse", "divprune(keep=0.5)", "visionzip", "vscan(window=2,layers=2,layer_keep=0.3)",
         "pyramiddrop", "divprune(keep=0.5)+pyramiddrop", "divprune(keep=0.5)+glimpse(threshold=0.2)",
         "cdpruner", "cdpruner(keep=0.5)+glimpse", "cdpruner(relevance=words)", "random(layer=-1)",
-        "visionzip(dominant=20,contextual=6)+glimpse", "visionzip+pyramiddrop", "visionzip+cdpruner(keep=0.1)"}) {
+        "visionzip(dominant=20,contextual=6)+glimpse", "visionzip+pyramiddrop",
+        "visionzip+cdpruner(keep=0.1)"}) {
     CAPTURE(prune);
     PrefixCache cache(size_t{1} << 30);
     for (const int64_t question : {40, 41, 42}) {

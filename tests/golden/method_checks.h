@@ -11,7 +11,8 @@
 #undef CHECK
 #include <doctest/doctest.h>
 
-// Selection functions against a golden case, whose arrays come from a file or from one of several cases in it.
+// Selection functions against a golden case, whose arrays come from a file or from one of several cases in
+// it.
 namespace glimpse::test {
 
 using Ids = std::vector<int64_t>;
@@ -50,9 +51,8 @@ VisionZipChoice check_visionzip(const auto& golden, const at::Tensor& scores, co
   if (!golden.has("topk_indices")) return choice;
   Ids by_score = choice.dominant;
   const at::Tensor score = scores.contiguous();
-  std::sort(by_score.begin(), by_score.end(), [value = score.const_data_ptr<float>()](int64_t a, int64_t b) {
-    return value[a] > value[b];
-  });
+  std::sort(by_score.begin(), by_score.end(),
+            [value = score.const_data_ptr<float>()](int64_t a, int64_t b) { return value[a] > value[b]; });
   CHECK(by_score == golden.integers("topk_indices"));
   return choice;
 }

@@ -210,8 +210,7 @@ void run_case(const GoldenCase& golden) {
     options.config_overrides = {
         {"mm_vision_tower", golden_dir() / golden.info["vision_tower"].get<std::string>()},
         {"max_position_embeddings", 1024}};
-  const Engine engine(load_vlm(golden_dir() / golden.info["model"].get<std::string>(), options),
-                      nullptr);
+  const Engine engine(load_vlm(golden_dir() / golden.info["model"].get<std::string>(), options), nullptr);
   const Vlm& model = engine.model();
   Sequence sequence;
   sequence.prompt = model.prompt(golden.integers("input_ids"), patches_of(golden));
@@ -288,9 +287,8 @@ void run_case(const GoldenCase& golden) {
 
 TEST_CASE("whole runs") {
   int run = 0;
-  for (const char* folder :
-       {"llava_visionzip", "llava_divprune", "llava_cdpruner", "llava_pdrop", "llava_vscan", "qwen_visionzip",
-        "qwen_vscan"})
+  for (const char* folder : {"llava_visionzip", "llava_divprune", "llava_cdpruner", "llava_pdrop",
+                             "llava_vscan", "qwen_visionzip", "qwen_vscan"})
     for (const GoldenCase& golden : golden_cases(methods_dir() / folder)) {
       INFO(folder << "/" << golden.name << ": " << composition(golden));
       run_case(golden);

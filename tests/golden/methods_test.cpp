@@ -103,13 +103,13 @@ TEST_CASE("VisionZip's choice") {
   });
   each_pure("visionzip_qwen", [](const PureCase& golden) {
     const int64_t n = golden["scores"].size(0);
-    const auto choice = check_visionzip(
-        golden, golden["scores"], golden["metric"], part_of(n, golden.info["dominant_ratio"]),
-        std::max<int64_t>(part_of(n, golden.info["contextual_ratio"]), 1));
+    const auto choice =
+        check_visionzip(golden, golden["scores"], golden["metric"], part_of(n, golden.info["dominant_ratio"]),
+                        std::max<int64_t>(part_of(n, golden.info["contextual_ratio"]), 1));
     const Ids keep = merge_indices(choice.dominant, choice.contextual);
     CHECK(keep == golden.integers("kept_indices"));
-    const at::Tensor features = golden["features"].index_copy(
-        0, at::tensor(choice.contextual, at::kLong), visionzip_merge(golden["features"], choice));
+    const at::Tensor features = golden["features"].index_copy(0, at::tensor(choice.contextual, at::kLong),
+                                                              visionzip_merge(golden["features"], choice));
     compare("kept_features", features.index_select(0, at::tensor(keep, at::kLong)), golden["kept_features"],
             2e-4);
   });

@@ -23,7 +23,8 @@ void run_case(const Vlm& model, const GoldenCase& parity) {
   const int64_t rows = parity["input_ids"].numel();
   CHECK(sequence.prompt.next_position - rows == parity.integers("rope_deltas")[0]);
   if (parity.has("image_embeds"))
-    compare("image_embeds", model.project(model.encode(sequence.prompt.patches, {}).embeds), parity["image_embeds"]);
+    compare("image_embeds", model.project(model.encode(sequence.prompt.patches, {}).embeds),
+            parity["image_embeds"]);
 
   const std::vector<Sequence*> one = {&sequence};
   int64_t last = -1;

@@ -206,7 +206,8 @@ TEST_CASE("VisionZip beside a class token") {
   // Fractions: of 12 and of 10.
   CHECK(views.kept(select({0.25, 0.125, true})) == Ids{22, 0, 1, 2, 23, 12, 13});
   CHECK_THROWS_WITH_AS(select({9, 2, true}),
-                       "visionzip: 9 dominant and 2 contextual tokens are more than the 10 of an image", Error);
+                       "visionzip: 9 dominant and 2 contextual tokens are more than the 10 of an image",
+                       Error);
   CHECK_THROWS_WITH_AS(VisionZip({3, 0, true}),
                        "visionzip: contextual is 0, but the other tokens need one to merge into", Error);
   CHECK_THROWS_WITH_AS(VisionZip({2.5, 1, true}),
@@ -322,7 +323,8 @@ TEST_CASE("compositions and settings") {
   };
   error("pyramiddrop(layers=3+2+9)", "pyramiddrop: the layers must ascend");
   error("pyramiddrop(layers=3)", "pyramiddrop: 1 layers but 3 fractions to keep");
-  error("pyramiddrop(layers=none,keep=none)", "pyramiddrop: no layers are given (its own are for models of 2 and more)");
+  error("pyramiddrop(layers=none,keep=none)",
+        "pyramiddrop: no layers are given (its own are for models of 2 and more)");
   error("vscan(layers=none)", "vscan: 0 layers but 1 fractions to keep");
   error("pyramiddrop(layers=8+x+9)", "pyramiddrop: layers: expected a list of numbers, got \"8+x+9\"");
   error("pyramiddrop(layers=8+16+28)",
