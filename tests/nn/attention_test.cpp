@@ -184,9 +184,9 @@ TEST_CASE("attention received inside segments") {
       }
     }
     const at::Tensor wide = at::randn({300, 6, 8});  // other heads' numbers between a row's own
-    CHECK(at::equal(received_attention(wide.narrow(1, 0, 3), wide.narrow(1, 3, 3), {300}),
-                    received_attention(wide.narrow(1, 0, 3).contiguous(), wide.narrow(1, 3, 3).contiguous(),
-                                       {300})));
+    CHECK(at::equal(
+        received_attention(wide.narrow(1, 0, 3), wide.narrow(1, 3, 3), {300}),
+        received_attention(wide.narrow(1, 0, 3).contiguous(), wide.narrow(1, 3, 3).contiguous(), {300})));
     const at::Tensor low = received_attention(q.to(at::kBFloat16), k.to(at::kBFloat16), {300});
     CHECK((low.scalar_type() == at::kFloat));
     CHECK(low.sum().item<float>() == doctest::Approx(1));
