@@ -21,6 +21,8 @@ const std::vector<std::string> kMethods = {"glimpse", "random",     "random(laye
                                            "dart",    "cdpruner",   "cdpruner(relevance=words)", "visionzip",
                                            "vscan",   "pyramiddrop"};
 
+constexpr ImageBounds kSmall = {.min_pixels = {}, .max_pixels = 64 * 28 * 28};
+
 // A model and prompts for it: some with one image, the last with two.
 struct Subject {
   std::string name;
@@ -43,7 +45,7 @@ Request two_images(const std::string& prune) {
 Subject builtin() {
   Subject out{"built-in", tiny_engine(), {}};
   for (const Request& request : {row_request(2), row_request(7), row_request(12), two_images("")})
-    out.prompts.push_back(out.engine.model().prompt(request.messages, request.images, request.bounds));
+    out.prompts.push_back(out.engine.model().prompt(request.messages, request.images, kSmall));
   return out;
 }
 
@@ -310,6 +312,7 @@ TEST_CASE("the scheduler's answers are those of one request at a time") {
   for (size_t i = 0; i < kMethods.size(); ++i)
     requests.push_back(row_request(static_cast<int>(i), kMethods[i]));
   requests.push_back(two_images("visionzip+pyramiddrop"));
+  for (Request& request : requests) request.bounds = kSmall;
   const std::vector<Answer> together = tiny_engine().ask(std::span<const Request>(requests));
   for (size_t i = 0; i < requests.size(); ++i) {
     CAPTURE(requests[i].prune);
@@ -346,43 +349,19 @@ TEST_CASE("a composition equals its stages by hand") {
     }
 }
 
-TEST_CASE("the question's rows, wherever the image stands") {
-  const Vlm& model = tiny_engine().model();
-  const Image image = row_request(2).images[0];
-  const Part shown{Part::Kind::image, ""};
-  const auto words = [](const char* text) { return Part{Part::Kind::text, text}; };
-  const char* const question = "What letter is on the red square?";
-  const Ids ids = model.tokenizer().encode(question);
-  const at::Tensor asked = model.decoder().embed(at::tensor(ids, at::kLong));
-  const Message answered{"assistant", {words("A dog.")}};
-  Ids kept;
-  for (const std::vector<Message>& talk :
-       {std::vector<Message>{{"user", {shown, words(question)}}},
-        {{"user", {words(question), shown}}},
-        {{"system", {words("Be brief.")}}, {"user", {words(question), shown}}},
-        {{"user", {shown, words("What is it?")}}, answered, {"user", {words(question)}}},
-        {{"user", {shown}}, answered, {"user", {words(question)}}}}) {
-    Run asking = started(model.prompt(talk, {image}, {}), {});
-    const auto witness = std::make_shared<Witness>(builtin().chain("cdpruner(relevance=words)")[0]);
-    asking.sequence.pruners = {witness};
-    prefill(model, std::vector<Sequence*>{&asking.sequence});
-    const View& view = witness->seen;
-    CHECK(at::equal(view.text_hidden.index_select(0, view.question), asked));
-    if (kept.empty()) kept = asking.sequence.kept;
-    CHECK(asking.sequence.kept == kept);  // the same picture, the same question
-  }
-  // Two parts around an image are both the question's; the line that asks for a short answer is not.
-  const auto rows = [&](const std::vector<Part>& parts) {
-    const std::vector<Message> talk = {{"user", parts}};
-    return std::ssize(
-        model
-            .prompt(talk,
-                    std::vector<Image>(std::ranges::count(parts, Part::Kind::image, &Part::kind), image), {})
-            .question_rows);
+TEST_CASE("cdpruner compares with the question, wherever the image stands") {
+  const Subject& subject = subjects()[0];
+  const Part image{Part::Kind::image, ""};
+  const auto kept = [&](const std::vector<Part>& parts) {
+    const Prompt prompt =
+        subject.engine.model().prompt({{"user", parts}}, {row_request(2).images[0]}, kSmall);
+    return run(subject, prompt, subject.chain("cdpruner"), {}, 0).sequence.kept;
   };
-  const auto length = [&](const char* text) { return std::ssize(model.tokenizer().encode(text)); };
-  CHECK(rows({words("Look"), shown, words(" here")}) == length("Look") + length(" here"));
-  CHECK(rows({shown, words("Why?\nAnswer the question using a single word or phrase.")}) == length("Why?"));
+  const Part red{Part::Kind::text, "What letter is on the red square?"},
+      count{Part::Kind::text, "How many circles are there in this picture?"};
+  CHECK(kept({image, red}) == kept({red, image}));
+  CHECK(kept({image, count}) == kept({count, image}));
+  CHECK(kept({image, red}) != kept({image, count}));
 }
 
 TEST_CASE("random: one choice for a picture, whatever is asked about it") {
