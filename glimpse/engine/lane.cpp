@@ -29,19 +29,42 @@ Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
     stage.first_attention = add(taps_.attention, stage.taps.vision_attention);
   }
   if (cache && sequence.prefix_key) end_ = prefix_end(sequence.prompt, sequence.pruners, layers());
-}
-
-at::Tensor Lane::start() {
-  const Timer timer;
-  const Prompt& prompt = sequence_.prompt;
   if (end_) prefix_ = cache_->find(*sequence_.prefix_key);
+
+  const Prompt& prompt = sequence_.prompt;
   sequence_.cache = KvCache(layers());
   sequence_.position_ids = prompt.position_ids;
   sequence_.next_position = prompt.next_position;
   sequence_.shift.clear();
-  living_.emplace(static_cast<int64_t>(prompt.ids.size()), prompt.visual_rows, guided_ != nullptr, layers());
-  at::Tensor x = prefix_ ? resume() : embed_all();
   sequence_.question_rows.clear();
+  sequence_.times = {};
+  living_.emplace(static_cast<int64_t>(prompt.ids.size()), prompt.visual_rows, guided_ != nullptr, layers());
+  if (prefix_)
+    resume();
+  else if (!prompt.images.empty())
+    encoding_ = model_.encoding(prompt.patches, taps_);
+}
+
+void Lane::encode() {
+  const Timer timer;
+  if (encoder_steps() > 0) encoding_->step();
+  if (encoder_steps() == 0) embedded_ = embed();
+  sequence_.times.vision += timer.ms();
+}
+
+// The prompt's rows, those of a prefix from the cache left out, and the guide token.
+at::Tensor Lane::embed() {
+  const Prompt& prompt = sequence_.prompt;
+  const Decoder& decoder = model_.decoder();
+  at::Tensor x;
+  if (prefix_) {
+    const std::vector<int64_t> ids(prompt.ids.begin() + prefix_->tokens, prompt.ids.end());
+    x = decoder.embed(index_tensor(ids, decoder.options().device()));
+  } else {
+    if (encoding_) vision_ = encoding_->finish();
+    encoding_.reset();
+    x = embed_rows(model_, prompt, vision_);
+  }
   if (taps_.shared) {
     question_ = model_.encode_text(prompt.question);
     sequence_.question_rows = question_.rows;
@@ -53,18 +76,11 @@ at::Tensor Lane::start() {
         at::full({prompt.position_ids.size(0), 1}, prompt.next_position - shift, at::kLong);
     sequence_.position_ids = at::cat({sequence_.position_ids, position}, 1);
   }
-  sequence_.times.vision = timer.ms();
   return x;
 }
 
-at::Tensor Lane::embed_all() {
-  EmbeddedPrompt embedded = embed_prompt(model_, sequence_.prompt, taps_);
-  vision_ = std::move(embedded.vision);
-  return embedded.rows;
-}
-
-// The prompt's rows after the prefix; the prefix's own stay away from the layers that they have been through.
-at::Tensor Lane::resume() {
+// Goes on with the rows after the prefix; its own stay away from the layers that they have been through.
+void Lane::resume() {
   const Prompt& prompt = sequence_.prompt;
   const auto is_left = [&](int64_t row) {
     return row >= prefix_->tokens || std::binary_search(prefix_->rows.begin(), prefix_->rows.end(), row);
@@ -83,8 +99,6 @@ at::Tensor Lane::resume() {
   const int64_t left = static_cast<int64_t>(prompt.ids.size()) - prefix_->tokens;
   const at::Tensor positions = prompt.position_ids.narrow(1, prefix_->tokens, left) - shift;
   sequence_.position_ids = at::cat({prefix_->position_ids, positions}, 1);
-  const std::vector<int64_t> ids(prompt.ids.begin() + prefix_->tokens, prompt.ids.end());
-  return model_.decoder().embed(index_tensor(ids, model_.decoder().options().device()));
 }
 
 void Lane::leave_prefix(const at::Tensor& hidden) const {
@@ -127,8 +141,9 @@ at::Tensor* Lane::wanted_query(int64_t layer) {
   return std::any_of(stages_.begin(), stages_.end(), wants) ? &query_ : nullptr;
 }
 
-SequenceRows Lane::batch_rows(int64_t layer) {
-  return {&sequence_.cache, rows(), wanted_query(layer), rows() - 1};
+SequenceRows Lane::batch_rows(int64_t layer, int64_t begin, int64_t end) {
+  at::Tensor* const query = end == rows() ? wanted_query(layer) : nullptr;
+  return {&sequence_.cache, end - begin, query, end - begin - 1, rows() - end};
 }
 
 void Lane::after_layer(int64_t layer) {

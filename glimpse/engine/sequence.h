@@ -55,6 +55,8 @@ struct EmbeddedPrompt {
 
 /// Encodes the images of a prompt, recording what `taps` ask for, and embeds it.
 EmbeddedPrompt embed_prompt(const Vlm& model, const Prompt& prompt, const VisionTaps& taps);
+/// The rows of a prompt whose images gave `vision`, from which they take `embeds`.
+at::Tensor embed_rows(const Vlm& model, const Prompt& prompt, VisionOutput& vision);
 
 /// Looks at the hidden states on their way: layer, output [R, D] of the whole ragged batch.
 using Observer = std::function<void(int64_t layer, const at::Tensor& hidden)>;

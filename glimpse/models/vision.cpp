@@ -12,4 +12,27 @@ std::vector<int64_t> tapped_blocks(const VisionTaps& taps, int64_t count) {
   return blocks;
 }
 
+VisionOutput joined(const std::vector<VisionOutput>& parts) {
+  const auto all = [&](const auto& member) {
+    std::vector<at::Tensor> tensors;
+    for (const VisionOutput& part : parts) tensors.push_back(member(part));
+    return tensors[0].defined() ? at::cat(tensors) : at::Tensor();
+  };
+  VisionOutput out;
+  out.embeds = all([](const VisionOutput& part) { return part.embeds; });
+  out.shared = all([](const VisionOutput& part) { return part.shared; });
+  int64_t windows = 0;
+  out.windows = all([&](const VisionOutput& part) {
+    const at::Tensor own = part.windows + windows;
+    windows = own.max().item<int64_t>() + 1;
+    return own;
+  });
+  for (size_t i = 0; i < parts[0].states.size(); ++i)
+    out.states.push_back(all([&](const VisionOutput& part) { return part.states[i]; }));
+  for (size_t i = 0; i < parts[0].attention.size(); ++i)
+    out.attention.push_back({all([&](const VisionOutput& part) { return part.attention[i].received; }),
+                             all([&](const VisionOutput& part) { return part.attention[i].keys; })});
+  return out;
+}
+
 }  // namespace glimpse

@@ -48,8 +48,12 @@ class Vlm {
                                         bool add_generation_prompt) const = 0;
   /// A prompt from ids in which each image has one place (its id once, or already repeated per token).
   virtual Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const = 0;
-  /// Runs the vision encoder over a prompt's images; records what `taps` ask for.
-  virtual VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const = 0;
+  /// The vision encoder before its first step over a prompt's images (at least one); it records what `taps`
+  /// ask for.
+  virtual std::unique_ptr<Encoding> encoding(const std::vector<Patches>& patches,
+                                             const VisionTaps& taps) const = 0;
+  /// Runs all its steps.
+  VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const;
   /// The text encoder whose embeddings share a space with the vision encoder's (VisionTaps::shared), if the
   /// model has one.
   virtual std::optional<TextTower> text_tower() const { return std::nullopt; }

@@ -169,19 +169,20 @@ at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k) {
 
 namespace {
 
-// Column sums of softmax(q k^T) over all heads: q, k [H, T, d] float32, q scaled -> [T]. Every thread works
-// on heads of its own and holds one cache-sized block of weights.
-at::Tensor column_sums(const at::Tensor& q, const at::Tensor& k) {
-  const int64_t heads = q.size(0), length = q.size(1), block = std::max<int64_t>(8, (1 << 20) / length);
-  at::Tensor sums = at::zeros({heads, length}, q.options());
+// Column sums of softmax(scale q k^T) over all heads: q, k [T, H, d] -> [T] float32. Every thread works on
+// heads of its own and holds one of them in float32 and one cache-sized block of weights.
+at::Tensor column_sums(const at::Tensor& q, const at::Tensor& k, double scale) {
+  const int64_t length = q.size(0), heads = q.size(1), block = std::max<int64_t>(8, (1 << 20) / length);
+  at::Tensor sums = at::zeros({heads, length}, q.options().dtype(at::kFloat));
   at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;  // of this thread
-    at::Tensor weights = at::empty({std::min(block, length), length}, q.options());
-    for (int64_t h = begin; h < end; ++h)
+    at::Tensor weights = at::empty({std::min(block, length), length}, sums.options());
+    for (int64_t h = begin; h < end; ++h) {
+      const at::Tensor queries = q.select(1, h).to(at::kFloat) * scale, keys = k.select(1, h).to(at::kFloat);
       for (int64_t row = 0; row < length; row += block) {
         const int64_t rows = std::min(block, length - row);
         at::Tensor part = weights.narrow(0, 0, rows);
-        at::mm_out(part, q[h].narrow(0, row, rows), k[h].t());
+        at::mm_out(part, queries.narrow(0, row, rows), keys.t());
         float* const sum = sums.data_ptr<float>() + h * length;
         for (int64_t r = 0; r < rows; ++r) {
           float* const own = part.data_ptr<float>() + r * length;
@@ -189,17 +190,20 @@ at::Tensor column_sums(const at::Tensor& q, const at::Tensor& k) {
           for (int64_t i = 0; i < length; ++i) sum[i] += own[i];
         }
       }
+    }
   });
   return sums.sum(0);
 }
 
 // The same anywhere, in blocks of bounded size.
-at::Tensor blocked_column_sums(const at::Tensor& q, const at::Tensor& k) {
+at::Tensor blocked_column_sums(const at::Tensor& q, const at::Tensor& k, double scale) {
   constexpr int64_t block_elements = int64_t{1} << 26;
-  const int64_t length = q.size(1), block = std::max<int64_t>(1, block_elements / (q.size(0) * length));
-  at::Tensor sums = at::zeros({length}, q.options());
+  const int64_t length = q.size(0), block = std::max<int64_t>(1, block_elements / (q.size(1) * length));
+  const auto by_head = [](const at::Tensor& t) { return t.transpose(0, 1).to(at::kFloat).contiguous(); };
+  const at::Tensor queries = by_head(q) * scale, keys = by_head(k);
+  at::Tensor sums = at::zeros({length}, queries.options());
   for (int64_t row = 0; row < length; row += block)
-    sums += at::bmm(q.narrow(1, row, std::min(block, length - row)), k.transpose(1, 2))
+    sums += at::bmm(queries.narrow(1, row, std::min(block, length - row)), keys.transpose(1, 2))
                 .softmax(2)
                 .sum(at::IntArrayRef{0, 1});
   return sums;
@@ -213,12 +217,10 @@ at::Tensor received_attention(const at::Tensor& q, const at::Tensor& k, const st
   int64_t first = 0;
   for (const int64_t length : lengths) {
     flop_count::add(2 * length * length * q.size(1) * q.size(2));
-    const auto by_head = [&](const at::Tensor& t) {
-      return t.narrow(0, first, length).transpose(0, 1).to(at::kFloat).contiguous();
-    };
-    const at::Tensor queries = by_head(q) * scale, keys = by_head(k);
-    const at::Tensor sums =
-        has_kernel(keys) ? column_sums(queries, keys) : blocked_column_sums(queries, keys);
+    const at::Tensor queries = q.narrow(0, first, length), keys = k.narrow(0, first, length);
+    const at::Tensor sums = has_kernel(queries) && has_kernel(keys)
+                                ? column_sums(queries, keys, scale)
+                                : blocked_column_sums(queries, keys, scale);
     out.push_back(sums / static_cast<double>(q.size(1) * length));
     first += length;
   }
