@@ -92,8 +92,10 @@ Scheduler::JobPtr Scheduler::admit() {
 
 // Puts a job into the last batch if that has room, else into one of its own.
 void Scheduler::start(JobPtr job) {
-  const int64_t rows = std::ssize(job->sequence.prompt.ids) + 1;
   try {
+    const auto& key = job->sequence.prefix_key;
+    const auto prefix = key ? engine_.prefix_cache()->find(*key) : nullptr;
+    const int64_t rows = std::ssize(job->sequence.prompt.ids) + 1 - (prefix ? prefix->tokens : 0);
     if (prefilling_.empty() || prefilling_.back().batch.started() ||
         prefilling_.back().batch.rows() + rows > options_.chunk_rows) {
       const int64_t most = std::min(max_block_rows, chunk_work());

@@ -98,7 +98,8 @@ int64_t Qwen25Vit::first_full_block() const {
 }
 
 // The encoder between two of its blocks. What has a row per patch is what makes large images large: of that
-// there are the hidden states, and inside a block queries, keys, values and their mix.
+// there are the hidden states, and inside a block queries, keys, values and their mix. Parts are copied into
+// what stays: parts that stayed among temporary ones would leave holes in the heap.
 class Qwen25Vit::Pass : public Encoding {
  public:
   Pass(const Qwen25Vit& vit, const std::vector<Patches>& images, const VisionTaps& taps)
@@ -129,12 +130,14 @@ class Qwen25Vit::Pass : public Encoding {
   }
 
   VisionOutput finish() override {
-    std::vector<at::Tensor> merged;
-    for_each_block(x_.size(0) / unit(), kBlockRows / unit(), [&](int64_t first, int64_t count) {
+    const int64_t tokens = x_.size(0) / unit();
+    for_each_block(tokens, kBlockRows / unit(), [&](int64_t first, int64_t count) {
       const at::Tensor n = rms_norm(x_.narrow(0, first * unit(), count * unit()), vit_.ln_q_, kNormEps);
-      merged.push_back(vit_.merger_2_(at::gelu(vit_.merger_0_(n.view({count, -1})))));
+      const at::Tensor merged = vit_.merger_2_(at::gelu(vit_.merger_0_(n.view({count, -1}))));
+      if (first == 0) out_.embeds = at::empty({tokens, merged.size(1)}, merged.options());
+      out_.embeds.narrow(0, first, count).copy_(merged);
     });
-    out_.embeds = at::cat(merged).index_select(0, inverse_);
+    out_.embeds = out_.embeds.index_select(0, inverse_);
     return std::move(out_);
   }
 
@@ -157,15 +160,15 @@ class Qwen25Vit::Pass : public Encoding {
     const VitWindows windows = vit_windows(grids_, vit_.merge_, vit_.window_tokens_);
     order_ = windows.index.to(options.device());              // window order -> row-major
     inverse_ = windows.index.argsort().to(options.device());  // row-major -> window order
-    std::vector<at::Tensor> rows;
+    x_ = at::empty({windows.index.size(0) * unit(), vit_.hidden_size_}, options);
+    int64_t row = 0;
     for (at::Tensor& pixels : pixels_) {
       for_each_block(pixels.size(0), kBlockRows, [&](int64_t first, int64_t count) {
-        rows.push_back(vit_.patch_embed_(pixels.narrow(0, first, count).to(options)));
+        x_.narrow(0, row + first, count).copy_(vit_.patch_embed_(pixels.narrow(0, first, count).to(options)));
       });
+      row += pixels.size(0);
       pixels.reset();
     }
-    x_ = at::cat(rows);
-    rows.clear();
     x_ = to_windows(x_);
     const Rope tables = vit_.rope(grids_);
     tables_ = {to_windows(tables.cos.to(options.device())), to_windows(tables.sin.to(options.device()))};
