@@ -121,8 +121,8 @@ class Qwen25Vit::Pass : public Encoding {
     for_each_block(x_.size(0), kBlockRows, [&](int64_t first, int64_t count) {
       at::Tensor to = x_.narrow(0, first, count), x = to;
       const at::Tensor n = add_rms_norm(x, block.proj(mixed.narrow(0, first, count)), block.norm2, kNormEps);
-      const at::Tensor up = block.down_proj(silu_mul(block.gate_proj(n), block.up_proj(n)));
-      at::add_out(to, x, up);
+      const auto [gate, up] = linears(n, block.gate_proj, block.up_proj);
+      at::add_out(to, x, block.down_proj(silu_mul(gate, up)));
     });
     for (size_t tap = 0; tap < taps_.states.size(); ++tap)
       if (taps_.states[tap] == next_) out_.states[tap] = to_tokens(x_);
