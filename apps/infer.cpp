@@ -108,15 +108,17 @@ class Answering {
         out_(out),
         progress_(total, total - rows.size()),
         budget_(budget),
-        scheduler_(engine, {.max_sequences = flags.batch, .kv_bytes = flags.kv_mb << 20}),
+        scheduler_(engine, {.max_sequences = flags.batch, .kv_bytes = flags.kv_mb << 20, .waiting_bytes = 0}),
         order_(asking_order(rows, engine.prefix_cache() != nullptr)),
         results_(rows.size()) {}
 
   /// False when a stop was requested.
   bool run(const Request& shared) {
     while (written_ < rows_.size() && !stopped_) {
-      // One request more than run at once is ready to start.
-      while (asked_ < order_.size() && std::ssize(in_flight_) <= flags_.batch) ask(shared, order_[asked_++]);
+      // One request more than run at once is ready to start; more than a few would only fill the memory.
+      while (asked_ < order_.size() && std::ssize(in_flight_) <= flags_.batch &&
+             scheduler_.state().waiting < 8)
+        ask(shared, order_[asked_++]);
       scheduler_.step();
       std::erase_if(in_flight_, [&](InFlight& each) { return collect(each); });
       write();

@@ -11,13 +11,12 @@ constexpr bool kMeasuresMemory = false;
 constexpr bool kMeasuresMemory = true;
 #endif
 
-/// MiB that the peak of resident memory rises by while `run` works.
+/// MiB that this process grows by at its peak while `run` works; 0 where the kernel does not tell.
 template <class Run>
 double grown_mib(const Run& run) {
-  reset_peak_resident();
-  const double before = peak_resident_mib();
+  const PeakMemory peak;
   run();
-  return peak_resident_mib() - before;
+  return peak.mib().value_or(0);
 }
 
 }  // namespace glimpse::test

@@ -1,7 +1,8 @@
 #include "glimpse/engine/engine.h"
 
 #include <ATen/Context.h>
-#include <ATen/Parallel.h>
+
+#include <mutex>
 
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/scheduler.h"
@@ -28,6 +29,20 @@ std::vector<int64_t> end_ids(const json& config) {
   const json& ids = member(config, "eos_token_id");
   if (ids.is_null()) return {};
   return ids.is_array() ? ids.get<std::vector<int64_t>>() : std::vector<int64_t>{ids.get<int64_t>()};
+}
+
+// For the whole process: kernels must not change under an engine that is running.
+void choose_kernels(const std::string& name) {
+  static std::mutex mutex;
+  static std::string chosen;
+  const std::lock_guard lock(mutex);
+  if (chosen.empty()) {
+    use_kernels(name);
+    chosen = name;
+  }
+  check(name == "auto" || name == chosen, "kernels: ", name,
+        " was asked for, but an engine of this process was loaded with ", chosen,
+        "; all of them share one choice");
 }
 
 }  // namespace
@@ -107,7 +122,7 @@ Engine::Engine(std::unique_ptr<Vlm> model, std::shared_ptr<const GlimpseModules>
 
 std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   set_threads(options.threads);
-  use_kernels(options.kernels);
+  choose_kernels(options.kernels);
   const std::unique_ptr<ModelSource> source = model_source(options);
   std::filesystem::path new_modules;
   if (!options.new_modules.empty())
@@ -146,7 +161,7 @@ Answer Engine::ask(const Request& request) const {
 
 std::vector<Answer> Engine::ask(std::span<const Request> requests) const {
   if (requests.empty()) return {};
-  Scheduler scheduler(*this, {.max_sequences = std::ssize(requests)});
+  Scheduler scheduler(*this, {.max_sequences = std::ssize(requests), .waiting_bytes = 0});
   std::vector<std::future<Answer>> futures;
   for (const Request& request : requests) futures.push_back(scheduler.submit(request));
   scheduler.run();

@@ -22,8 +22,9 @@ struct EngineOptions {
   std::string dtype = "auto";         ///< auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32
   std::string weights = "auto";  ///< of the linear layers: auto (as stored), bf16 (not quantised), int8, int4
   std::string device = "cpu";    ///< cpu, cuda or cuda:i
-  std::string kernels = "auto";  ///< best instruction set for the CPU kernels (nn/target.h)
-  int threads = 0;               ///< 0: one per physical core
+  std::string kernels = "auto";  ///< best instruction set for the CPU kernels (nn/target.h), of the process:
+                                 ///< the first engine chooses, auto accepts its choice, another is an Error
+  int threads = 0;               ///< of the process: each load sets them. 0: as many as this process may use
   size_t cache_mb = 0;  ///< MiB of image prefixes kept for further questions (see PrefixCache); 0: none
 
   Fields fields();  ///< all but cache_mb, which only pays where there are many questions
@@ -104,7 +105,8 @@ class Engine {
 /// The shape of a model, as its pruning modules need it.
 BaseShape base_shape(const Vlm& model);
 
-/// Uses this many CPU threads; 0: one per physical core that this process may run on.
+/// Uses this many CPU threads in the whole process. 0: default_threads() (engine/threads.h), or what
+/// OMP_NUM_THREADS says.
 void set_threads(int count);
 
 /// The device named by "cpu", "cuda" or "cuda:i"; an error if it cannot be used.

@@ -41,6 +41,12 @@ int64_t Job::tokens_left() const {
   return std::max<int64_t>(0, std::min(max_new_tokens_ - std::ssize(answer_.ids), context));
 }
 
+size_t Job::patch_bytes() const {
+  size_t sum = 0;
+  for (const Patches& image : sequence.prompt.patches) sum += image.pixel_values.nbytes();
+  return sum;
+}
+
 void Job::say(const std::string& text) {
   answer_.text += text;
   if (on_text_ && !text.empty()) on_text_(text);

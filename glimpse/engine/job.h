@@ -19,6 +19,9 @@ class Job {
   /// The most tokens that its answer may still get.
   int64_t tokens_left() const;
 
+  /// Bytes of the patches that its encoder has still to see.
+  size_t patch_bytes() const;
+
   /// Notes what the prefill left.
   void prefilled();
   /// Frees the sequence and gives the answer to the future.
@@ -27,7 +30,7 @@ class Job {
   std::future<Answer> future() { return promise_.get_future(); }
 
   Sequence sequence;
-  size_t reserved = 0;  ///< bytes of KV cache set aside for it
+  size_t reserved = 0;  ///< bytes of KV cache set aside for it; none while it waits
 
  private:
   void say(const std::string& text);

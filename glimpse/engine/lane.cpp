@@ -25,26 +25,53 @@ Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
       all.insert(all.end(), own.begin(), own.end());
       return all.size() - own.size();
     };
+    if (stage.taps.pictures) pictures_ = pictures_hash(sequence.prompt.patches);
     taps_.shared |= stage.taps.shared_space;
     taps_.class_tokens |= stage.cuts.front().place == Cut::Place::encoder;
     stage.first_state = add(taps_.states, stage.taps.vision_layers);
     stage.first_attention = add(taps_.attention, stage.taps.vision_attention);
   }
   if (cache && sequence.prefix_key) end_ = prefix_end(sequence.prompt, sequence.pruners, layers());
-}
-
-at::Tensor Lane::start() {
-  const Timer timer;
-  const Prompt& prompt = sequence_.prompt;
-  const double pruned = sequence_.times.prune;
   if (end_) prefix_ = cache_->find(*sequence_.prefix_key);
+
+  const Prompt& prompt = sequence_.prompt;
   sequence_.cache = KvCache(layers());
   sequence_.position_ids = prompt.position_ids;
   sequence_.next_position = prompt.next_position;
   sequence_.shift.clear();
-  living_.emplace(static_cast<int64_t>(prompt.ids.size()), prompt.visual_rows, guided_ != nullptr, layers());
-  at::Tensor x = prefix_ ? resume() : embed_all();
   sequence_.question_rows.clear();
+  sequence_.times = {};
+  living_.emplace(static_cast<int64_t>(prompt.ids.size()), prompt.visual_rows, guided_ != nullptr, layers());
+  if (prefix_)
+    resume();
+  else if (!prompt.images.empty())
+    encoding_ = model_.encoding(prompt.patches, taps_);
+}
+
+void Lane::encode() {
+  const Timer timer;
+  const double pruned = sequence_.times.prune;
+  if (encoder_steps() > 0) encoding_->step();
+  if (encoder_steps() == 0) embedded_ = embed();
+  const double pruning = sequence_.times.prune - pruned;  // at the encoder's output, counted with the prefill
+  sequence_.times.vision += timer.ms() - pruning;
+  sequence_.times.prefill += pruning;
+}
+
+// The rows that enter the language model: of the prompt, those of a prefix from the cache left out, and the
+// guide token.
+at::Tensor Lane::embed() {
+  const Prompt& prompt = sequence_.prompt;
+  at::Tensor visual;
+  if (encoding_) vision_ = std::exchange(encoding_, nullptr)->finish();
+  if (vision_.embeds.defined()) {
+    visual = std::exchange(vision_.embeds, {});  // later only the taps are needed
+    if (taps_.class_tokens) visual = cut_encoder(visual);
+  }
+  std::vector<int64_t> ids;
+  for (const int64_t row : std::span(living_->rows).subspan(skipped()))
+    if (row != living_->guide) ids.push_back(prompt.ids[row]);
+  at::Tensor x = embed_rows(model_, ids, living_->visual_positions(), visual);
   if (taps_.shared) {
     question_ = model_.encode_text(prompt.question);
     sequence_.question_rows = question_.rows;
@@ -56,25 +83,7 @@ at::Tensor Lane::start() {
         at::full({prompt.position_ids.size(0), 1}, prompt.next_position - shift, at::kLong);
     sequence_.position_ids = at::cat({sequence_.position_ids, position}, 1);
   }
-  const double pruning = sequence_.times.prune - pruned;  // at the encoder's output, counted with the prefill
-  sequence_.times.vision = timer.ms() - pruning;
-  sequence_.times.prefill += pruning;
   return x;
-}
-
-at::Tensor Lane::embed_all() {
-  const Prompt& prompt = sequence_.prompt;
-  if (!taps_.class_tokens) {
-    EmbeddedPrompt embedded = embed_prompt(model_, prompt, taps_);
-    vision_ = std::move(embedded.vision);
-    return embedded.rows;
-  }
-  vision_ = model_.encode(prompt.patches, taps_);
-  const at::Tensor visual = cut_encoder(std::exchange(vision_.embeds, {}));
-  std::vector<int64_t> ids;
-  for (const int64_t row : living_->rows)
-    if (row != living_->guide) ids.push_back(prompt.ids[row]);
-  return embed_rows(model_, ids, living_->visual_positions(), visual);
 }
 
 // Runs the cuts at the encoder's output [S, Dv], where tokens have no rows yet; returns what enters the
@@ -112,8 +121,8 @@ at::Tensor Lane::cut_encoder(const at::Tensor& embeds) {
   return left;
 }
 
-// The prompt's rows after the prefix; the prefix's own stay away from the layers that they have been through.
-at::Tensor Lane::resume() {
+// Goes on with the rows after the prefix; its own stay away from the layers that they have been through.
+void Lane::resume() {
   const Prompt& prompt = sequence_.prompt;
   const auto is_left = [&](int64_t row) {
     return row >= prefix_->tokens || std::binary_search(prefix_->rows.begin(), prefix_->rows.end(), row);
@@ -132,8 +141,6 @@ at::Tensor Lane::resume() {
   const int64_t left = static_cast<int64_t>(prompt.ids.size()) - prefix_->tokens;
   const at::Tensor positions = prompt.position_ids.narrow(1, prefix_->tokens, left) - shift;
   sequence_.position_ids = at::cat({prefix_->position_ids, positions}, 1);
-  const std::vector<int64_t> ids(prompt.ids.begin() + prefix_->tokens, prompt.ids.end());
-  return model_.decoder().embed(index_tensor(ids, model_.decoder().options().device()));
 }
 
 void Lane::leave_prefix(const at::Tensor& hidden) const {
@@ -176,8 +183,9 @@ at::Tensor* Lane::wanted_query(int64_t layer) {
   return std::any_of(stages_.begin(), stages_.end(), wants) ? &query_ : nullptr;
 }
 
-SequenceRows Lane::batch_rows(int64_t layer) {
-  return {&sequence_.cache, rows(), wanted_query(layer), rows() - 1};
+SequenceRows Lane::batch_rows(int64_t layer, int64_t begin, int64_t end) {
+  at::Tensor* const query = end == rows() ? wanted_query(layer) : nullptr;
+  return {&sequence_.cache, end - begin, query, end - begin - 1, rows() - end};
 }
 
 void Lane::after_layer(int64_t layer) {
@@ -234,7 +242,7 @@ View Lane::encoder_view(const Stage& stage, const at::Tensor& hidden) const {
   };
   View view;
   view.images = sequence_.prompt.images;
-  view.pictures = sequence_.prompt.patches;
+  view.pictures = pictures_;
   view.living = index_tensor(living_->source, hidden.device());
   view.hidden = hidden;
   view.vision_states = slice(vision_.states, stage.first_state, stage.taps.vision_layers.size());

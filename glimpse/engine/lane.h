@@ -12,12 +12,18 @@ namespace glimpse {
 /// it run through the layers, until its end joins them with the prefix's.
 class Lane {
  public:
-  /// `cache` may be null; it is used if the sequence has a prefix key.
+  /// `cache` may be null; it is used if the sequence has a prefix key. From here on the prompt's patches are
+  /// not needed in the sequence.
   Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache);
   Lane(const Lane&) = delete;  // it refers to itself
 
-  /// Runs the encoder, or takes the prefix from the cache; returns the embedded rows [rows(), D].
-  at::Tensor start();
+  /// Steps of the encoder that are left; none if the prefix came from the cache.
+  int64_t encoder_steps() const { return encoding_ ? encoding_->steps() : 0; }
+  /// Runs the next one, and after the last embeds the prompt.
+  void encode();
+  bool is_embedded() const { return embedded_.defined(); }
+  /// The embedded rows [rows(), D], once.
+  at::Tensor take_rows() { return std::move(embedded_); }
 
   /// Rows that now run through the layers.
   int64_t rows() const { return static_cast<int64_t>(living_->rows.size()) - skipped(); }
@@ -25,7 +31,8 @@ class Lane {
   Rope rope() const;
   /// Adds the guide token's vector of this layer to the last of the rows [rows(), D].
   void add_guide(int64_t layer, at::Tensor rows) const;
-  SequenceRows batch_rows(int64_t layer);
+  /// For a layer that runs the rows from `begin` to `end` of these.
+  SequenceRows batch_rows(int64_t layer, int64_t begin, int64_t end);
   /// Notes what a layer that has just run leaves in the cache and the attention that was asked for.
   void after_layer(int64_t layer);
 
@@ -37,7 +44,7 @@ class Lane {
 
   void finish();
 
-  Sequence& sequence() { return sequence_; }
+  Sequence& sequence() const { return sequence_; }
 
  private:
   struct Stage {
@@ -50,9 +57,9 @@ class Lane {
 
   int64_t layers() const { return model_.decoder().config().layers; }
   int64_t skipped() const { return joined_ ? 0 : static_cast<int64_t>(prefix_->rows.size()); }
-  at::Tensor embed_all();
   at::Tensor cut_encoder(const at::Tensor& embeds);
-  at::Tensor resume();
+  void resume();
+  at::Tensor embed();
   void leave_prefix(const at::Tensor& hidden) const;
   bool cuts_at(int64_t when) const;
   at::Tensor* wanted_query(int64_t layer);
@@ -68,7 +75,10 @@ class Lane {
   std::vector<Stage> stages_;
   Stage *guided_ = nullptr, *last_ = nullptr;
   VisionTaps taps_;
+  uint64_t pictures_ = 0;               // their hash, if a pruner wants it
+  std::unique_ptr<Encoding> encoding_;  // until it has ended
   VisionOutput vision_;
+  at::Tensor embedded_;
   TextOutput question_;
   std::optional<LivingRows> living_;
   at::Tensor query_;

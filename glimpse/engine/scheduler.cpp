@@ -38,14 +38,20 @@ size_t Scheduler::most_kv_bytes(const Job& job) const {
 
 std::future<Answer> Scheduler::submit(const Request& request) {
   auto job = std::make_unique<Job>(engine_, request);
-  job->reserved = most_kv_bytes(*job);
-  check(options_.kv_bytes == 0 || job->reserved <= options_.kv_bytes, "this request may need ",
-        mib(job->reserved), " MiB of KV cache (a prompt of ", job->sequence.prompt.ids.size(),
-        " tokens and up to ", job->tokens_left(), " new ones), but all requests together have ",
-        mib(options_.kv_bytes), " MiB");
+  const size_t most = most_kv_bytes(*job);
+  check(options_.kv_bytes == 0 || most <= options_.kv_bytes, "this request may need ", mib(most),
+        " MiB of KV cache (a prompt of ", job->sequence.prompt.ids.size(), " tokens and up to ",
+        job->tokens_left(), " new ones), but all requests together have ", mib(options_.kv_bytes), " MiB");
   std::future<Answer> future = job->future();
   {
     const std::lock_guard lock(mutex_);
+    size_t held = 0;
+    for (const JobPtr& other : waiting_) held += other->patch_bytes();
+    check(waiting_.empty() || options_.waiting_bytes == 0 ||
+              held + job->patch_bytes() <= options_.waiting_bytes,
+          waiting_.size(), " requests wait with ", mib(held), " MiB of patches; another ",
+          mib(job->patch_bytes()), " MiB are more than the ", mib(options_.waiting_bytes),
+          " MiB of waiting_bytes; submit the request again later");
     waiting_.push_back(std::move(job));
     state_.waiting = waiting_.size();
   }
@@ -53,33 +59,53 @@ std::future<Answer> Scheduler::submit(const Request& request) {
   return future;
 }
 
+std::vector<const Job*> Scheduler::running() const {
+  std::vector<const Job*> jobs;
+  for (const Prompts& prompts : prefilling_)
+    for (const JobPtr& job : prompts.jobs) jobs.push_back(job.get());
+  for (const JobPtr& job : decoding_) jobs.push_back(job.get());
+  return jobs;
+}
+
 // The next request that can start now, in the order of submission. One whose image prefix is just being made
 // lets others go first and then finds it in the cache.
 Scheduler::JobPtr Scheduler::admit() {
-  if (batch_ && (batch_->started() || batch_->rows() >= options_.chunk_rows)) return nullptr;
-  if (std::ssize(prefilling_) + std::ssize(decoding_) >= options_.max_sequences) return nullptr;
+  if (std::ssize(running()) >= options_.max_sequences) return nullptr;
   const auto is_being_made = [&](const JobPtr& job) {
     const auto& key = job->sequence.prefix_key;
+    const auto makes_it = [&](const JobPtr& other) { return other->sequence.prefix_key == key; };
     return key && !engine_.prefix_cache()->find(*key) &&
-           std::any_of(prefilling_.begin(), prefilling_.end(),
-                       [&](const JobPtr& other) { return other->sequence.prefix_key == key; });
+           std::any_of(prefilling_.begin(), prefilling_.end(), [&](const Prompts& prompts) {
+             return std::any_of(prompts.jobs.begin(), prompts.jobs.end(), makes_it);
+           });
   };
   const std::lock_guard lock(mutex_);
   const auto next = std::find_if_not(waiting_.begin(), waiting_.end(), is_being_made);
   if (next == waiting_.end()) return nullptr;
-  if (options_.kv_bytes > 0 && reserved_ + (*next)->reserved > options_.kv_bytes) return nullptr;
+  const size_t most = most_kv_bytes(**next);
+  if (options_.kv_bytes > 0 && reserved_ + most > options_.kv_bytes) return nullptr;
   JobPtr job = std::move(*next);
   waiting_.erase(next);
-  reserved_ += job->reserved;
+  reserved_ += job->reserved = most;
   return job;
 }
 
+// Puts a job into the last batch if that has room, else into one of its own.
 void Scheduler::start(JobPtr job) {
-  if (!batch_) batch_ = std::make_unique<PrefillBatch>(engine_.model(), engine_.prefix_cache());
   try {
-    batch_->add(job->sequence);
-    job->sequence.prompt.patches.clear();  // the encoder has seen them
-    prefilling_.push_back(std::move(job));
+    const auto& key = job->sequence.prefix_key;
+    const auto prefix = key ? engine_.prefix_cache()->find(*key) : nullptr;
+    const int64_t rows = std::ssize(job->sequence.prompt.ids) + 1 - (prefix ? prefix->tokens : 0);
+    if (prefilling_.empty() || prefilling_.back().batch.started() ||
+        prefilling_.back().batch.rows() + rows > options_.chunk_rows) {
+      const int64_t most = std::min(max_block_rows, chunk_work());
+      prefilling_.push_back({PrefillBatch(engine_.model(), engine_.prefix_cache(), most), {}});
+    }
+    Prompts& prompts = prefilling_.back();
+    prompts.jobs.reserve(prompts.jobs.size() + 1);
+    prompts.batch.add(job->sequence);
+    job->sequence.prompt.patches.clear();  // the batch has them
+    prompts.jobs.push_back(std::move(job));
   } catch (...) {
     fail(*job, std::current_exception());
   }
@@ -108,6 +134,7 @@ void Scheduler::fail_all(std::vector<JobPtr>& jobs) {
 
 void Scheduler::drop_cancelled() {
   std::vector<JobPtr> dropped;  // ended outside the lock, as they may call back
+  // Asks each job only once: a stop may come at any moment.
   const auto take = [&](JobPtr& job) {
     if (!job->cancelled()) return false;
     dropped.push_back(std::move(job));
@@ -115,14 +142,14 @@ void Scheduler::drop_cancelled() {
   };
   {
     const std::lock_guard lock(mutex_);
-    // Those that wait have nothing set aside yet.
-    for (const JobPtr& job : waiting_)
-      if (job->cancelled()) reserved_ += job->reserved;
     std::erase_if(waiting_, take);
   }
-  for (const JobPtr& job : prefilling_)
-    if (job->cancelled()) batch_->remove(job->sequence);
-  std::erase_if(prefilling_, take);
+  for (Prompts& prompts : prefilling_)
+    std::erase_if(prompts.jobs, [&](JobPtr& job) {
+      if (!take(job)) return false;
+      prompts.batch.remove(dropped.back()->sequence);
+      return true;
+    });
   std::erase_if(decoding_, take);
   for (const JobPtr& job : dropped) end(*job, "cancelled");
 }
@@ -139,32 +166,57 @@ bool Scheduler::accept(Job& job, const at::Tensor& logits) {
   return false;
 }
 
+// Whose turn it is; null if no prompts are left.
+Scheduler::Prompts* Scheduler::next_prompts() {
+  prefilling_.remove_if([](const Prompts& prompts) { return prompts.jobs.empty(); });
+  if (prefilling_.empty()) return nullptr;
+  first_had_turn_ = !first_had_turn_;
+  if (first_had_turn_) return &prefilling_.front();
+  return &*std::min_element(prefilling_.begin(), prefilling_.end(), [](const Prompts& a, const Prompts& b) {
+    return a.batch.rows_left() < b.batch.rows_left();
+  });
+}
+
+// Rows through a layer between two decoding steps.
+int64_t Scheduler::chunk_work() const {
+  return options_.chunk_rows * engine_.model().decoder().config().layers;
+}
+
 void Scheduler::prefill_chunk() {
-  while (JobPtr job = admit()) {
-    start(std::move(job));
-    if (!decoding_.empty()) return;  // an image is enough to encode between two tokens
+  while (JobPtr job = admit()) start(std::move(job));
+  int64_t work = chunk_work();
+  while (Prompts* const prompts = next_prompts()) {
+    try {
+      if (!advance(*prompts, work)) return;
+    } catch (...) {
+      fail_all(prompts->jobs);
+    }
   }
-  int64_t work = options_.chunk_rows * engine_.model().decoder().config().layers;
-  for (bool any = false; !prefilling_.empty() && !batch_->done(); any = true) {
-    if (any && work < batch_->rows()) return;
-    work -= batch_->rows();
-    for (const PrefillBatch::Failure& failure : batch_->step()) {
-      const auto job = std::find_if(prefilling_.begin(), prefilling_.end(),
+}
+
+// Lets prompts go on for as much as is left of a chunk's work, but at least a step per chunk; whether they
+// got through.
+bool Scheduler::advance(Prompts& prompts, int64_t& work) {
+  PrefillBatch& batch = prompts.batch;
+  while (!batch.done()) {
+    if (work < batch.step_rows() && work < chunk_work()) return false;
+    work -= batch.step_rows();
+    for (const PrefillBatch::Failure& failure : batch.step()) {
+      const auto job = std::find_if(prompts.jobs.begin(), prompts.jobs.end(),
                                     [&](const JobPtr& each) { return &each->sequence == failure.sequence; });
       fail(**job, failure.error);
-      prefilling_.erase(job);
+      prompts.jobs.erase(job);
     }
     drop_cancelled();
   }
-  if (!prefilling_.empty() && batch_->done()) finish_prefill();
-  if (prefilling_.empty()) batch_.reset();
+  if (!batch.empty()) finish_prefill(prompts);
+  return true;
 }
 
-void Scheduler::finish_prefill() {
-  const at::Tensor logits = batch_->finish();
-  batch_.reset();
-  for (size_t i = 0; i < prefilling_.size(); ++i) {
-    JobPtr& job = prefilling_[i];
+void Scheduler::finish_prefill(Prompts& prompts) {
+  const at::Tensor logits = prompts.batch.finish();
+  for (size_t i = 0; i < prompts.jobs.size(); ++i) {
+    JobPtr& job = prompts.jobs[i];
     job->prefilled();
     size_t bytes = 0;
     for (const LayerCache& layer : job->sequence.cache.layers)
@@ -172,7 +224,7 @@ void Scheduler::finish_prefill() {
     shrink(*job, std::min(bytes, job->reserved));
     if (accept(*job, logits[static_cast<int64_t>(i)])) decoding_.push_back(std::move(job));
   }
-  prefilling_.clear();
+  prompts.jobs.clear();
 }
 
 void Scheduler::decode() {
@@ -195,22 +247,23 @@ void Scheduler::decode() {
 bool Scheduler::step() {
   const at::NoGradGuard no_grad;
   drop_cancelled();
-  try {
-    prefill_chunk();
-  } catch (...) {
-    batch_.reset();
-    fail_all(prefilling_);
-  }
+  prefill_chunk();
   drop_cancelled();
   try {
     if (!decoding_.empty()) decode();
   } catch (...) {
     fail_all(decoding_);
   }
+  return note_state();
+}
+
+// Publishes what is going on; whether anything is.
+bool Scheduler::note_state() {
+  const std::vector<const Job*> jobs = running();
+  size_t used = 0;
+  for (const Job* job : jobs) used += job->sequence.cache.bytes();
   const std::lock_guard lock(mutex_);
-  state_ = {waiting_.size(), prefilling_.size() + decoding_.size(), reserved_, 0};
-  for (const auto* jobs : {&prefilling_, &decoding_})
-    for (const JobPtr& job : *jobs) state_.kv_used += job->sequence.cache.bytes();
+  state_ = {waiting_.size(), jobs.size(), reserved_, used};
   return state_.waiting + state_.running > 0;
 }
 
@@ -230,19 +283,16 @@ void Scheduler::serve(std::stop_token stop) {
   std::vector<JobPtr> left;
   {
     const std::lock_guard lock(mutex_);
-    for (JobPtr& job : waiting_) {
-      reserved_ += job->reserved;
-      left.push_back(std::move(job));
-    }
+    std::move(waiting_.begin(), waiting_.end(), std::back_inserter(left));
     waiting_.clear();
   }
-  batch_.reset();
-  for (auto* jobs : {&prefilling_, &decoding_}) {
-    std::move(jobs->begin(), jobs->end(), std::back_inserter(left));
-    jobs->clear();
-  }
+  for (Prompts& prompts : prefilling_)
+    std::move(prompts.jobs.begin(), prompts.jobs.end(), std::back_inserter(left));
+  prefilling_.clear();
+  std::move(decoding_.begin(), decoding_.end(), std::back_inserter(left));
+  decoding_.clear();
   for (const JobPtr& job : left) end(*job, "cancelled");
-  step();  // notes that nothing is left
+  note_state();  // but starts nothing that came meanwhile
 }
 
 Scheduler::State Scheduler::state() const {

@@ -3,6 +3,7 @@
 #include <condition_variable>
 #include <deque>
 #include <future>
+#include <list>
 #include <mutex>
 
 #include "glimpse/engine/engine.h"
@@ -16,27 +17,36 @@ struct SchedulerOptions {
   int64_t max_sequences = 8;  ///< answered at the same time
   size_t kv_bytes = 0;        ///< bound on the KV caches of these, in bytes; 0: none
   int64_t chunk_rows = 512;   ///< prompt rows between two decoding steps, counted through all layers: a
-                              ///< longer prompt goes on by as many layers as that much work allows
+                              ///< longer prompt goes on by as much of layers and encoder as that work allows
+  size_t waiting_bytes = size_t{2} << 30;  ///< bound on the patches (float32) of requests that wait; 0: none
 };
 
-/// Answers many requests with one model: a step lets one batch of prompts go some layers further and gives
-/// every other sequence its next token. Requests come and end between steps. Each answer is that of the
-/// request alone.
+/// Answers many requests with one model: a step lets prompts go some layers further and gives every other
+/// sequence its next token. Requests come and end between steps. Each answer is that of the request alone.
+/// Prompts that together have at most `chunk_rows` rows run together; of several such batches, the one that
+/// came first and the one with the least left to do take turns, so that a short prompt waits for one chunk of
+/// a long one and none waits forever.
 ///
 /// Memory: an admitted request sets aside the most that its KV cache can come to,
 ///   layers * capacity(prompt + 1 + new tokens) rows, with capacity(n) = n + max(64, n / 4),
 /// and after its prefill gives back what its cuts have freed: then it is the sum over layers of
 /// capacity(rows left in the layer + new tokens). Requests are admitted in the order of submission as soon as
-/// they fit; what is set aside never exceeds `kv_bytes`. Cached image prefixes are not counted here.
+/// they fit; what is set aside never exceeds `kv_bytes`. Not counted there are
+/// - the patches of requests that wait, which `waiting_bytes` bounds, and of those that are admitted but not
+///   yet encoded,
+/// - per prompt that is encoded, five times the patches' hidden states,
+/// - per prompt in the layers its rows' hidden states and what its pruners read of the encoder,
+/// - what a layer makes on its way, for `max_block_rows` rows at most (nn/row_blocks.h),
+/// - cached image prefixes.
 class Scheduler {
  public:
   explicit Scheduler(const Engine& engine, SchedulerOptions options = {});
   /// Requests that have not been answered leave a broken promise.
   ~Scheduler() = default;
 
-  /// Queues a request; may be called from any thread, also during a step. Errors: a wrong request, or one
-  /// that could never get enough memory. Later errors come out of the future. Request::on_text is called by
-  /// the thread that steps.
+  /// Queues a request; may be called from any thread, also during a step. Errors: a wrong request, one that
+  /// could never get enough memory, or no room among those that wait. Later errors come out of the future.
+  /// Request::on_text is called by the thread that steps.
   std::future<Answer> submit(const Request& request);
 
   /// One step, by one thread at a time. Returns whether anything is left to do.
@@ -58,11 +68,20 @@ class Scheduler {
 
  private:
   using JobPtr = std::unique_ptr<Job>;
+  struct Prompts {  // that go through the layers together
+    PrefillBatch batch;
+    std::vector<JobPtr> jobs;  // in the batch's order
+  };
   size_t layer_bytes(int64_t rows) const;
+  int64_t chunk_work() const;
   JobPtr admit();
   void start(JobPtr job);
+  Prompts* next_prompts();
   void prefill_chunk();
-  void finish_prefill();
+  bool advance(Prompts& prompts, int64_t& work);
+  void finish_prefill(Prompts& prompts);
+  std::vector<const Job*> running() const;
+  bool note_state();
   void decode();
   void drop_cancelled();
   bool accept(Job& job, const at::Tensor& logits);
@@ -78,8 +97,8 @@ class Scheduler {
   std::deque<JobPtr> waiting_;
   State state_;
   // Only the thread that steps uses these.
-  std::unique_ptr<PrefillBatch> batch_;
-  std::vector<JobPtr> prefilling_;  // those of batch_, in order
+  std::list<Prompts> prefilling_;  // in the order of coming
+  bool first_had_turn_ = false;
   std::vector<JobPtr> decoding_;
   size_t reserved_ = 0;
 };

@@ -2,6 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <cstdint>
+#include <span>
+
 #include "glimpse/image/boxes.h"
 
 namespace glimpse {
@@ -24,5 +27,8 @@ struct Patches {
   /// What the grid covers, in parts of the picture's sides: inside 0..1 after a crop, beyond after padding.
   Box area = whole_image;
 };
+
+/// A hash of the pictures' values, the same anywhere.
+uint64_t pictures_hash(std::span<const Patches> pictures);
 
 }  // namespace glimpse

@@ -237,23 +237,38 @@ Prompt Llava::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patch
   return out;
 }
 
-VisionOutput Llava::encode(const std::vector<Patches>& patches, const VisionTaps& taps) const {
-  std::vector<at::Tensor> pixels;
-  pixels.reserve(patches.size());
-  for (const Patches& each : patches) pixels.push_back(each.pixel_values);
+VisionOutput Llava::encode_picture(const at::Tensor& pixel_values, const VisionTaps& taps) const {
   VisionTaps wanted = taps;
   wanted.states.push_back(visual_.last_state());
   VisionOutput out;
-  out.states = visual_(at::cat(pixels), wanted, &out.attention);
+  out.states = visual_(pixel_values, wanted, &out.attention);
   out.embeds = std::move(out.states.back());
   out.states.pop_back();
   if (taps.shared) out.shared = clip().image(out.embeds);
-  // Every picture is one window.
-  const at::Tensor pictures = at::arange(static_cast<int64_t>(patches.size()), at::kLong);
-  at::Tensor windows = pictures.repeat_interleave(visual_.tokens());
-  if (taps.class_tokens) windows = at::cat({windows, pictures});
-  out.windows = windows.to(out.embeds.device());
+  out.windows = at::zeros({out.embeds.size(0)}, out.embeds.options().dtype(at::kLong));
   return out;
+}
+
+// A picture per step: they are small, and none sees another.
+class Llava::Pictures : public Encoding {
+ public:
+  Pictures(const Llava& model, const std::vector<Patches>& patches, VisionTaps taps)
+      : model_(model), taps_(std::move(taps)) {
+    for (const Patches& each : patches) pixels_.push_back(each.pixel_values);
+  }
+  int64_t steps() const override { return std::ssize(pixels_) - std::ssize(done_); }
+  void step() override { done_.push_back(model_.encode_picture(pixels_[done_.size()], taps_)); }
+  VisionOutput finish() override { return joined(done_, taps_.class_tokens ? 1 : 0); }
+
+ private:
+  const Llava& model_;
+  const VisionTaps taps_;
+  std::vector<at::Tensor> pixels_;
+  std::vector<VisionOutput> done_;
+};
+
+std::unique_ptr<Encoding> Llava::encoding(const std::vector<Patches>& patches, const VisionTaps& taps) const {
+  return std::make_unique<Pictures>(*this, patches, taps);
 }
 
 at::Tensor Llava::project(const at::Tensor& embeds) const {

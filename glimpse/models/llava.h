@@ -40,11 +40,15 @@ class Llava : public Vlm {
   Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
   std::optional<TextTower> text_tower() const override { return text_tower_; }
   TextOutput encode_text(const std::string& text) const override;
-  VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const override;
+  std::unique_ptr<Encoding> encoding(const std::vector<Patches>& patches,
+                                     const VisionTaps& taps) const override;
   at::Tensor project(const at::Tensor& embeds) const override;
   Rope rope(const at::Tensor& position_ids) const override;
 
  private:
+  class Pictures;
+  VisionOutput encode_picture(const at::Tensor& pixel_values, const VisionTaps& taps) const;
+
   std::filesystem::path dir_;
   std::unique_ptr<Tokenizer> tokenizer_;  // null for checkpoints without one (golden data)
   std::unique_ptr<ChatFormat> format_;

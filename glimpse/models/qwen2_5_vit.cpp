@@ -5,6 +5,7 @@
 #include "glimpse/base/check.h"
 #include "glimpse/nn/attention.h"
 #include "glimpse/nn/ops.h"
+#include "glimpse/nn/row_blocks.h"
 
 namespace glimpse {
 
@@ -90,79 +91,146 @@ Rope Qwen25Vit::rope(const std::vector<Grid>& grids) const {
       at::cat({at::outer(at::tensor(rows), frequencies), at::outer(at::tensor(cols), frequencies)}, 1));
 }
 
-at::Tensor Qwen25Vit::attention(const Block& block, const at::Tensor& x, const Rope& rope,
-                                const std::vector<int64_t>& lengths, const SeeQueryKey& see) const {
-  const at::Tensor qkv = block.qkv(x).view({x.size(0), 3, heads_, -1});
-  const auto part = [&](int64_t i) { return qkv.select(1, i).contiguous(); };
-  const at::Tensor q = apply_rope(part(0), rope), k = apply_rope(part(1), rope);
-  if (see) see(q, k);
-  return block.proj(segment_attention(q, k, part(2), lengths));
-}
-
 int64_t Qwen25Vit::first_full_block() const {
   const auto found =
       std::find_if(blocks_.begin(), blocks_.end() - 1, [](const Block& block) { return block.full; });
   return found - blocks_.begin();
 }
 
-VisionOutput Qwen25Vit::operator()(const at::Tensor& pixel_values, const std::vector<Grid>& grids,
-                                   const VisionTaps& taps) const {
-  const int64_t unit = merge_ * merge_;
-  const VitWindows windows = vit_windows(grids, merge_, window_tokens_);
-  const at::Device device = patch_embed_.weight.device();
-  const at::Tensor order = windows.index.to(device);              // window order -> row-major
-  const at::Tensor inverse = windows.index.argsort().to(device);  // row-major -> window order
+// The encoder between two of its blocks. What has a row per patch is what makes large images large: of that
+// there are the hidden states, and inside a block queries, keys, values and their mix. Parts are copied into
+// what stays: parts that stayed among temporary ones would leave holes in the heap.
+class Qwen25Vit::Pass : public Encoding {
+ public:
+  Pass(const Qwen25Vit& vit, const std::vector<Patches>& images, const VisionTaps& taps)
+      : vit_(vit), taps_(taps), tapped_(tapped_blocks(taps, vit.depth())) {
+    for (const Patches& image : images) {
+      pixels_.push_back(image.pixel_values);
+      grids_.push_back(image.grid);
+    }
+    out_.states.resize(taps.states.size());
+    out_.attention.resize(taps.attention.size());
+  }
+
+  int64_t steps() const override { return vit_.depth() - next_; }
+
+  void step() override {
+    if (next_ == 0) embed();
+    const Block& block = vit_.blocks_[next_];
+    const at::Tensor mixed = attention(block);
+    for_each_block(x_.size(0), kBlockRows, [&](int64_t first, int64_t count) {
+      at::Tensor to = x_.narrow(0, first, count), x = to;
+      const at::Tensor n = add_rms_norm(x, block.proj(mixed.narrow(0, first, count)), block.norm2, kNormEps);
+      const auto [gate, up] = linears(n, block.gate_proj, block.up_proj);
+      at::add_out(to, x, block.down_proj(silu_mul(gate, up)));
+    });
+    for (size_t tap = 0; tap < taps_.states.size(); ++tap)
+      if (taps_.states[tap] == next_) out_.states[tap] = to_tokens(x_);
+    ++next_;
+  }
+
+  VisionOutput finish() override {
+    const int64_t tokens = x_.size(0) / unit();
+    for_each_block(tokens, kBlockRows / unit(), [&](int64_t first, int64_t count) {
+      const at::Tensor n = rms_norm(x_.narrow(0, first * unit(), count * unit()), vit_.ln_q_, kNormEps);
+      const at::Tensor merged = vit_.merger_2_(at::gelu(vit_.merger_0_(n.view({count, -1}))));
+      if (first == 0) out_.embeds = at::empty({tokens, merged.size(1)}, merged.options());
+      out_.embeds.narrow(0, first, count).copy_(merged);
+    });
+    out_.embeds = out_.embeds.index_select(0, inverse_);
+    return std::move(out_);
+  }
+
+ private:
+  static constexpr int64_t kBlockRows = 2 * max_block_rows;  // they are narrower than the language model's
+
+  int64_t unit() const { return vit_.merge_ * vit_.merge_; }
 
   // Merge units move as a whole; their patches stay together.
-  const auto to_windows = [&](const at::Tensor& t) {
-    return t.view({-1, unit, t.size(1)}).index_select(0, order).view({-1, t.size(1)});
-  };
-  at::Tensor x = to_windows(patch_embed_(pixel_values.to(patch_embed_.weight.options())));
-  Rope tables = rope(grids);
-  tables = {to_windows(tables.cos.to(device)), to_windows(tables.sin.to(device))};
-  std::vector<int64_t> window_patches = windows.window_lengths, frame_patches = windows.frame_lengths;
-  for (int64_t& n : window_patches) n *= unit;
-  for (int64_t& n : frame_patches) n *= unit;
-
-  // Patches in window order -> their merge units' means, row-major.
-  const auto to_tokens = [&](const at::Tensor& t) {
-    return t.view({-1, unit, t.size(1)}).mean(1).index_select(0, inverse);
-  };
-
-  VisionOutput out;
-  out.states.resize(taps.states.size());
-  out.attention.resize(taps.attention.size());
-  const std::vector<int64_t> tapped = tapped_blocks(taps, depth());
-  for (size_t i = 0; i < blocks_.size(); ++i) {
-    const Block& block = blocks_[i];
-    const auto record = [&](const at::Tensor& q, const at::Tensor& k) {
-      for (size_t tap = 0; tap < tapped.size(); ++tap) {
-        if (tapped[tap] != static_cast<int64_t>(i)) continue;
-        const auto turned = [&](const at::Tensor& t) {
-          return taps.attention[tap].rotate_twice ? apply_rope(t.clone(), tables) : t;
-        };
-        const at::Tensor received = received_attention(turned(q), turned(k), frame_patches);
-        out.attention[tap] = {to_tokens(received.unsqueeze(1)).squeeze(1),
-                              to_tokens(k.to(at::kFloat).mean(1))};
-      }
-    };
-    const bool wanted = std::find(tapped.begin(), tapped.end(), static_cast<int64_t>(i)) != tapped.end();
-    const at::Tensor mixed =
-        attention(block, rms_norm(x, block.norm1, kNormEps), tables,
-                  block.full ? frame_patches : window_patches, wanted ? SeeQueryKey(record) : nullptr);
-    const at::Tensor n = add_rms_norm(x, mixed, block.norm2, kNormEps);
-    x = x + block.down_proj(silu_mul(block.gate_proj(n), block.up_proj(n)));
-    for (size_t tap = 0; tap < taps.states.size(); ++tap)
-      if (taps.states[tap] == static_cast<int64_t>(i)) out.states[tap] = to_tokens(x);
+  at::Tensor to_windows(const at::Tensor& t) const {
+    return t.view({-1, unit(), t.size(1)}).index_select(0, order_).view({-1, t.size(1)});
   }
-  const at::Tensor merged = at::gelu(merger_0_(rms_norm(x, ln_q_, kNormEps).view({-1, unit * hidden_size_})));
-  out.embeds = merger_2_(merged).index_select(0, inverse);
+  // Patches in window order -> their merge units' means, row-major.
+  at::Tensor to_tokens(const at::Tensor& t) const {
+    return t.view({-1, unit(), t.size(1)}).mean(1).index_select(0, inverse_);
+  }
 
-  std::vector<int64_t> window_of;
-  for (size_t w = 0; w < windows.window_lengths.size(); ++w)
-    window_of.insert(window_of.end(), windows.window_lengths[w], static_cast<int64_t>(w));
-  out.windows = at::tensor(window_of, at::kLong).to(device).index_select(0, inverse);
-  return out;
+  void embed() {
+    const at::TensorOptions options = vit_.patch_embed_.weight.options();
+    const VitWindows windows = vit_windows(grids_, vit_.merge_, vit_.window_tokens_);
+    order_ = windows.index.to(options.device());              // window order -> row-major
+    inverse_ = windows.index.argsort().to(options.device());  // row-major -> window order
+    x_ = at::empty({windows.index.size(0) * unit(), vit_.hidden_size_}, options);
+    int64_t row = 0;
+    for (at::Tensor& pixels : pixels_) {
+      for_each_block(pixels.size(0), kBlockRows, [&](int64_t first, int64_t count) {
+        x_.narrow(0, row + first, count).copy_(vit_.patch_embed_(pixels.narrow(0, first, count).to(options)));
+      });
+      row += pixels.size(0);
+      pixels.reset();
+    }
+    x_ = to_windows(x_);
+    const Rope tables = vit_.rope(grids_);
+    tables_ = {to_windows(tables.cos.to(options.device())), to_windows(tables.sin.to(options.device()))};
+    std::vector<int64_t> window_of;
+    for (size_t w = 0; w < windows.window_lengths.size(); ++w)
+      window_of.insert(window_of.end(), windows.window_lengths[w], static_cast<int64_t>(w));
+    out_.windows = at::tensor(window_of, at::kLong).to(options.device()).index_select(0, inverse_);
+    for (const int64_t tokens : windows.window_lengths) window_patches_.push_back(tokens * unit());
+    for (const int64_t tokens : windows.frame_lengths) frame_patches_.push_back(tokens * unit());
+  }
+
+  // Mixed values [P, D].
+  at::Tensor attention(const Block& block) {
+    const int64_t patches = x_.size(0);
+    at::Tensor parts[3];  // queries, keys, values
+    for (at::Tensor& part : parts)
+      part = at::empty({patches, vit_.heads_, x_.size(1) / vit_.heads_}, x_.options());
+    for_each_block(patches, kBlockRows, [&](int64_t first, int64_t count) {
+      const at::Tensor n = rms_norm(x_.narrow(0, first, count), block.norm1, kNormEps);
+      const at::Tensor qkv = block.qkv(n).view({count, 3, vit_.heads_, -1});
+      for (int64_t i = 0; i < 3; ++i) parts[i].narrow(0, first, count).copy_(qkv.select(1, i));
+    });
+    at::Tensor q = apply_rope(parts[0], tables_), k = apply_rope(parts[1], tables_);
+    at::Tensor mixed = segment_attention(q, k, parts[2], block.full ? frame_patches_ : window_patches_);
+    parts[2].reset();
+    if (std::find(tapped_.begin(), tapped_.end(), next_) != tapped_.end()) record(q, k);
+    return mixed;
+  }
+
+  // Notes the attention that is asked of this block. Queries and keys are not needed any more.
+  void record(at::Tensor q, at::Tensor k) {
+    const at::Tensor keys = to_tokens(k.to(at::kFloat).mean(1));
+    bool rotated_twice = false;
+    for (const bool twice : {false, true})
+      for (size_t tap = 0; tap < tapped_.size(); ++tap) {
+        if (tapped_[tap] != next_ || taps_.attention[tap].rotate_twice != twice) continue;
+        if (twice && !rotated_twice) {
+          q = apply_rope(q, tables_);
+          k = apply_rope(k, tables_);
+          rotated_twice = true;
+        }
+        const at::Tensor received = received_attention(q, k, frame_patches_);
+        out_.attention[tap] = {to_tokens(received.unsqueeze(1)).squeeze(1), keys};
+      }
+  }
+
+  const Qwen25Vit& vit_;
+  const VisionTaps taps_;
+  const std::vector<int64_t> tapped_;
+  std::vector<at::Tensor> pixels_;  // of each image, until it is embedded
+  std::vector<Grid> grids_;
+  at::Tensor order_, inverse_;
+  std::vector<int64_t> window_patches_, frame_patches_;
+  at::Tensor x_;  // [P, D]: patches in window order
+  Rope tables_;   // of them
+  VisionOutput out_;
+  int64_t next_ = 0;  // block
+};
+
+std::unique_ptr<Encoding> Qwen25Vit::encoding(const std::vector<Patches>& images,
+                                              const VisionTaps& taps) const {
+  return std::make_unique<Pass>(*this, images, taps);
 }
 
 }  // namespace glimpse

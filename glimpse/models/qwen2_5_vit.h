@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -29,10 +29,9 @@ class Qwen25Vit {
   static Qwen25Vit load(const nlohmann::json& vision_config, const Weights& weights,
                         at::TensorOptions options, const WeightOptions& how = {});
 
-  /// Patches [P, 3 * 2 * 14 * 14] of all images, one after the other. States and attention that are recorded
-  /// are averaged over each merge unit.
-  VisionOutput operator()(const at::Tensor& pixel_values, const std::vector<Grid>& grids,
-                          const VisionTaps& taps) const;
+  /// Before its first step, which are its blocks, over images of patches [P, 3 * 2 * 14 * 14]. States and
+  /// attention that are recorded are averaged over each merge unit. It must not outlive the encoder.
+  std::unique_ptr<Encoding> encoding(const std::vector<Patches>& images, const VisionTaps& taps) const;
 
   int64_t depth() const { return static_cast<int64_t>(blocks_.size()); }
   int64_t hidden_size() const { return hidden_size_; }
@@ -46,11 +45,8 @@ class Qwen25Vit {
     Linear qkv, proj, gate_proj, up_proj, down_proj;
     bool full = false;
   };
+  class Pass;
   Rope rope(const std::vector<Grid>& grids) const;
-  // Sees queries and keys [P, H, d] after the rotary embedding.
-  using SeeQueryKey = std::function<void(const at::Tensor& q, const at::Tensor& k)>;
-  at::Tensor attention(const Block& block, const at::Tensor& x, const Rope& rope,
-                       const std::vector<int64_t>& lengths, const SeeQueryKey& see) const;
 
   int64_t hidden_size_ = 0, heads_ = 0, merge_ = 2, window_tokens_ = 4;
   Linear patch_embed_, merger_0_, merger_2_;

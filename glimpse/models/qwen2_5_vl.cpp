@@ -111,14 +111,9 @@ Prompt Qwen25Vl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> pa
   return out;
 }
 
-VisionOutput Qwen25Vl::encode(const std::vector<Patches>& patches, const VisionTaps& taps) const {
-  std::vector<at::Tensor> pixels;
-  std::vector<Grid> grids;
-  for (const Patches& each : patches) {
-    pixels.push_back(each.pixel_values);
-    grids.push_back(each.grid);
-  }
-  return visual_(pixels.size() == 1 ? pixels[0] : at::cat(pixels), grids, taps);
+std::unique_ptr<Encoding> Qwen25Vl::encoding(const std::vector<Patches>& patches,
+                                             const VisionTaps& taps) const {
+  return visual_.encoding(patches, taps);
 }
 
 Rope Qwen25Vl::rope(const at::Tensor& position_ids) const {

@@ -21,7 +21,8 @@ class Qwen25Vl : public Vlm {
   std::vector<int64_t> chat_ids(const std::vector<Message>& messages, bool add_generation_prompt,
                                 std::vector<int64_t>* question) const override;
   Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
-  VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const override;
+  std::unique_ptr<Encoding> encoding(const std::vector<Patches>& patches,
+                                     const VisionTaps& taps) const override;
   Rope rope(const at::Tensor& position_ids) const override;
   const Decoder& decoder() const override { return decoder_; }
   const Tokenizer& tokenizer() const override;

@@ -43,6 +43,12 @@ auto with_family(const ModelSource& source, const json& overrides, Function f) {
 
 }  // namespace
 
+VisionOutput Vlm::encode(const std::vector<Patches>& patches, const VisionTaps& taps) const {
+  const std::unique_ptr<Encoding> pass = encoding(patches, taps);
+  while (pass->steps() > 0) pass->step();
+  return pass->finish();
+}
+
 TextOutput Vlm::encode_text(const std::string&) const {
   fail("this model has no text encoder that shares a space with its vision encoder");
 }

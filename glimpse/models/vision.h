@@ -28,6 +28,23 @@ struct VisionTaps {
   VisionTaps() = default;
   VisionTaps(std::vector<int64_t> states_of) : states(std::move(states_of)) {}
 };
+
+/// A vision encoder on its way over the images of one prompt. It goes in steps, so that others can run in
+/// between or it can be left.
+class Encoding {
+ public:
+  virtual ~Encoding() = default;
+  /// Steps that are left. A step costs about as much as a layer of the language model over the visual tokens.
+  virtual int64_t steps() const = 0;
+  virtual void step() = 0;
+  /// After the last step, once.
+  virtual VisionOutput finish() = 0;
+};
+
+/// The outputs for several lists of images as that for all of them, one after the other. Each part ends with
+/// `class_tokens` class tokens.
+VisionOutput joined(const std::vector<VisionOutput>& parts, int64_t class_tokens);
+
 /// The blocks whose attention is asked for, of an encoder that runs `count`; an Error if there is no such
 /// block.
 std::vector<int64_t> tapped_blocks(const VisionTaps& taps, int64_t count);

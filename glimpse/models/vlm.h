@@ -49,8 +49,12 @@ class Vlm {
                                         std::vector<int64_t>* question) const = 0;
   /// A prompt from ids in which each image has one place (its id once, or already repeated per token).
   virtual Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const = 0;
-  /// Runs the vision encoder over a prompt's images; records what `taps` ask for.
-  virtual VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const = 0;
+  /// The vision encoder before its first step over a prompt's images (at least one); it records what `taps`
+  /// ask for.
+  virtual std::unique_ptr<Encoding> encoding(const std::vector<Patches>& patches,
+                                             const VisionTaps& taps) const = 0;
+  /// Runs all its steps.
+  VisionOutput encode(const std::vector<Patches>& patches, const VisionTaps& taps) const;
   /// Brings what the encoder gave [n, Dv] into the language model's space [n, D]. Where the encoder's last
   /// step does so (Qwen2.5-VL's merger) it is there already.
   virtual at::Tensor project(const at::Tensor& embeds) const { return embeds; }

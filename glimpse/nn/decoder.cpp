@@ -66,7 +66,7 @@ at::Tensor Decoder::layer(int64_t l, at::Tensor x, const RaggedBatch& batch) con
   for (const SequenceRows& sequence : batch.sequences) {
     const auto mine = [&](const at::Tensor& t) { return t.narrow(0, row, sequence.count); };
     LayerCache& cache = sequence.cache->layers[l];
-    cache.append(mine(k), mine(v));
+    cache.append(mine(k), mine(v), sequence.more);
     mixed.push_back(causal_attention(mine(q), cache));
     if (sequence.query) *sequence.query = q[row + sequence.query_row].clone();
     row += sequence.count;

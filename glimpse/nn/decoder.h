@@ -28,6 +28,7 @@ struct SequenceRows {
   int64_t count = 0;            ///< rows of the batch that belong to this sequence
   at::Tensor* query = nullptr;  ///< if set, receives the query after RoPE [H, d] of ...
   int64_t query_row = 0;        ///< ... this row of the sequence's own
+  int64_t more = 0;             ///< rows that will follow in this layer: its cache makes room for them
 };
 
 /// A ragged batch: the rows of all sequences one after the other.

@@ -27,7 +27,7 @@ void LayerCache::reserve(int64_t length, const at::Tensor& like) {
   values_ = values;
 }
 
-void LayerCache::append(const at::Tensor& k, const at::Tensor& v) {
+void LayerCache::append(const at::Tensor& k, const at::Tensor& v, int64_t more) {
   const int64_t count = k.size(0);
   if (at::GradMode::is_enabled() && (k.requires_grad() || v.requires_grad())) {
     const at::Tensor new_keys = k.transpose(0, 1), new_values = v.transpose(0, 1);
@@ -36,7 +36,7 @@ void LayerCache::append(const at::Tensor& k, const at::Tensor& v) {
     length_ += count;
     return;
   }
-  reserve(length_ + count, k);
+  reserve(length_ + count + more, k);
   keys_.narrow(1, length_, count).copy_(k.transpose(0, 1));
   values_.narrow(1, length_, count).copy_(v.transpose(0, 1));
   length_ += count;

@@ -14,8 +14,9 @@ class LayerCache {
   at::Tensor keys() const { return keys_.narrow(1, 0, length_); }      ///< [Hkv, length, d]
   at::Tensor values() const { return values_.narrow(1, 0, length_); }  ///< [Hkv, length, d]
 
-  /// Adds rows k, v [T, Hkv, d] at the end. Rows that require gradients always make a new tensor.
-  void append(const at::Tensor& k, const at::Tensor& v);
+  /// Adds rows k, v [T, Hkv, d] at the end and makes room for `more` that will follow. Rows that require
+  /// gradients always make a new tensor.
+  void append(const at::Tensor& k, const at::Tensor& v, int64_t more = 0);
   /// Keeps the rows `index` [n] int64 only, in that order, and frees the memory of the rest.
   void keep(const at::Tensor& index);
   /// Drops the last `count` rows.

@@ -76,19 +76,20 @@ struct Taps {
   const GuideToken* guide = nullptr;
   std::vector<VisionAttentionTap> vision_attention;
   bool shared_space = false;  ///< embeddings of image and question in the space that both share (CLIP)
+  bool pictures = false;      ///< their hash
 };
 
 /// What a pruner may look at: n living of N visual tokens, image by image. What the encoder says of tokens is
 /// by source index: S is N, or N + images where a method of the composition cuts at the encoder's output.
 struct View {
   std::span<const ImageSpan> images;
-  std::span<const Patches> pictures;  ///< as the encoder takes them, one per image
-  at::Tensor living;                  ///< [n] int64: source index of each living token (see place_of). At the
-                                      ///< encoder's output an image's class token stands before its patches
-  at::Tensor hidden;                  ///< [n, D]: their hidden states; [n, Dv] at the encoder's output
-  at::Tensor text_hidden;             ///< [T, D]: hidden states of the other rows (guide excluded); undefined
-                                      ///< at the encoder's output
-  at::Tensor question;                ///< [Q] int64: which of these rows hold the question
+  uint64_t pictures = 0;   ///< pictures_hash() of what the encoder takes, if asked for
+  at::Tensor living;       ///< [n] int64: source index of each living token (see place_of). At the
+                           ///< encoder's output an image's class token stands before its patches
+  at::Tensor hidden;       ///< [n, D]: their hidden states; [n, Dv] at the encoder's output
+  at::Tensor text_hidden;  ///< [T, D]: hidden states of the other rows (guide excluded); undefined
+                           ///< at the encoder's output
+  at::Tensor question;     ///< [Q] int64: which of these rows hold the question
   std::vector<at::Tensor> vision_states;          ///< [S, Dv] each, in the order of Taps::vision_layers
   at::Tensor windows;                             ///< [S] int64: encoder window of each token
   at::Tensor attention;                           ///< [n, layers * H] float32, layer-major

@@ -4,8 +4,6 @@
 #include <numeric>
 #include <random>
 
-#include <xxhash.h>
-
 #include "glimpse/prune/shares.h"
 
 namespace glimpse {
@@ -23,15 +21,16 @@ std::vector<Cut> RandomPruner::cuts() const {
   return {{Cut::Place::after, options_.layer, true}};
 }
 
+Taps RandomPruner::taps() const {
+  Taps taps;
+  taps.pictures = true;
+  return taps;
+}
+
 Selection RandomPruner::select(const View& view, const Cut&, const Budget& budget) const {
   // The pictures' own values, which no batch, kernel or dtype changes, make the choice differ between
   // pictures.
-  auto seed = static_cast<uint64_t>(options_.seed);
-  for (const Patches& picture : view.pictures) {
-    const at::Tensor values = picture.pixel_values.contiguous();
-    seed = XXH3_64bits_withSeed(values.const_data_ptr(), values.nbytes(), seed);
-  }
-  std::mt19937_64 generator(seed);
+  std::mt19937_64 generator(static_cast<uint64_t>(options_.seed) ^ view.pictures);
   const auto choose = [&](int64_t living, int64_t count) {
     count = std::min(count, living);
     std::vector<int64_t> order(living);

@@ -18,6 +18,7 @@ class RandomPruner : public Pruner {
   std::string name() const override { return "random"; }
   nlohmann::json settings() const override { return Options(options_).fields().to_json(); }
   std::vector<Cut> cuts() const override;
+  Taps taps() const override;
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
 
  private:

@@ -90,7 +90,7 @@ Trainer::Trainer(TrainOptions options, fs::path run, World& world)
     : options_(std::move(options)), run_(std::move(run)), world_(world) {
   parse_save_dtype(options_.save_dtype);
   check(!options_.data.empty(), "training: no rows; name a JSONL file with --data");
-  if (options_.threads > 0) at::set_num_threads(options_.threads);
+  set_threads(options_.threads);
   const fs::path dir = base_dir(options_.model);
   const fs::path start = options_.new_modules.empty() ? "" : resolve_model_dir(options_.new_modules);
   EngineOptions engine;

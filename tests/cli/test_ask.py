@@ -1,6 +1,7 @@
 """glimpse ask."""
 import json
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -126,6 +127,17 @@ class Ask(CliTest):
         got = self.ask("--max-new-tokens", "3")
         self.assertEqual((got["finish_reason"], len(got["token_ids"])), ("length", 3))
         self.assertTrue(ANSWER.startswith(got["answer"]))
+
+    def test_start_up(self):
+        """The CPU time to the first token, most of it libtorch's start; other programs here do not count."""
+
+        def used():
+            usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return usage.ru_utime + usage.ru_stime
+
+        before = used()
+        self.ok("ask", "-i", IMAGE, "-n", "1", QUESTION)
+        self.assertLess(used() - before, 2)  # seconds; 0.4 where nothing else runs
 
     def test_image_bounds(self):
         got = self.ask("--max-pixels", "100000")

@@ -1,4 +1,8 @@
 // Requests that come, run side by side and end: each answer is that of the request alone.
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <random>
 #include <thread>
 
 #include "builtin.h"
@@ -58,15 +62,6 @@ Request endless(int row, std::stop_token stop) {
   return request;
 }
 
-// Fails when it is asked.
-class Wrong : public Pruner {
- public:
-  std::string name() const override { return "wrong"; }
-  nlohmann::json settings() const override { return {}; }
-  std::vector<Cut> cuts() const override { return {{Cut::Place::after, 2, true}}; }
-  Selection select(const View&, const Cut&, const Budget&) const override { fail("nothing fits"); }
-};
-
 }  // namespace
 
 TEST_CASE("mixed requests, in chunks of any size and any number at once, equal one by one") {
@@ -99,15 +94,15 @@ TEST_CASE("a long prompt does not keep the others from their tokens") {
   const auto steps = [&](bool disturbed) {
     Scheduler scheduler(tiny_engine(), {.chunk_rows = 50});
     std::future<Answer> first = scheduler.submit(running), second;
-    int count = 0, came = 0;
+    int count = 0, waited = 0;
     for (; !ready(first); ++count) {
       if (disturbed && count == 15) second = scheduler.submit(row_request(8));
       scheduler.step();
-      if (second.valid() && !ready(second)) came = count;
+      waited += second.valid() && !ready(second);
     }
-    // After its image, its first four layers of some 220 rows take a step each.
+    // The encoder's six blocks and the first four layers of some 220 rows take a step each.
     if (disturbed) {
-      CHECK(came >= 15 + 4);
+      CHECK(waited >= 6 + 4);
       CHECK(ready(second));
       same(second.get(), tiny_engine().ask(row_request(8)));
     }
@@ -115,33 +110,6 @@ TEST_CASE("a long prompt does not keep the others from their tokens") {
     return count;
   };
   CHECK(steps(true) == steps(false));  // a token in every step all the same
-}
-
-TEST_CASE("prefill in chunks equals prefill at once") {
-  const Request request = row_request(4);
-  const auto logits = [&](bool leave) {
-    Sequence sequence, other;
-    for (Sequence* each : {&sequence, &other}) {
-      each->prompt = tiny_engine().model().prompt(request.messages, request.images, {});
-      each->pruners = make_pruners("glimpse", tiny_engine().pruner_context());
-    }
-    PrefillBatch batch(tiny_engine().model());
-    if (leave) batch.add(other);
-    batch.add(sequence);
-    CHECK(batch.rows() == (leave ? 2 : 1) * (std::ssize(sequence.prompt.ids) + 1));
-    while (!batch.done()) {
-      CHECK(batch.step().empty());
-      if (leave) batch.remove(other);  // after the first layer
-      leave = false;
-    }
-    return batch.finish();
-  };
-  Sequence whole;
-  whole.prompt = tiny_engine().model().prompt(request.messages, request.images, {});
-  whole.pruners = make_pruners("glimpse", tiny_engine().pruner_context());
-  const at::Tensor expected = prefill(tiny_engine().model(), std::vector<Sequence*>{&whole});
-  CHECK(at::equal(logits(false), expected));
-  CHECK((logits(true) - expected).abs().max().item<double>() < 1e-4);  // products of other sizes
 }
 
 TEST_CASE("cancelled while waiting, in the prefill and while decoding: the others go on") {
@@ -184,6 +152,48 @@ TEST_CASE("cancelled while waiting, in the prefill and while decoding: the other
   CHECK(scheduler.state().kv_used == 0);
 }
 
+TEST_CASE("stops that come at any moment: everything is freed, the others' answers stay") {
+  const int rounds = 3, row_count = 10, text_count = 1500;
+  std::vector<Answer> alone;
+  for (int row = 0; row < row_count; ++row) alone.push_back(tiny_engine().ask(row_request(row)));
+  for (int round = 0; round < rounds; ++round) {
+    CAPTURE(round);
+    Scheduler scheduler(tiny_engine(), {.max_sequences = 6, .chunk_rows = 64});
+    std::vector<std::stop_source> stops(row_count + text_count);
+    Futures futures;
+    for (int i = 0; i < std::ssize(stops); ++i) {
+      Request request = row_request(i % row_count);
+      if (i >= row_count) {  // they fill the queue
+        request.images.clear();
+        request.messages = {test::user("What is it?")};
+      }
+      request.stop = stops[i].get_token();
+      futures.push_back(scheduler.submit(request));
+    }
+    {
+      std::jthread stopping([&] {
+        std::mt19937 random(round);
+        std::vector<int> order(text_count);
+        std::iota(order.begin(), order.end(), row_count);
+        for (int i = 1; i < row_count; i += 2) order.push_back(i);
+        std::shuffle(order.begin(), order.end(), random);
+        for (const int i : order) {
+          stops[i].request_stop();
+          std::this_thread::sleep_for(std::chrono::microseconds(random() % 200));
+        }
+      });
+      scheduler.run();
+    }
+    CHECK(scheduler.state().kv_reserved == 0);
+    CHECK(scheduler.state().kv_used == 0);
+    for (int i = 0; i < std::ssize(futures); ++i) {
+      const Answer answer = futures[i].get();
+      if (i < row_count && answer.finish_reason != "cancelled") same(answer, alone[i]);
+      if (i < row_count && i % 2 == 0) CHECK(answer.finish_reason == "stop");
+    }
+  }
+}
+
 TEST_CASE("a cancelled request leaves the rest of its batch alone") {
   std::stop_source source;
   source.request_stop();
@@ -207,23 +217,6 @@ TEST_CASE("what fails alone fails alone") {
   for (const size_t i : {0, 3}) same(futures[i].get(), tiny_engine().ask(requests[i]));
   CHECK(scheduler.state().kv_reserved == 0);
   CHECK_THROWS_AS(scheduler.submit(row_request(0, "unheard-of")), Error);
-
-  Sequence wrong, right;
-  for (Sequence* each : {&wrong, &right})
-    each->prompt = tiny_engine().model().prompt(requests[0].messages, requests[0].images, {});
-  wrong.pruners = {std::make_shared<Wrong>()};
-  PrefillBatch batch(tiny_engine().model());
-  batch.add(wrong);
-  batch.add(right);
-  size_t failures = 0;
-  while (!batch.done())
-    for (const auto& failure : batch.step()) {
-      ++failures;
-      CHECK(failure.sequence == &wrong);
-      CHECK_THROWS_WITH_AS(std::rethrow_exception(failure.error), "nothing fits", Error);
-    }
-  CHECK(failures == 1);
-  CHECK(batch.finish().size(0) == 1);
 }
 
 TEST_CASE("many requests through a small pool: all finish, within the bound, nothing stays") {
@@ -254,6 +247,9 @@ TEST_CASE("many requests through a small pool: all finish, within the bound, not
 
 TEST_CASE("a request that can never fit is refused with its numbers") {
   Request request = row_request(0);
+  request.max_new_tokens = std::numeric_limits<int64_t>::max();
+  // The context is the bound, in which an image takes less room than its rows.
+  CHECK(most_kv_bytes(request) < size_t{6 * 2 * 2 * 64 * 4} * (4096 + 256) * 5 / 4);
   request.max_new_tokens = 100;
   // 6 layers of 2 heads of 64, keys and values, float32: 285 + 1 + 100 rows and 96 more, a quarter of them
   const size_t needed = 6 * 2 * 2 * 64 * 4 * (386 + 96);
@@ -269,6 +265,82 @@ TEST_CASE("a request that can never fit is refused with its numbers") {
   CHECK(answer.get().finish_reason == "stop");
   CHECK_THROWS_AS(Scheduler(tiny_engine(), {.max_sequences = 0}), Error);
   CHECK_THROWS_AS(Scheduler(tiny_engine(), {.chunk_rows = 0}), Error);
+}
+
+TEST_CASE("a short prompt waits for one chunk of a long one, and a long one does not join short ones") {
+  Request brief;
+  brief.messages = {test::user("What is it?")};
+  brief.max_new_tokens = 1;
+  Request lengthy = brief;
+  lengthy.messages = {test::user(std::string(3900, '7'))};
+  const int64_t chunk = 64, long_steps = 3900 / chunk;
+  for (const bool long_first : {true, false}) {
+    CAPTURE(long_first);
+    Scheduler scheduler(tiny_engine(), {.chunk_rows = chunk});
+    std::future<Answer> first = scheduler.submit(long_first ? lengthy : brief);
+    if (long_first) scheduler.step();
+    std::future<Answer> second = scheduler.submit(long_first ? brief : lengthy);
+    std::future<Answer>&short_one = long_first ? second : first, &long_one = long_first ? first : second;
+    for (int i = 0; i < (long_first ? 2 : 1); ++i) scheduler.step();
+    CHECK(ready(short_one));
+    int steps = 0;
+    for (; !ready(long_one); ++steps) {  // others come all the time, but it has every other chunk
+      if (steps % 2 == 0) scheduler.submit(brief);
+      scheduler.step();
+    }
+    CHECK(steps > long_steps / 2);
+    CHECK(2 * steps < 5 * long_steps);
+    scheduler.run();
+    same(short_one.get(), tiny_engine().ask(brief));
+    same(long_one.get(), tiny_engine().ask(lengthy));
+  }
+}
+
+TEST_CASE("requests that wait are bounded by their patches") {
+  const Request request = row_request(0);
+  const size_t patches = Job(tiny_engine(), request).patch_bytes();
+  CHECK(patches == 4 * 256 * size_t{3 * 2 * 14 * 14} * 4);
+  Scheduler scheduler(tiny_engine(), {.max_sequences = 1, .waiting_bytes = 2 * patches});
+  Futures futures;
+  for (int i = 0; i < 2; ++i) futures.push_back(scheduler.submit(request));
+  CHECK_THROWS_WITH_AS(
+      scheduler.submit(request),
+      "2 requests wait with 9.2 MiB of patches; another 4.6 MiB are more than the 9.2 MiB of "
+      "waiting_bytes; submit the request again later",
+      Error);
+  Request text;
+  text.messages = {test::user("What is it?")};
+  futures.push_back(scheduler.submit(text));
+  scheduler.step();  // one does not wait any more
+  futures.push_back(scheduler.submit(request));
+  scheduler.run();
+  for (std::future<Answer>& future : futures) CHECK(future.get().finish_reason != "cancelled");
+  Scheduler tight(tiny_engine(), {.waiting_bytes = 1});
+  std::future<Answer> alone = tight.submit(request);  // where nobody waits there is always room
+  tight.run();
+  same(alone.get(), tiny_engine().ask(request));
+}
+
+TEST_CASE("what comes when the server has stopped is not begun") {
+  for (int round = 0; round < 10; ++round) {
+    Scheduler scheduler(tiny_engine());
+    std::vector<std::future<Answer>> futures;
+    std::mutex mutex;
+    std::jthread client([&](std::stop_token stop) {
+      while (!stop.stop_requested()) {
+        Request text;
+        text.messages = {test::user("What is it?")};
+        const std::lock_guard lock(mutex);
+        futures.push_back(scheduler.submit(text));
+      }
+    });
+    std::jthread server([&](std::stop_token stop) { scheduler.serve(std::move(stop)); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    server.request_stop();
+    server.join();
+    CHECK(scheduler.state().running == 0);
+    CHECK(scheduler.state().kv_reserved == 0);
+  }
 }
 
 TEST_CASE("served from one thread, asked from several") {

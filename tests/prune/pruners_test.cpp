@@ -48,7 +48,8 @@ TEST_CASE("random: pictures differ in what they keep, questions do not") {
   Views views({{4, 4}, {4, 4}});
   const RandomPruner pruner({0.25, 0, -1});
   const auto with = [&](float first, float second) {
-    views.set_pictures({at::full({16, 3}, first), at::full({16, 3}, second)});
+    views.view.pictures =
+        pictures_hash(std::vector<Patches>{{at::full({16, 3}, first), {}}, {at::full({16, 3}, second), {}}});
     return chosen(pruner, views.view);
   };
   const Ids base = with(1, 2);

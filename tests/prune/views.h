@@ -11,7 +11,6 @@ namespace glimpse::test {
 struct Views {
   std::vector<ImageSpan> images;
   std::vector<std::vector<Box>> boxes;
-  std::vector<Patches> pictures;
   View view;
 
   explicit Views(const std::vector<std::array<int64_t, 2>>& grids) {
@@ -24,11 +23,6 @@ struct Views {
     view.living = at::arange(first, at::kLong);
   }
   Views(const Views&) = delete;
-  void set_pictures(const std::vector<at::Tensor>& values) {
-    pictures.clear();
-    for (const at::Tensor& each : values) pictures.push_back({each, {}});
-    view.pictures = pictures;
-  }
   void set_boxes(std::vector<std::vector<Box>> given) {
     boxes = std::move(given);
     view.boxes = boxes;
