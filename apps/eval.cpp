@@ -101,12 +101,8 @@ json settings_of(const EvalFlags& flags, const EvalPlan& plan) {
   const EngineOptions& e = flags.engine;
   json tasks = json::array();
   for (const EvalTask& task : plan.tasks) tasks.push_back(task.task.to_json());
-  json settings = {{"commit", kBuiltFrom},
-                   {"model", e.model.empty() ? "built-in" : e.model},
-                   {"new_modules", e.new_modules},
-                   {"adapters", e.adapters},
-                   {"dtype", e.dtype},
-                   {"weights", e.weights},
+  json settings = model_settings(e);
+  settings.update({{"commit", kBuiltFrom},
                    {"device", e.device},
                    {"threads", e.threads},
                    {"tasks", tasks},
@@ -114,8 +110,7 @@ json settings_of(const EvalFlags& flags, const EvalPlan& plan) {
                    {"max_new_tokens", plan.max_new_tokens ? json(*plan.max_new_tokens) : json()},
                    {"min_pixels", flags.bounds.min_pixels ? json(*flags.bounds.min_pixels) : json()},
                    {"max_pixels", flags.bounds.max_pixels ? json(*flags.bounds.max_pixels) : json()},
-                   {"sampling", "greedy"}};
-  if (!e.clip.empty()) settings["clip"] = e.clip;
+                   {"sampling", "greedy"}});
   return settings;
 }
 

@@ -108,6 +108,17 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
       ->group(group);
 }
 
+nlohmann::json model_settings(const EngineOptions& options) {
+  nlohmann::json settings = {{"model", options.model.empty() ? "built-in" : options.model},
+                             {"new_modules", options.new_modules},
+                             {"adapters", options.adapters},
+                             {"dtype", options.dtype},
+                             {"weights", options.weights}};
+  if (!options.mmproj.empty()) settings["mmproj"] = options.mmproj;
+  if (!options.clip.empty()) settings["clip"] = options.clip;
+  return settings;
+}
+
 void add_cache_flag(CLI::App& app, EngineOptions& options) {
   options.cache_mb = 1024;
   app.add_option(

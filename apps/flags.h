@@ -49,6 +49,9 @@ struct CommonFlags {
 /// Adds the flags that name a model and how to run it.
 void add_model_flags(CLI::App& app, EngineOptions& options);
 
+/// Which model these mean, as recorded beside the answers.
+nlohmann::json model_settings(const EngineOptions& options);
+
 /// Adds --cache-mb, for commands that ask more than one question.
 void add_cache_flag(CLI::App& app, EngineOptions& options);
 

@@ -54,20 +54,15 @@ nlohmann::json result(const Row& row, const Answer& answer) {
 
 nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Request request,
                            const KeptCounts& budget) {
-  const EngineOptions& e = flags.common.engine;
   nlohmann::json pruning = nlohmann::json::array();
   for (const auto& pruner : make_pruners(request.prune, engine.pruner_context()))
     pruning.push_back({{"method", pruner->name()}, {"settings", pruner->settings()}});
   nlohmann::json keep;
   if (request.budget.keep) keep = *request.budget.keep;
   if (request.budget.count) keep = *request.budget.count;
-  nlohmann::json settings = {
+  nlohmann::json settings = model_settings(flags.common.engine);
+  settings.update({
       {"rows", flags.rows},
-      {"model", e.model.empty() ? "built-in" : e.model},
-      {"new_modules", e.new_modules},
-      {"adapters", e.adapters},
-      {"dtype", e.dtype},
-      {"weights", e.weights},
       {"pruning", pruning},
       {"budget_from", budget.given() ? budget.hash() : ""},
       {"image_root", flags.image_root},
@@ -76,8 +71,8 @@ nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Reques
       {"max_new_tokens", request.max_new_tokens},
       {"min_pixels", flags.common.bounds.min_pixels.value_or(0)},
       {"max_pixels", flags.common.bounds.max_pixels.value_or(0)},
-      {"system", flags.common.has_system ? nlohmann::json(flags.common.system) : nlohmann::json(nullptr)}};
-  if (!e.clip.empty()) settings["clip"] = e.clip;
+      {"system", flags.common.has_system ? nlohmann::json(flags.common.system) : nlohmann::json(nullptr)},
+  });
   return settings;
 }
 

@@ -151,9 +151,9 @@ std::string normal_form(std::string_view text) {
   std::string out;
   for (std::string& word : words) {
     if (word.empty() || word == "a" || word == "an" || word == "the") continue;
+    if (word == "none") word = numbers[0];
     const auto number = std::find(numbers.begin(), numbers.end(), word);
     if (number != numbers.end()) word = std::to_string(number - numbers.begin());
-    if (word == "none") word = "0";
     out += (out.empty() ? "" : " ") + word;
   }
   return out;

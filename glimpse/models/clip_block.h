@@ -61,9 +61,9 @@ struct ClipBlock {
   /// x [T, D] -> [T, D]. `attend` mixes q, k, v [T, H, d] to [T, D].
   template <class Attend>
   at::Tensor operator()(const at::Tensor& x, Attend attend) const {
-    const at::Tensor n = layer_norm1(x);
-    const auto split = [&](const Linear& proj) { return proj(n).view({x.size(0), heads, -1}); };
-    const at::Tensor attended = x + out_proj(attend(split(q_proj), split(k_proj), split(v_proj)));
+    const auto [q, k, v] = linears(layer_norm1(x), q_proj, k_proj, v_proj);
+    const auto split = [&](const at::Tensor& wide) { return wide.view({x.size(0), heads, -1}); };
+    const at::Tensor attended = x + out_proj(attend(split(q), split(k), split(v)));
     return attended + mlp(layer_norm2(attended));
   }
 

@@ -22,42 +22,41 @@ at::Tensor scaled_queries(const at::Tensor& q) {
   return q.to(at::kFloat).mul(1.0 / std::sqrt(static_cast<double>(q.size(-1)))).contiguous();
 }
 
-// scores[h, :] = q[h] . keys for the query heads [first, last) that share these keys [length, d], read once
-// per max_rows of them; q [..., H, d] and scores [H, length] float32.
-template <class T>
-void score_keys(const at::Tensor& q, int64_t first, int64_t last, const T* keys, int64_t length,
-                at::Tensor& scores) {
-  const int64_t d = q.size(-1);
-  for (int64_t h = first; h < last; h += kernels::max_rows)
-    kernels::dots(q.const_data_ptr<float>() + h * d, std::min(kernels::max_rows, last - h), d, keys, 0,
-                  length, scores.data_ptr<float>() + h * length, length);
-}
-
-// One new row: the query heads of a cache head are folded into rows, so its keys and values are read once.
+// One new row: the query heads of a cache head are folded into rows, so its keys and values are read once. A
+// long cache is cut into parts, so that there is work for more threads than there are cache heads; where it
+// is cut depends on its length alone.
 at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
+  constexpr int64_t part_keys = 2048;
   const at::Tensor keys = cache.keys(), values = cache.values();
   const int64_t kv_heads = keys.size(0), length = keys.size(1), d = keys.size(2), heads = q.size(1);
   const int64_t group = heads / kv_heads, stride = keys.stride(0);
+  const int64_t parts = (length + part_keys - 1) / part_keys, step = (length + parts - 1) / parts;
   const at::Tensor wide = scaled_queries(q);
   at::Tensor scores = at::empty({heads, length}, wide.options());
-  at::Tensor out = at::empty({heads, d}, wide.options());
+  at::Tensor sums = at::empty({parts, heads, 1}, wide.options());  // of exp(score), their logarithm
+  at::Tensor out = at::empty({parts, heads, d}, wide.options());
   with_element(q.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    // Short contexts are not worth waking a second thread.
-    const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, length * d * group));
-    at::parallel_for(0, kv_heads, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t h = begin; h < end; ++h) {
-        score_keys(wide, h * group, (h + 1) * group, element_data<T>(keys) + h * stride, length, scores);
-        for (int64_t first = h * group; first < (h + 1) * group; first += kernels::max_rows) {
-          const int64_t rows = std::min(kernels::max_rows, (h + 1) * group - first);
-          float* const s = scores.data_ptr<float>() + first * length;
-          for (int64_t r = 0; r < rows; ++r) kernels::softmax(s + r * length, length);
-          kernels::mix(s, length, rows, length, element_data<T>(values) + h * stride, d,
-                       out.data_ptr<float>() + first * d);
-        }
+    const auto attend = [&](int64_t part, int64_t h) {
+      const int64_t first = part * step, count = std::min(step, length - first);
+      const T* const own_keys = element_data<T>(keys) + h * stride + first * d;
+      const T* const own_values = element_data<T>(values) + h * stride + first * d;
+      for (int64_t row = h * group; row < (h + 1) * group; row += kernels::max_rows) {
+        const int64_t rows = std::min(kernels::max_rows, (h + 1) * group - row), to = part * heads + row;
+        float* const s = scores.data_ptr<float>() + row * length + first;
+        kernels::dots(wide.const_data_ptr<float>() + row * d, rows, d, own_keys, 0, count, s, length);
+        for (int64_t r = 0; r < rows; ++r)
+          sums.data_ptr<float>()[to + r] = kernels::softmax(s + r * length, count);
+        kernels::mix(s, length, rows, count, own_values, d, out.data_ptr<float>() + to * d);
       }
+    };
+    // Short contexts are not worth waking a second thread.
+    const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, step * d * group));
+    at::parallel_for(0, parts * kv_heads, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) attend(i / kv_heads, i % kv_heads);
     });
   });
+  out = parts == 1 ? out[0] : out.mul_(sums.softmax(0)).sum(0);
   return out.to(q.scalar_type()).view({1, heads * d});
 }
 
@@ -152,7 +151,10 @@ at::Tensor attention_logits(const at::Tensor& q, const at::Tensor& keys) {
     with_element(q.scalar_type(), [&](auto element) {
       const auto* const data = element_data<decltype(element)>(keys);
       for (int64_t h = 0; h < kv_heads; ++h)
-        score_keys(wide, h * group, (h + 1) * group, data + h * keys.stride(0), length, scores);
+        for (int64_t row = h * group; row < (h + 1) * group; row += kernels::max_rows)
+          kernels::dots(wide.const_data_ptr<float>() + row * d,
+                        std::min(kernels::max_rows, (h + 1) * group - row), d, data + h * keys.stride(0), 0,
+                        length, scores.data_ptr<float>() + row * length, length);
     });
     return scores;
   }

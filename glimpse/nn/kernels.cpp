@@ -199,7 +199,7 @@ void rotate_row(T* x, const float* cos, const float* sin, int64_t half) {
   }
 }
 
-void softmax_row(float* x, int64_t n) {
+float softmax_row(float* x, int64_t n) {
   const F f;
   const int64_t lanes = hn::Lanes(f);
   const float top = n > 0 ? *std::max_element(x, x + n) : 0.0f;
@@ -214,6 +214,7 @@ void softmax_row(float* x, int64_t n) {
   for (; i < n; ++i) sum += x[i] = std::exp(x[i] - top);
   sum += hn::GetLane(hn::SumOfLanes(f, sums));
   for (i = 0; i < n; ++i) x[i] /= sum;
+  return top + std::log(sum);
 }
 
 void add_bias_bf16(const float* sums, const bf16* bias, int64_t n, bf16* out) {
@@ -325,8 +326,8 @@ void rotate(bf16* x, const float* cos, const float* sin, int64_t half) {
 void rotate(float* x, const float* cos, const float* sin, int64_t half) {
   HWY_DYNAMIC_DISPATCH(rotate_f32)(x, cos, sin, half);
 }
-void softmax(float* x, int64_t n) {
-  HWY_DYNAMIC_DISPATCH(softmax_row)(x, n);
+float softmax(float* x, int64_t n) {
+  return HWY_DYNAMIC_DISPATCH(softmax_row)(x, n);
 }
 const char* target_name() {
   return HWY_DYNAMIC_DISPATCH(name)();

@@ -43,8 +43,8 @@ void silu_mul(const float* gate, const float* up, float* out, int64_t n);
 void rotate(bf16* x, const float* cos, const float* sin, int64_t half);
 void rotate(float* x, const float* cos, const float* sin, int64_t half);
 
-/// In place softmax of one row.
-void softmax(float* x, int64_t n);
+/// In place softmax of one row; returns the logarithm of the sum of exp(x).
+float softmax(float* x, int64_t n);
 
 /// The instruction set in use ("AVX3_ZEN4", "AVX2", ...).
 const char* target_name();

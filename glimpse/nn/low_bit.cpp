@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cmath>
+#include <numeric>
 
 #include "glimpse/base/check.h"
 #include "glimpse/nn/low_bit_kernels.h"
@@ -22,17 +23,22 @@ int64_t rounded_up(int64_t value, int64_t step) {
   return (value + step - 1) / step * step;
 }
 
-// Errors of rounding v [n] to [-8, 7] / inverse.
-__attribute__((target_clones("default", "avx2", "avx512f"))) float rounding_error(const float* v, int64_t n,
-                                                                                  float inverse) {
+// Squared errors of rounding v [n] to [-8, 7] / inverse. Sums in lanes of their own and rounding by addition
+// are quick on any CPU, and the same.
+float rounding_error(const float* v, int64_t n, float inverse) {
+  constexpr int64_t lanes = 8;
+  constexpr float whole = 3 << 22;  // a float has no digits after the point there
   const float scale = 1.0f / inverse;
-  float sum = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const float q = std::min(7.0f, std::max(-8.0f, __builtin_rintf(v[i] * inverse)));
-    const float error = q * scale - v[i];
-    sum += error * error;
-  }
-  return sum;
+  std::array<float, lanes> sums = {};
+  const auto add = [&](float x, float& sum) {
+    const float q = std::min(7.0f, std::max(-8.0f, x * inverse + whole - whole));
+    sum += (q * scale - x) * (q * scale - x);
+  };
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes)
+    for (int64_t lane = 0; lane < lanes; ++lane) add(v[i + lane], sums[lane]);
+  for (; i < n; ++i) add(v[i], sums[0]);
+  return std::accumulate(sums.begin(), sums.end(), 0.0f);
 }
 
 // The number of largest magnitude among v [n].

@@ -65,6 +65,21 @@ TEST_CASE("causal_attention: prefill, continuation and decoding") {
   });
 }
 
+TEST_CASE("causal_attention: decoding behind a long cache") {
+  on_every_target(kernels::target_name, [] {
+    for (const auto& [type, limit] : {std::pair{at::kFloat, 5e-6}, {at::kBFloat16, 3e-2}})
+      for (const int64_t length : {2047, 2048, 2049, 4097, 7001}) {
+        CAPTURE(length);
+        // Scores so large that some parts have all the weight.
+        const at::Tensor q = random({1, 6, 16}, type) * 4, k = random({length, 2, 16}, type),
+                         v = random({length, 2, 16}, type);
+        LayerCache cache;
+        cache.append(k, v);
+        CHECK(near(causal_attention(q, cache), naive(q, k, v), limit, limit));
+      }
+  });
+}
+
 TEST_CASE("causal_attention of a single first row, and with autograd") {
   const at::Tensor q = random({1, 4, 16}, at::kFloat), k = random({1, 2, 16}, at::kFloat),
                    v = random({1, 2, 16}, at::kFloat);

@@ -6,6 +6,7 @@
 #include "glimpse/nn/ops.h"
 #include "nn/every_target.h"
 #include "nn/near.h"
+#include "nn/random_sizes.h"
 
 using namespace glimpse;
 using test::can_pair;
@@ -77,6 +78,27 @@ TEST_CASE("flash attention: random shapes, causal and full") {
                 if (!pairs || (type == at::kBFloat16 && can_pair()))
                   CHECK(near(flash_all(q, k, v, causal, pairs), plain(q, k, v, causal), limit, limit));
           }
+  });
+}
+
+TEST_CASE("flash attention: shapes drawn at random") {
+  on_every_target(flash::target_name, [] {
+    test::RandomSizes size(13);
+    for (int i = 0; i < 24; ++i) {
+      const int64_t rows = size(100), keys = rows + size(150) - 1, group = size(8), d = size(128),
+                    dv = size(128);
+      CAPTURE(rows);
+      CAPTURE(keys);
+      CAPTURE(group);
+      CAPTURE(d);
+      CAPTURE(dv);
+      const auto random = [&](at::IntArrayRef shape) { return at::randn(shape).to(at::kBFloat16); };
+      const at::Tensor q = random({rows, group, d}), k = random({keys, d}), v = random({keys, dv});
+      for (const bool causal : {true, false})
+        for (const bool pairs : {false, true})
+          if (!pairs || can_pair())
+            CHECK(near(flash_all(q, k, v, causal, pairs), plain(q, k, v, causal), 2e-2, 2e-2));
+    }
   });
 }
 

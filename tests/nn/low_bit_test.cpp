@@ -6,6 +6,7 @@
 #include "glimpse/nn/low_bit_kernels.h"
 #include "nn/every_target.h"
 #include "nn/near.h"
+#include "nn/random_sizes.h"
 
 using namespace glimpse;
 using test::near;
@@ -17,10 +18,14 @@ struct Shape {
 };
 
 // No row, one, up to eight (few rows), more (panels); sizes that are no multiple of anything.
-const std::vector<Shape> kShapes = {{0, 33, 200},   {1, 1, 1},      {1, 16, 64},    {1, 35, 37},
-                                    {2, 48, 128},   {3, 17, 68},    {5, 160, 30},   {8, 33, 200},
-                                    {9, 130, 65},   {17, 48, 96},   {64, 256, 256}, {70, 50, 7},
-                                    {4, 100, 3420}, {33, 1300, 34}, {1, 272, 2048}};
+std::vector<Shape> shapes() {
+  std::vector<Shape> all = {{0, 33, 200},   {1, 1, 1},    {1, 16, 64},    {1, 35, 37},    {2, 48, 128},
+                            {3, 17, 68},    {5, 160, 30}, {8, 33, 200},   {9, 130, 65},   {17, 48, 96},
+                            {64, 256, 256}, {70, 50, 7},  {4, 100, 3420}, {33, 1300, 34}, {1, 272, 2048}};
+  test::RandomSizes size(11);
+  for (int i = 0; i < 24; ++i) all.push_back({size(80), size(300), size(1200)});
+  return all;
+}
 
 double largest(const at::Tensor& t) {
   return t.abs().max().item<double>();
@@ -40,7 +45,7 @@ at::Tensor rounded_rows(const at::Tensor& x) {
 
 TEST_CASE("rounding to 8 bits errs by half a step at most, to 4 bits by little more") {
   at::manual_seed(1);
-  for (const Shape& s : kShapes) {
+  for (const Shape& s : shapes()) {
     const at::Tensor weight = at::randn({s.out, s.in});
     const LowBitWeight eight = quantise_weight(weight, 0);
     const at::Tensor step = weight.abs().amax(1, true) / 127;
@@ -66,7 +71,7 @@ TEST_CASE("rounding to 8 bits errs by half a step at most, to 4 bits by little m
 TEST_CASE("products of 8- and 4-bit weights on every instruction set") {
   test::on_every_target(low_bit::target_name, [] {
     for (const auto dtype : {at::kFloat, at::kBFloat16})
-      for (const Shape& s : kShapes)
+      for (const Shape& s : shapes())
         for (const int64_t group : {0, 32, 64}) {
           CAPTURE(s.m);
           CAPTURE(s.out);

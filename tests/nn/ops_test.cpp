@@ -7,6 +7,7 @@
 #include "glimpse/nn/rotary.h"
 #include "nn/every_target.h"
 #include "nn/near.h"
+#include "nn/random_sizes.h"
 
 using namespace glimpse;
 using test::near;
@@ -141,7 +142,13 @@ TEST_CASE("linear: few rows, many rows, panels") {
 
 TEST_CASE("linear: bf16 panels on every instruction set") {
   test::on_every_target(kernels::target_name, [] {
-    for (const auto& [rows, in, out] : {std::array{9, 1, 1}, {33, 130, 7}, {70, 515, 250}}) {
+    std::vector<std::array<int64_t, 3>> shapes = {{9, 1, 1}, {33, 130, 7}, {70, 515, 250}};
+    test::RandomSizes size(12);
+    for (int i = 0; i < 24; ++i) shapes.push_back({size(80), size(600), size(300)});
+    for (const auto& [rows, in, out] : shapes) {
+      CAPTURE(rows);
+      CAPTURE(in);
+      CAPTURE(out);
       const Linear linear{random({out, in}, at::kBFloat16), random({out}, at::kBFloat16)};
       const at::Tensor x = random({rows, in}, at::kBFloat16);
       const at::Tensor expected = at::linear(wide(x), wide(linear.weight), wide(linear.bias));

@@ -52,6 +52,9 @@ TEST_CASE("the number of threads changes no result") {
     cache.append(k, v);
     check_threads("prefill", [&] { return causal_attention(q, cache); });
     check_threads("decoding", [&] { return causal_attention(q.narrow(0, 399, 1), cache); });
+    LayerCache longer;
+    longer.append(random({5000, 4, 32}), random({5000, 4, 32}));
+    check_threads("long decoding", [&] { return causal_attention(q.narrow(0, 399, 1), longer); });
     check_threads("segments", [&] { return segment_attention(q, q, q, {64, 64, 200, 72}); });
     check_threads("received", [&] { return received_attention(q, q, {150, 250}); });
   }
