@@ -43,19 +43,22 @@ benchmark: build ## Compare all pruning methods on the built-in model; results i
 check: build ## Check format, includes, file lengths, duplicates, documents (FULL=1: clang-tidy and README commands too)
 	@tools/check $(if $(FULL),--full)
 
+# Instrumented kernels are slow: the engine's tests alone take 20 minutes.
+sanitized = ctest --test-dir build/$(1) --output-on-failure -j2 --timeout 14400 -L 'unit|golden' $(if $(ONLY),-R '^$(ONLY)$$')
+
 .PHONY: asan
-asan: setup ## Build and run the unit and golden tests with address and undefined-behaviour sanitizers
+asan: setup ## Build and run the unit and golden tests (ONLY=engine: these) with address and undefined-behaviour sanitizers
 	@$(call build,asan)
 	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	  ctest --test-dir build/asan --output-on-failure -j2 -L 'unit|golden'
+	  $(call sanitized,asan)
 
 # libtorch and libgomp are not instrumented, so parallel regions are run by one thread: their barriers would
 # be invisible and every region would look like a race.
 .PHONY: tsan
-tsan: setup ## Build and run the unit and golden tests with the thread sanitizer
+tsan: setup ## Build and run the unit and golden tests (ONLY=engine: these) with the thread sanitizer
 	@$(call build,tsan)
 	@OMP_NUM_THREADS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 \
-	  ctest --test-dir build/tsan --output-on-failure -j2 -L 'unit|golden'
+	  $(call sanitized,tsan)
 
 .PHONY: format
 format: ## Format all C++ files
