@@ -26,7 +26,8 @@ std::vector<at::Tensor> few_rows(const at::Tensor& x, std::span<const DenseWeigh
   const int64_t m = x.size(0), k = x.size(1);
   const at::Tensor rows = (pairs ? x : x.to(at::kFloat)).contiguous();
   const std::vector<at::Tensor> out = empty_results(x, weights);
-  const int64_t chunk = std::max<int64_t>(8, 131072 / std::max<int64_t>(k, 1) / 8 * 8);
+  // A multiple of every number of columns that the kernels take at once.
+  const int64_t chunk = std::max<int64_t>(24, 131072 / std::max<int64_t>(k, 1) / 24 * 24);
   std::vector<int64_t> counts;
   for (const DenseWeight& w : weights) counts.push_back(parts_of(w.weight.size(0), chunk));
   with_element(x.scalar_type(), [&](auto element) {

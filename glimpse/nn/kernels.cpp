@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
+#include <vector>
 
 HWY_BEFORE_NAMESPACE();
 namespace glimpse::HWY_NAMESPACE {
@@ -39,17 +41,20 @@ HWY_INLINE VU load_factor(const bf16*, const bf16* from) {
   return load_pairs(from);
 }
 
-// M rows of x against R rows of w at once: each w element is loaded once, each x element R times. While it
-// works it asks for the block of w after this one: the hardware alone does not look beyond a page, which a
-// row often is.
+// M rows of x against R rows of w at once, from number `from` to `to` of k: each w element is loaded once,
+// each x element R times. Sums wait in `carry` for the numbers that follow. While it works it asks for
+// `next`, the block of w after this one, unless that is null: the hardware alone does not look beyond a page,
+// which a row often is.
 template <int M, int R, class X, class W>
-void dot_block(const X* x, int64_t k, const W* w, bool ahead, float* y, int64_t ldy) {
+void dot_block(const X* x, int64_t k, int64_t from, int64_t to, const W* w, const W* next, float* carry,
+               float* y, int64_t ldy) {
   const F f;
   constexpr int64_t line = 64 / sizeof(W);
-  const int64_t lanes = numbers_per_vector(x);
+  const int64_t lanes = numbers_per_vector(x), width = hn::Lanes(f);
   V sum[M][R];
   for (int i = 0; i < M; ++i)
-    for (int r = 0; r < R; ++r) sum[i][r] = hn::Zero(f);
+    for (int r = 0; r < R; ++r)
+      sum[i][r] = from == 0 ? hn::Zero(f) : hn::LoadU(f, carry + (r * M + i) * width);
   const auto step = [&](int64_t j) {
     decltype(load_factor(x, w)) wv[R];
     for (int r = 0; r < R; ++r) wv[r] = load_factor(x, w + r * k + j);
@@ -58,15 +63,19 @@ void dot_block(const X* x, int64_t k, const W* w, bool ahead, float* y, int64_t 
       for (int r = 0; r < R; ++r) sum[i][r] = add_product(sum[i][r], xv, wv[r]);
     }
   };
-  int64_t j = 0;
-  for (; j + line <= k; j += line) {
-    if (ahead)
-      for (int r = 0; r < R; ++r) __builtin_prefetch(w + (R + r) * k + j, 0, 2);
+  int64_t j = from;
+  for (; j + line <= to; j += line) {
+    if (next)
+      for (int r = 0; r < R; ++r) __builtin_prefetch(next + r * k + j - from, 0, 2);
     for (int64_t t = 0; t < line; t += lanes) step(j + t);
   }
-  for (; j + lanes <= k; j += lanes) step(j);
+  for (; j + lanes <= to; j += lanes) step(j);
   for (int i = 0; i < M; ++i)
     for (int r = 0; r < R; ++r) {
+      if (to < k) {
+        hn::StoreU(sum[i][r], f, carry + (r * M + i) * width);
+        continue;
+      }
       float total = hn::GetLane(hn::SumOfLanes(f, sum[i][r]));
       for (int64_t t = j; t < k; ++t) total += widen_one(x[i * k + t]) * widen_one(w[r * k + t]);
       y[i * ldy + r] = total;
@@ -87,22 +96,45 @@ constexpr int columns_for(int m) {
 }
 #endif
 
+// Numbers of each of `rows` rows that weights pass by at a time: so many that they stay in the first-level
+// cache. A multiple of what fills a cache line.
+template <class X>
+int64_t slice_of(int64_t rows, int64_t k) {
+  constexpr int64_t most = (20 << 10) / sizeof(X), line = 64;
+  const int64_t slices = rows == 1 ? 1 : (rows * k + most - 1) / most;
+  return slices <= 1 ? std::max(k, line) : (k / slices + line) / line * line;
+}
+
 template <class X, class W>
 void dots_any(const X* x, int64_t m, int64_t k, const W* w, int64_t begin, int64_t end, float* y,
               int64_t ldy) {
   const int64_t passes = (m + kRows - 1) / kRows, rows = (m + passes - 1) / passes;
   const int64_t step = passes == 1 ? end - begin : 12;  // a multiple of columns_for(3) and (4)
+  const int64_t width = rows * hn::Lanes(F()), slice = slice_of<X>(rows, k);
+  thread_local std::vector<float> carry;
+  carry.resize(slice < k ? width * step : 0);
   for (int64_t first = begin; first < end; first += step)
     for (int64_t row = 0; row < m; row += rows)
       with_rows(std::min(rows, m - row), [&](auto count) {
         constexpr int columns = columns_for(count);
         const int64_t last = std::min(first + step, end);
         const X* own = x + row * k;
-        float* to = y + row * ldy;
-        int64_t n = first;
-        for (; n + columns <= last; n += columns)
-          dot_block<count, columns>(own, k, w + n * k, row == 0, to + n, ldy);
-        for (; n < last; ++n) dot_block<count, 1>(own, k, w + n * k, row == 0, to + n, ldy);
+        for (int64_t from = 0; from < k || from == 0; from += slice) {
+          const int64_t to = std::min(from + slice, k);
+          const auto block = [&](int64_t n, auto wide) {
+            const int64_t after = n + wide;
+            // After the last block comes the next slice of the first.
+            const W* const next = row > 0        ? nullptr
+                                  : after < last ? w + after * k + from
+                                  : to < k       ? w + first * k + to
+                                                 : w + last * k;
+            dot_block<count, wide>(own, k, from, to, w + n * k, next, carry.data() + (n - first) * width,
+                                   y + row * ldy + n, ldy);
+          };
+          int64_t n = first;
+          for (; n + columns <= last; n += columns) block(n, std::integral_constant<int, columns>());
+          for (; n < last; ++n) block(n, std::integral_constant<int, 1>());
+        }
       });
 }
 

@@ -50,8 +50,8 @@ at::Tensor wide(const at::Tensor& x) {
   return x.to(at::kDouble);
 }
 
-const std::vector<int64_t> kSizes = {0,  1,  2,  3,  4,  5,  7,   8,   9,   15,  16,
-                                     17, 31, 32, 33, 63, 65, 100, 128, 257, 1000};
+const std::vector<int64_t> kSizes = {0,  1,  2,  3,  4,  5,  7,   8,   9,   15,   16,
+                                     17, 31, 32, 33, 63, 65, 100, 128, 257, 1000, 3001};
 
 template <class X, class T>
 void test_dots() {
