@@ -59,7 +59,7 @@ int64_t planned(const Step& step, const Answer& answer, int64_t living, const Bu
   if (name == "cdpruner") left = std::llround(own("keep") * static_cast<double>(total));
   if (name == "dart" || name == "random") left = part_of(total, own("keep"));
   if (name == "visionzip")
-    left = count_of(total, own("dominant")) + std::max<int64_t>(count_of(total, own("contextual")), 1);
+    left = VisionZip::Options{settings.at("dominant"), settings.at("contextual")}.kept(total);
   if (name == "pyramiddrop") {
     const auto shares = settings.at("keep").get<std::vector<double>>();
     const auto target = budget.of(total);

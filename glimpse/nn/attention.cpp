@@ -12,6 +12,7 @@
 #include "glimpse/nn/linear.h"
 #include "glimpse/nn/ops.h"
 #include "glimpse/nn/parallel.h"
+#include "glimpse/nn/row_blocks.h"
 
 namespace glimpse {
 
@@ -22,6 +23,17 @@ at::Tensor scaled_queries(const at::Tensor& q) {
   return q.to(at::kFloat).mul(1.0 / std::sqrt(static_cast<double>(q.size(-1)))).contiguous();
 }
 
+// scores[h - first, :] = q[h] . keys for the query heads [first, last) that share these keys [count, d], read
+// once per max_rows of them; q [..., H, d] float32, rows of scores `stride` numbers apart.
+template <class T>
+void score_keys(const at::Tensor& q, int64_t first, int64_t last, const T* keys, int64_t count, float* scores,
+                int64_t stride) {
+  const int64_t d = q.size(-1);
+  for (int64_t h = first; h < last; h += kernels::max_rows)
+    kernels::dots(q.const_data_ptr<float>() + h * d, std::min(kernels::max_rows, last - h), d, keys, 0, count,
+                  scores + (h - first) * stride, stride);
+}
+
 // One new row: the query heads of a cache head are folded into rows, so its keys and values are read once. A
 // long cache is cut into parts, so that there is work for more threads than there are cache heads; where it
 // is cut depends on its length alone.
@@ -30,7 +42,7 @@ at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
   const at::Tensor keys = cache.keys(), values = cache.values();
   const int64_t kv_heads = keys.size(0), length = keys.size(1), d = keys.size(2), heads = q.size(1);
   const int64_t group = heads / kv_heads, stride = keys.stride(0);
-  const int64_t parts = (length + part_keys - 1) / part_keys, step = (length + parts - 1) / parts;
+  const int64_t step = next_block(length, part_keys), parts = (length + step - 1) / step;
   const at::Tensor wide = scaled_queries(q);
   at::Tensor scores = at::empty({heads, length}, wide.options());
   at::Tensor sums = at::empty({parts, heads, 1}, wide.options());  // of exp(score), their logarithm
@@ -41,10 +53,11 @@ at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
       const int64_t first = part * step, count = std::min(step, length - first);
       const T* const own_keys = element_data<T>(keys) + h * stride + first * d;
       const T* const own_values = element_data<T>(values) + h * stride + first * d;
+      score_keys(wide, h * group, (h + 1) * group, own_keys, count,
+                 scores.data_ptr<float>() + h * group * length + first, length);
       for (int64_t row = h * group; row < (h + 1) * group; row += kernels::max_rows) {
         const int64_t rows = std::min(kernels::max_rows, (h + 1) * group - row), to = part * heads + row;
         float* const s = scores.data_ptr<float>() + row * length + first;
-        kernels::dots(wide.const_data_ptr<float>() + row * d, rows, d, own_keys, 0, count, s, length);
         for (int64_t r = 0; r < rows; ++r)
           sums.data_ptr<float>()[to + r] = kernels::softmax(s + r * length, count);
         kernels::mix(s, length, rows, count, own_values, d, out.data_ptr<float>() + to * d);
@@ -151,10 +164,8 @@ at::Tensor attention_logits(const at::Tensor& q, const at::Tensor& keys) {
     with_element(q.scalar_type(), [&](auto element) {
       const auto* const data = element_data<decltype(element)>(keys);
       for (int64_t h = 0; h < kv_heads; ++h)
-        for (int64_t row = h * group; row < (h + 1) * group; row += kernels::max_rows)
-          kernels::dots(wide.const_data_ptr<float>() + row * d,
-                        std::min(kernels::max_rows, (h + 1) * group - row), d, data + h * keys.stride(0), 0,
-                        length, scores.data_ptr<float>() + row * length, length);
+        score_keys(wide, h * group, (h + 1) * group, data + h * keys.stride(0), length,
+                   scores.data_ptr<float>() + h * group * length, length);
     });
     return scores;
   }

@@ -28,6 +28,14 @@ VisionZip::VisionZip(Options options) : options_(options) {
         "visionzip: contextual is 0, but the other tokens need one to merge into");
 }
 
+int64_t VisionZip::Options::merged(int64_t count) const {
+  return std::max<int64_t>(count_of(count, contextual), 1);
+}
+
+int64_t VisionZip::Options::kept(int64_t count) const {
+  return count_of(count, dominant) + merged(count);
+}
+
 double VisionZip::Options::merging_part(int64_t count) const {
   const auto amount = [&](double value) { return value < 1 ? value * static_cast<double>(count) : value; };
   return amount(contextual) / std::max(amount(dominant) + amount(contextual), 1e-9);
@@ -58,13 +66,12 @@ at::Tensor visionzip_merge(const at::Tensor& features, const VisionZipChoice& ch
 }
 
 Selection VisionZip::select(const View& view, const Cut&, const Budget& budget) const {
-  const auto contextual = [&](int64_t n) { return std::max<int64_t>(count_of(n, options_.contextual), 1); };
-  const auto own = [&](int64_t n) { return count_of(n, options_.dominant) + contextual(n); };
+  const auto own = [&](int64_t n) { return options_.kept(n); };
   const at::Tensor received = view.vision_attention[0].received.index_select(0, view.living);
   const at::Tensor keys = view.vision_attention[0].keys.index_select(0, view.living);
   return select_by_image(view, budget, own, [&](const ImageShare& share) {
     const int64_t count = share.image.count(), keep = share.keep;
-    int64_t merging = contextual(count);
+    int64_t merging = options_.merged(count);
     if (share.budgeted) {
       merging = std::llround(static_cast<double>(keep) * options_.merging_part(count));
     } else {

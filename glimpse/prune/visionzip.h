@@ -15,7 +15,10 @@ class VisionZip : public Pruner {
     double dominant = 0.061, contextual = 0.05;  ///< parts of an image's tokens, or from 1 on their number
     bool class_token = false;                    ///< the encoder has one
     Fields fields();
-    /// How large a part of what is kept of an image of `count` tokens is contextual.
+    /// What the method's own rule takes of an image of `count` tokens: contextual ones, and all.
+    int64_t merged(int64_t count) const;
+    int64_t kept(int64_t count) const;
+    /// How large a part of what is kept of it is contextual.
     double merging_part(int64_t count) const;
   };
   /// Error for numbers that are none, and for no contextual token beside a class token.
