@@ -150,7 +150,7 @@ int64_t quads_of(const LowBitWeight& w) {
   return w.data.size(1) * (w.group ? 2 : 1);
 }
 
-// How a product is cut into tasks of `width` blocks by `height` rows. Few rows take about 128 KiB of weights,
+// How a product is cut into tasks of `width` blocks by `height` rows. Few rows take about 256 KiB of weights,
 // more take panels of weights that stay in the second-level cache, cut along the rows too so that narrow
 // products use every core.
 struct Cut {
@@ -159,7 +159,8 @@ struct Cut {
   Cut(const LowBitWeight& w, int64_t m) {
     const int64_t blocks = w.data.size(0), quads = quads_of(w);
     const bool few = m <= low_bit::max_rows;
-    width = few ? std::max<int64_t>(4, 4096 / quads / 4 * 4) : std::max<int64_t>(3, 8192 / quads / 3 * 3);
+    const int64_t bytes = w.data.nbytes() / blocks;
+    width = few ? std::max<int64_t>(4, (256 << 10) / bytes / 4 * 4) : std::max<int64_t>(3, 8192 / quads / 3 * 3);
     across = (blocks + width - 1) / width;
     height = few || across >= 16 ? m : std::max<int64_t>(64, rounded_up(m / 4, 8));
     down = (m + height - 1) / height;

@@ -281,12 +281,17 @@ HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t
   store_tile(total, x, w, row, block, y);
 }
 
+// Measured: one or two rows read blocks of up to 32 KiB fastest one after the other, longer ones side by side.
+constexpr int64_t kShortBlock = 32 << 10;
+
 template <class T>
 void few4_any(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t first, int64_t last, T* y) {
   with_parts(x.m, first, last, [&](auto m, int64_t row, int64_t begin, int64_t end) {
-    constexpr int blocks = few_blocks(m, 4);
     int64_t block = begin;
-    for (; block + blocks <= end; block += blocks) tile4<m, blocks>(x, w, row, block, y);
+    if (m > 2 || w.quads / 2 * kQuadBytes > kShortBlock) {
+      constexpr int blocks = few_blocks(m, 4);
+      for (; block + blocks <= end; block += blocks) tile4<m, blocks>(x, w, row, block, y);
+    }
     for (; block < end; ++block) tile4<m, 1>(x, w, row, block, y);
   });
 }
