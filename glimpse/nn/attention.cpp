@@ -30,8 +30,8 @@ void score_keys(const at::Tensor& q, int64_t first, int64_t last, const T* keys,
                 int64_t stride) {
   const int64_t d = q.size(-1);
   for (int64_t h = first; h < last; h += kernels::max_rows)
-    kernels::dots(q.const_data_ptr<float>() + h * d, std::min(kernels::max_rows, last - h), d, keys, 0, count,
-                  scores + (h - first) * stride, stride);
+    kernels::dots(q.const_data_ptr<float>() + h * d, d, std::min(kernels::max_rows, last - h), d, keys, 0,
+                  count, scores + (h - first) * stride, stride);
 }
 
 // One new row: the query heads of a cache head are folded into rows, so its keys and values are read once. A

@@ -24,7 +24,10 @@ std::vector<at::Tensor> empty_results(const at::Tensor& x, std::span<const Dense
 // Few rows: every weight is read once at memory speed.
 std::vector<at::Tensor> few_rows(const at::Tensor& x, std::span<const DenseWeight> weights, bool pairs) {
   const int64_t m = x.size(0), k = x.size(1);
-  const at::Tensor rows = (pairs ? x : x.to(at::kFloat)).contiguous();
+  // Rows whole pages apart would fight for the same lines of the cache.
+  const int64_t ldx = k + 96;
+  const at::Tensor rows = at::empty({m, ldx}, x.options().dtype(pairs ? x.scalar_type() : at::kFloat));
+  rows.narrow(1, 0, k).copy_(x);
   const std::vector<at::Tensor> out = empty_results(x, weights);
   // A multiple of every number of columns that the kernels take at once.
   const int64_t chunk = std::max<int64_t>(24, 131072 / std::max<int64_t>(k, 1) / 24 * 24);
@@ -39,10 +42,10 @@ std::vector<at::Tensor> few_rows(const at::Tensor& x, std::span<const DenseWeigh
       sums.resize(m * count);
       const T* const w = element_data<T>(weight) + begin * k;
       if (pairs)
-        kernels::dots(element_data<kernels::bf16>(rows), m, k, reinterpret_cast<const kernels::bf16*>(w), 0,
-                      count, sums.data(), count);
+        kernels::dots(element_data<kernels::bf16>(rows), ldx, m, k, reinterpret_cast<const kernels::bf16*>(w),
+                      0, count, sums.data(), count);
       else
-        kernels::dots(element_data<float>(rows), m, k, w, 0, count, sums.data(), count);
+        kernels::dots(element_data<float>(rows), ldx, m, k, w, 0, count, sums.data(), count);
       const T* const offsets = bias.defined() ? element_data<T>(bias) + begin : nullptr;
       for (int64_t r = 0; r < m; ++r)
         kernels::add_bias(sums.data() + r * count, offsets, count, element_data<T>(out[i]) + r * n + begin);

@@ -46,8 +46,8 @@ HWY_INLINE VU load_factor(const bf16*, const bf16* from) {
 // `next`, the block of w after this one, unless that is null: the hardware alone does not look beyond a page,
 // which a row often is.
 template <int M, int R, class X, class W>
-void dot_block(const X* x, int64_t k, int64_t from, int64_t to, const W* w, const W* next, float* carry,
-               float* y, int64_t ldy) {
+void dot_block(const X* x, int64_t ldx, int64_t k, int64_t from, int64_t to, const W* w, const W* next,
+               float* carry, float* y, int64_t ldy) {
   const F f;
   constexpr int64_t line = 64 / sizeof(W);
   const int64_t lanes = numbers_per_vector(x), width = hn::Lanes(f);
@@ -59,7 +59,7 @@ void dot_block(const X* x, int64_t k, int64_t from, int64_t to, const W* w, cons
     decltype(load_factor(x, w)) wv[R];
     for (int r = 0; r < R; ++r) wv[r] = load_factor(x, w + r * k + j);
     for (int i = 0; i < M; ++i) {
-      const auto xv = load_factor(x, x + i * k + j);
+      const auto xv = load_factor(x, x + i * ldx + j);
       for (int r = 0; r < R; ++r) sum[i][r] = add_product(sum[i][r], xv, wv[r]);
     }
   };
@@ -77,7 +77,7 @@ void dot_block(const X* x, int64_t k, int64_t from, int64_t to, const W* w, cons
         continue;
       }
       float total = hn::GetLane(hn::SumOfLanes(f, sum[i][r]));
-      for (int64_t t = j; t < k; ++t) total += widen_one(x[i * k + t]) * widen_one(w[r * k + t]);
+      for (int64_t t = j; t < k; ++t) total += widen_one(x[i * ldx + t]) * widen_one(w[r * k + t]);
       y[i * ldy + r] = total;
     }
 }
@@ -106,7 +106,7 @@ int64_t slice_of(int64_t rows, int64_t k) {
 }
 
 template <class X, class W>
-void dots_any(const X* x, int64_t m, int64_t k, const W* w, int64_t begin, int64_t end, float* y,
+void dots_any(const X* x, int64_t ldx, int64_t m, int64_t k, const W* w, int64_t begin, int64_t end, float* y,
               int64_t ldy) {
   const int64_t passes = (m + kRows - 1) / kRows, rows = (m + passes - 1) / passes;
   const int64_t step = passes == 1 ? end - begin : 12;  // a multiple of columns_for(3) and (4)
@@ -118,7 +118,7 @@ void dots_any(const X* x, int64_t m, int64_t k, const W* w, int64_t begin, int64
       with_rows(std::min(rows, m - row), [&](auto count) {
         constexpr int columns = columns_for(count);
         const int64_t last = std::min(first + step, end);
-        const X* own = x + row * k;
+        const X* own = x + row * ldx;
         for (int64_t from = 0; from < k || from == 0; from += slice) {
           const int64_t to = std::min(from + slice, k);
           const auto block = [&](int64_t n, auto wide) {
@@ -128,7 +128,7 @@ void dots_any(const X* x, int64_t m, int64_t k, const W* w, int64_t begin, int64
                                   : after < last ? w + after * k + from
                                   : to < k       ? w + first * k + to
                                                  : w + last * k;
-            dot_block<count, wide>(own, k, from, to, w + n * k, next, carry.data() + (n - first) * width,
+            dot_block<count, wide>(own, ldx, k, from, to, w + n * k, next, carry.data() + (n - first) * width,
                                    y + row * ldy + n, ldy);
           };
           int64_t n = first;
@@ -255,17 +255,17 @@ void add_bias_bf16(const float* sums, const bf16* bias, int64_t n, bf16* out) {
 void add_bias_f32(const float* sums, const float* bias, int64_t n, float* out) {
   add_bias_row(sums, bias, n, out);
 }
-void dots_bf16(const float* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y,
-               int64_t ldy) {
-  dots_any(x, m, k, w, b, e, y, ldy);
+void dots_bf16(const float* x, int64_t ldx, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e,
+               float* y, int64_t ldy) {
+  dots_any(x, ldx, m, k, w, b, e, y, ldy);
 }
-void dots_f32(const float* x, int64_t m, int64_t k, const float* w, int64_t b, int64_t e, float* y,
-              int64_t ldy) {
-  dots_any(x, m, k, w, b, e, y, ldy);
+void dots_f32(const float* x, int64_t ldx, int64_t m, int64_t k, const float* w, int64_t b, int64_t e,
+              float* y, int64_t ldy) {
+  dots_any(x, ldx, m, k, w, b, e, y, ldy);
 }
-void dots_pairs(const bf16* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y,
-                int64_t ldy) {
-  dots_any(x, m, k, w, b, e, y, ldy);
+void dots_pairs(const bf16* x, int64_t ldx, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e,
+                float* y, int64_t ldy) {
+  dots_any(x, ldx, m, k, w, b, e, y, ldy);
 }
 void mix_bf16(const float* p, int64_t ldp, int64_t m, int64_t n, const bf16* v, int64_t d, float* y) {
   mix_any(p, ldp, m, n, v, d, y);
@@ -325,14 +325,17 @@ void add_bias(const float* sums, const bf16* bias, int64_t n, bf16* out) {
 void add_bias(const float* sums, const float* bias, int64_t n, float* out) {
   HWY_DYNAMIC_DISPATCH(add_bias_f32)(sums, bias, n, out);
 }
-void dots(const float* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y, int64_t ldy) {
-  HWY_DYNAMIC_DISPATCH(dots_bf16)(x, m, k, w, b, e, y, ldy);
+void dots(const float* x, int64_t ldx, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y,
+          int64_t ldy) {
+  HWY_DYNAMIC_DISPATCH(dots_bf16)(x, ldx, m, k, w, b, e, y, ldy);
 }
-void dots(const float* x, int64_t m, int64_t k, const float* w, int64_t b, int64_t e, float* y, int64_t ldy) {
-  HWY_DYNAMIC_DISPATCH(dots_f32)(x, m, k, w, b, e, y, ldy);
+void dots(const float* x, int64_t ldx, int64_t m, int64_t k, const float* w, int64_t b, int64_t e, float* y,
+          int64_t ldy) {
+  HWY_DYNAMIC_DISPATCH(dots_f32)(x, ldx, m, k, w, b, e, y, ldy);
 }
-void dots(const bf16* x, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y, int64_t ldy) {
-  HWY_DYNAMIC_DISPATCH(dots_pairs)(x, m, k, w, b, e, y, ldy);
+void dots(const bf16* x, int64_t ldx, int64_t m, int64_t k, const bf16* w, int64_t b, int64_t e, float* y,
+          int64_t ldy) {
+  HWY_DYNAMIC_DISPATCH(dots_pairs)(x, ldx, m, k, w, b, e, y, ldy);
 }
 void mix(const float* p, int64_t ldp, int64_t m, int64_t n, const bf16* v, int64_t d, float* y) {
   HWY_DYNAMIC_DISPATCH(mix_bf16)(p, ldp, m, n, v, d, y);

@@ -16,15 +16,15 @@ inline constexpr int64_t max_rows = 8;
 void add_bias(const float* sums, const bf16* bias, int64_t n, bf16* out);
 void add_bias(const float* sums, const float* bias, int64_t n, float* out);
 
-/// y[i * ldy + n] = x[i, :] . w[n, :] for i < m <= max_rows and begin <= n < end; x [m, k] and w [*, k],
-/// packed rows.
-void dots(const float* x, int64_t m, int64_t k, const bf16* w, int64_t begin, int64_t end, float* y,
-          int64_t ldy);
-void dots(const float* x, int64_t m, int64_t k, const float* w, int64_t begin, int64_t end, float* y,
-          int64_t ldy);
+/// y[i * ldy + n] = x[i * ldx ...] . w[n, :] for i < m <= max_rows and begin <= n < end; rows of k numbers, w
+/// [*, k].
+void dots(const float* x, int64_t ldx, int64_t m, int64_t k, const bf16* w, int64_t begin, int64_t end,
+          float* y, int64_t ldy);
+void dots(const float* x, int64_t ldx, int64_t m, int64_t k, const float* w, int64_t begin, int64_t end,
+          float* y, int64_t ldy);
 /// In pairs of bf16, where gemm::has_pairs() (nn/gemm.h).
-void dots(const bf16* x, int64_t m, int64_t k, const bf16* w, int64_t begin, int64_t end, float* y,
-          int64_t ldy);
+void dots(const bf16* x, int64_t ldx, int64_t m, int64_t k, const bf16* w, int64_t begin, int64_t end,
+          float* y, int64_t ldy);
 
 /// y[i, :] = sum_s p[i * ldp + s] * v[s, :] for i < m <= max_rows, s < n; v [n, d], y [m, d].
 void mix(const float* p, int64_t ldp, int64_t m, int64_t n, const bf16* v, int64_t d, float* y);

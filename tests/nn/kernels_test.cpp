@@ -59,13 +59,13 @@ void test_dots() {
     for (int64_t m = 1; m <= kernels::max_rows; ++m) {
       CAPTURE(k);
       CAPTURE(m);
-      const int64_t rows = 11, begin = m % 3, end = rows - m % 2, ldy = rows + 2;
-      const Guarded x = random<X>({m, k}), w = random<T>({rows, k});
+      const int64_t rows = 11, begin = m % 3, end = rows - m % 2, ldx = k + m % 4, ldy = rows + 2;
+      const Guarded x = random<X>({m, ldx}), w = random<T>({rows, k});
       const Guarded y(at::full({m, ldy}, -5, at::kFloat));
-      kernels::dots(x.data<X>(), m, k, w.data<T>(), begin, end, y.data<float>(), ldy);
+      kernels::dots(x.data<X>(), ldx, m, k, w.data<T>(), begin, end, y.data<float>(), ldy);
       at::Tensor expected = at::full({m, ldy}, -5, at::kDouble);  // nothing outside [begin, end) is written
       expected.narrow(1, begin, end - begin)
-          .copy_(at::matmul(wide(x.view), wide(w.view).t()).narrow(1, begin, end - begin));
+          .copy_(at::matmul(wide(x.view.narrow(1, 0, k)), wide(w.view).t()).narrow(1, begin, end - begin));
       CHECK(near(y.view, expected, 1e-5, 2e-6 * std::sqrt(static_cast<double>(k + 1))));
       CHECK((y.intact() && x.intact() && w.intact()));
     }
