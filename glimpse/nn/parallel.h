@@ -9,15 +9,21 @@
 
 namespace glimpse {
 
-/// Calls task(i) once for each i < count on all threads. Tasks go to whichever thread is free: cores are not
-/// equally fast when other programs run, and equal halves would wait for the slower one.
+/// Calls task(i) once for each i < count on all threads. Every thread begins with a part of its own, as what
+/// follows in memory was asked for already, then helps the others: cores are not equally fast when other
+/// programs run, and equal halves would wait for the slower one.
 template <class Task>
 void parallel_tasks(int64_t count, const Task& task) {
-  std::atomic<int64_t> next = 0;
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), count);
+  const auto begin_of = [&](int64_t part) { return part * count / threads; };
+  std::vector<std::atomic<int64_t>> next(threads);
+  for (int64_t part = 0; part < threads; ++part) next[part] = begin_of(part);
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
-      for (int64_t i = next++; i < count; i = next++) task(i);
+      for (int64_t help = 0; help < threads; ++help) {
+        const int64_t part = (t + help) % threads, last = begin_of(part + 1);
+        for (int64_t i = next[part]++; i < last; i = next[part]++) task(i);
+      }
   });
 }
 
