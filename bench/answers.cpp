@@ -27,9 +27,24 @@ std::string tera(double flops) {
   return concat(std::round(flops / 1e10) / 100, " TFLOP");
 }
 
+// Decoding steps and how fast the weights were read right before them.
+struct Decoding {
+  Samples times;
+  double bytes_per_s = 0;  // the best
+
+  void run(const Vlm& model, std::span<Sequence* const> sequences, at::Tensor logits, int64_t steps) {
+    bytes_per_s = std::max(bytes_per_s, weights_read_rate(model.decoder()));
+    const Timer timer;
+    for (int64_t i = 0; i < steps; ++i)
+      logits = decode_step(model, sequences, {logits.argmax().item<int64_t>()});
+    times.add(timer.ms());
+  }
+};
+
 // Everything measured about one way of answering.
 struct Measured {
-  Samples prefill, prune, decode;
+  Samples prefill, prune;
+  Decoding decode;
   double kv_mib = 0, first_ms = 0;
   double vision_mib = 0, prefill_mib = 0, decode_mib = 0;  // peaks without mapped files
   int64_t rows = 0;                                        // left after prefill
@@ -49,7 +64,7 @@ class Answers {
     Memory::trim_and_reset_peak();
     const Timer whole;
     // The first layer's output is the earliest sign that the encoder is done.
-    at::Tensor logits = prefill(model_, sequences, [&](int64_t layer, const at::Tensor&) {
+    const at::Tensor logits = prefill(model_, sequences, [&](int64_t layer, const at::Tensor&) {
       if (layer == 0) note_peak(measured.vision_mib);
     });
     if (measured.first_ms == 0) measured.first_ms = whole.ms();
@@ -60,13 +75,10 @@ class Answers {
     measured.kv_mib = static_cast<double>(sequence.cache.bytes()) / 1048576;
     measured.rows = sequence.cache.layers.back().length();
 
-    const Timer timer;
-    for (int64_t i = 0; i < question_.decode; ++i)
-      logits = decode_step(model_, sequences, {logits.argmax().item<int64_t>()});
-    measured.decode.add(timer.ms());
+    measured.decode.run(model_, sequences, logits, question_.decode);
     note_peak(measured.decode_mib);
     say(concat(pruners.empty() ? "full" : "pruned", " answer: vision ", sequence.times.vision,
-               " ms, prefill ", sequence.times.prefill, " ms, decoding ", measured.decode.values.back(),
+               " ms, prefill ", sequence.times.prefill, " ms, decoding ", measured.decode.times.values.back(),
                " ms"));
   }
 
@@ -97,8 +109,8 @@ Row prefill_row(const Question& question, const Samples& prefill, double flops, 
 }
 
 // `rows`: in the cache before the first step.
-Row decode_row(const Question& question, const DecoderConfig& c, const Samples& decode, int64_t rows,
-               const Limits& limits) {
+Row decode_row(const Question& question, const DecoderConfig& c, const Decoding& decoding, int64_t rows) {
+  const Samples& decode = decoding.times;
   const double steps = question.decode;
   const double bytes =
       weight_bytes(c, question.bits()) + kv_row_bytes(c) * (static_cast<double>(rows) + (steps + 1) / 2);
@@ -106,8 +118,9 @@ Row decode_row(const Question& question, const DecoderConfig& c, const Samples& 
           .value = steps / decode.best() * 1e3,
           .unit = "tokens/s",
           .median = steps / decode.median() * 1e3,
-          .share = limits.share_of_bytes(bytes * steps, decode.best()),
-          .note = concat(std::round(bytes / 1e7) / 100, " GB per token"),
+          .share = bytes * steps / decode.best() * 1e3 / decoding.bytes_per_s,
+          .note = concat(std::round(bytes / 1e7) / 100, " GB per token; the weights were read at ",
+                         std::round(decoding.bytes_per_s / 1e8) / 10, " GB/s beside it"),
           .goal = question.goals().decode};
 }
 
@@ -216,8 +229,8 @@ void time_answers(const Question& question, const Limits& limits, Rows& rows) {
             .goal = at_least(1.35)});
   rows.add({.name = "prefill_speedup_limit", .value = bound, .unit = "x"});
 
-  rows.add(decode_row(question, decoder, full.decode, full.rows, limits));
-  Row after = decode_row(question, decoder, pruned.decode, pruned.rows, limits);
+  rows.add(decode_row(question, decoder, full.decode, full.rows));
+  Row after = decode_row(question, decoder, pruned.decode, pruned.rows);
   after.name = "decode_pruned_tokens_per_s";
   after.goal.reset();
   rows.add(std::move(after));
@@ -245,22 +258,20 @@ void time_decoder(const Question& question, const Engine& engine, const Limits& 
   const Vlm& model = engine.model();
   const Prompt prompt = make_text_prompt(question, model);
   const auto length = static_cast<int64_t>(prompt.ids.size());
-  Samples prefills, decodes;
+  Samples prefills;
+  Decoding decoding;
   for (int round = 0; round < question.rounds; ++round) {
     Sequence sequence;
     sequence.prompt = prompt;
     Sequence* const sequences[] = {&sequence};
-    at::Tensor logits = prefill(model, sequences);
+    const at::Tensor logits = prefill(model, sequences);
     prefills.add(sequence.times.prefill);
-    const Timer timer;
-    for (int64_t i = 0; i < question.decode; ++i)
-      logits = decode_step(model, sequences, {logits.argmax().item<int64_t>()});
-    decodes.add(timer.ms());
-    say(concat("prefill ", prefills.values.back(), " ms, decoding ", decodes.values.back(), " ms"));
+    decoding.run(model, sequences, logits, question.decode);
+    say(concat("prefill ", prefills.values.back(), " ms, decoding ", decoding.times.values.back(), " ms"));
   }
   const DecoderConfig& c = model.decoder().config();
   rows.add(prefill_row(question, prefills, prefill_flops(c, static_cast<double>(length)), limits));
-  rows.add(decode_row(question, c, decodes, length, limits));
+  rows.add(decode_row(question, c, decoding, length));
 }
 
 }  // namespace glimpse::bench

@@ -3,23 +3,26 @@
 #include <cstdint>
 
 #include "bench/rows.h"
+#include "glimpse/nn/decoder.h"
 
 namespace glimpse::bench {
 
 /// What this machine can do, as far as ordinary programs can show it. 0: not measured.
 struct Limits {
-  double bytes_per_s = 0;       ///< reading memory
   double flops_per_s = 0;       ///< products of float32 or bf16 matrices
   double int8_flops_per_s = 0;  ///< products of 8-bit matrices
 
   std::optional<double> share_of_flops(double flops, double ms) const;
-  std::optional<double> share_of_bytes(double bytes, double ms) const;
   /// The limits of a model whose linear layers multiply in 8 bits.
-  Limits of_int8() const { return {bytes_per_s, int8_flops_per_s, int8_flops_per_s}; }
+  Limits of_int8() const { return {int8_flops_per_s, int8_flops_per_s}; }
 
   /// Those that an earlier run measured on this machine, as far as it did.
   static Limits earlier(const Rows& rows);
 };
+
+/// Bytes per second at which the threads read the decoder's weights, once. On a machine whose memory others
+/// use too it drifts within minutes, so decoding is compared with what was read right before it.
+double weights_read_rate(const Decoder& decoder);
 
 /// A product [m, k] x [k, n].
 struct GemmShape {

@@ -37,15 +37,24 @@ Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std:
   return model;
 }
 
-void Decoder::visit_linears(const std::function<void(const std::string&, Linear&)>& visit) {
+template <class Self, class Visit>
+void Decoder::visit_linears_of(Self& self, const Visit& visit) {
   constexpr std::pair<const char*, Linear Layer::*> kLinears[] = {
       {"self_attn.q_proj", &Layer::q_proj}, {"self_attn.k_proj", &Layer::k_proj},
       {"self_attn.v_proj", &Layer::v_proj}, {"self_attn.o_proj", &Layer::o_proj},
       {"mlp.gate_proj", &Layer::gate_proj}, {"mlp.up_proj", &Layer::up_proj},
       {"mlp.down_proj", &Layer::down_proj}};
-  for (size_t l = 0; l < layers_.size(); ++l)
+  for (size_t l = 0; l < self.layers_.size(); ++l)
     for (const auto& [name, linear] : kLinears)
-      visit(prefix_ + "layers." + std::to_string(l) + "." + name, layers_[l].*linear);
+      visit(self.prefix_ + "layers." + std::to_string(l) + "." + name, self.layers_[l].*linear);
+}
+
+void Decoder::visit_linears(const std::function<void(const std::string&, Linear&)>& visit) {
+  visit_linears_of(*this, visit);
+}
+
+void Decoder::visit_linears(const std::function<void(const std::string&, const Linear&)>& visit) const {
+  visit_linears_of(*this, visit);
 }
 
 at::Tensor Decoder::embed(const at::Tensor& ids) const {

@@ -51,6 +51,7 @@ class Decoder {
   /// Calls visit(module, layer) for every linear layer of the blocks by its module name in the checkpoint
   /// ("model.layers.0.self_attn.q_proj"), in order; lm_head is not among them.
   void visit_linears(const std::function<void(const std::string& module, Linear& layer)>& visit);
+  void visit_linears(const std::function<void(const std::string& module, const Linear& layer)>& visit) const;
   at::TensorOptions options() const { return embed_tokens_.options(); }
   /// ids [T] int64 -> [T, D].
   at::Tensor embed(const at::Tensor& ids) const;
@@ -68,6 +69,9 @@ class Decoder {
     at::Tensor input_layernorm, post_attention_layernorm;
     Linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
   };
+  template <class Self, class Visit>
+  static void visit_linears_of(Self& self, const Visit& visit);
+
   DecoderConfig config_;
   std::string prefix_;
   at::Tensor embed_tokens_, norm_;
