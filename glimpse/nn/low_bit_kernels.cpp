@@ -281,7 +281,8 @@ HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t
   store_tile(total, x, w, row, block, y);
 }
 
-// Measured: one or two rows read blocks of up to 32 KiB fastest one after the other, longer ones side by side.
+// Measured: one or two rows read blocks of up to 32 KiB fastest one after the other, longer ones side by
+// side.
 constexpr int64_t kShortBlock = 32 << 10;
 
 template <class T>
