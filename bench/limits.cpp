@@ -55,36 +55,6 @@ double read_rate(int64_t mib) {
   return static_cast<double>(count) * 8 / times.best() * 1e3;
 }
 
-}  // namespace
-
-double weights_read_rate(const Decoder& decoder) {
-  struct Part {
-    const uint64_t* data;
-    int64_t count;
-  };
-  std::vector<Part> parts;
-  int64_t bytes = 0;
-  decoder.visit_linears([&](const std::string&, const Linear& layer) {
-    const at::Tensor& data = layer.low_bit ? layer.low_bit->data : layer.weight;
-    const auto* const from = static_cast<const uint64_t*>(data.const_data_ptr());
-    const auto count = static_cast<int64_t>(data.nbytes() / sizeof(uint64_t));
-    bytes += count * static_cast<int64_t>(sizeof(uint64_t));
-    for_each_block(count, 1 << 16, [&](int64_t first, int64_t some) {
-      parts.push_back({from + first, some});
-    });
-  });
-  std::atomic<uint64_t> total = 0;
-  const Timer timer;
-  parallel_tasks(static_cast<int64_t>(parts.size()),
-                 [&](int64_t i) { total += sum(parts[i].data, parts[i].count); });
-  const double ms = timer.ms();
-  // Printed nowhere, but asked for, so that nothing is left out.
-  invariant(total != 0, "weights are not all zero");
-  return static_cast<double>(bytes) / ms * 1e3;
-}
-
-namespace {
-
 template <class Product>
 double gemm_rate(const GemmShape& s, const Product& product) {
   Samples times;
@@ -151,6 +121,32 @@ std::optional<double> Limits::share_of_flops(double flops, double ms) const {
 Limits Limits::earlier(const Rows& rows) {
   const auto giga = [&](const char* name) { return 1e9 * rows.earlier(name).value_or(0); };
   return {giga("gemm_peak"), giga("gemm_int8_peak")};
+}
+
+double weights_read_rate(const Decoder& decoder) {
+  struct Part {
+    const uint64_t* data;
+    int64_t count;
+  };
+  std::vector<Part> parts;
+  int64_t bytes = 0;
+  decoder.visit_linears([&](const std::string&, const Linear& layer) {
+    const at::Tensor& data = layer.low_bit ? layer.low_bit->data : layer.weight;
+    const auto* const from = static_cast<const uint64_t*>(data.const_data_ptr());
+    const auto count = static_cast<int64_t>(data.nbytes() / sizeof(uint64_t));
+    bytes += count * static_cast<int64_t>(sizeof(uint64_t));
+    for_each_block(count, 1 << 16, [&](int64_t first, int64_t some) {
+      parts.push_back({from + first, some});
+    });
+  });
+  std::atomic<uint64_t> total = 0;
+  const Timer timer;
+  parallel_tasks(static_cast<int64_t>(parts.size()),
+                 [&](int64_t i) { total += sum(parts[i].data, parts[i].count); });
+  const double ms = timer.ms();
+  // Printed nowhere, but asked for, so that nothing is left out.
+  invariant(total != 0, "weights are not all zero");
+  return static_cast<double>(bytes) / ms * 1e3;
 }
 
 Limits measure_limits(int64_t buffer_mib, const std::vector<GemmShape>& shapes, Rows& rows) {

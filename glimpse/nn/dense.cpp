@@ -24,10 +24,10 @@ std::vector<at::Tensor> empty_results(const at::Tensor& x, std::span<const Dense
 // Few rows: every weight is read once at memory speed.
 std::vector<at::Tensor> few_rows(const at::Tensor& x, std::span<const DenseWeight> weights, bool pairs) {
   const int64_t m = x.size(0), k = x.size(1);
+  const at::Tensor typed = pairs ? x : x.to(at::kFloat);
   // Rows whole pages apart would fight for the same lines of the cache.
-  const int64_t ldx = k + 96;
-  const at::Tensor rows = at::empty({m, ldx}, x.options().dtype(pairs ? x.scalar_type() : at::kFloat));
-  rows.narrow(1, 0, k).copy_(x);
+  const at::Tensor rows = m > 1 ? at::constant_pad_nd(typed, {0, 96}) : typed.contiguous();
+  const int64_t ldx = rows.size(1);
   const std::vector<at::Tensor> out = empty_results(x, weights);
   // A multiple of every number of columns that the kernels take at once.
   const int64_t chunk = std::max<int64_t>(24, 131072 / std::max<int64_t>(k, 1) / 24 * 24);

@@ -159,9 +159,8 @@ struct Cut {
   Cut(const LowBitWeight& w, int64_t m) {
     const int64_t blocks = w.data.size(0), quads = quads_of(w);
     const bool few = m <= low_bit::max_rows;
-    const int64_t bytes = w.data.nbytes() / blocks;
-    width =
-        few ? std::max<int64_t>(4, (256 << 10) / bytes / 4 * 4) : std::max<int64_t>(3, 8192 / quads / 3 * 3);
+    width = few ? std::max<int64_t>(4, 4096 / w.data.size(1) / 4 * 4)
+                : std::max<int64_t>(3, 8192 / quads / 3 * 3);
     across = (blocks + width - 1) / width;
     height = few || across >= 16 ? m : std::max<int64_t>(64, rounded_up(m / 4, 8));
     down = (m + height - 1) / height;

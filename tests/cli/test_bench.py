@@ -24,13 +24,17 @@ class Bench(CliTest):
         command = [sys.executable, ROOT / "bench/table.py", *flags, self.dir / "rows.json"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    def test_goals(self):
-        # Products that nothing reaches.
-        limits = {"gemm_peak": 1e9, "gemm_int8_peak": 1e9}
-        earlier = [{"name": name, "value": value, "unit": "x", "peers": {}, "share_of_limit": None} for name, value in limits.items()]
+    def limit_products(self, rate):
+        """Writes the limits of an earlier run; returns the names of its rows."""
+        names = ["gemm_peak", "gemm_int8_peak"]
+        earlier = [{"name": name, "value": rate, "unit": "x", "peers": {}, "share_of_limit": None} for name in names]
         (self.dir / "rows.json").write_text(json.dumps(earlier))
+        return names
+
+    def test_goals(self):
+        names = self.limit_products(1e9)  # that nothing reaches
         rows, text = self.bench("--append", "--prefix", "x_", "--weights", "int8", "--only", "resident", "decoder", "batch")
-        self.assertEqual(list(rows)[:2], list(limits))
+        self.assertEqual(list(rows)[:2], names)
         self.assertEqual(rows["x_prefill_ms"]["goal"], {"at_least": 0.6, "of": "share_of_limit", "met": False})
         decode = rows["x_decode_tokens_per_s"]  # its limit is read beside it
         self.assertGreater(decode["share_of_limit"], 0)
@@ -45,6 +49,12 @@ class Bench(CliTest):
         self.assertEqual(len(goals), 2 + 4)
         self.assertIn("| x_prefill_ms | at least 60 % of limit | 0 % | MISSED |", goals)
         self.assertEqual(len(self.table().splitlines()), 2 + len(rows))
+
+    def test_reached_share(self):
+        self.limit_products(1e-9)  # that anything outruns
+        rows, text = self.bench("--append", "--weights", "int8", "--only", "decoder")
+        self.assertEqual(rows["prefill_ms"]["goal"], {"at_least": 0.6, "of": "share_of_limit", "met": True})
+        self.assertIn("at least 60 %: ok", text)
 
     def test_without_limits(self):
         rows, text = self.bench("--only", "decoder", "sizes", "--sizes", 64, 256)
