@@ -39,6 +39,16 @@ bench-peers: build ## Time prefill and decoding beside llama.cpp, OpenVINO and t
 benchmark: build ## Compare all pruning methods on the built-in model; results in docs/benchmark
 	@tools/benchmark
 
+.PHONY: cuda
+cuda: export PATH := $(PATH):/usr/local/cuda/bin
+cuda: setup ## Build for CUDA into build/cuda, against the libtorch that tools/setup_cuda fetches; needs nvcc, no GPU
+	@tools/setup_cuda
+	@$(call build,cuda)
+
+.PHONY: gpu-bundle
+gpu-bundle: setup ## Pack the CUDA build and its tests' data for a bare GPU machine, into build/gpu-bundle
+	@tools/gpu_bundle
+
 .PHONY: check
 check: build ## Check format, includes, file lengths, duplicates, documents (FULL=1: clang-tidy and README commands too)
 	@tools/check $(if $(FULL),--full)

@@ -18,66 +18,12 @@ SHARD = 4 << 30  # bytes
 BLOCK = (1 << 23) + 4099  # numbers; no multiple of a row, so that rows differ
 
 
-def published(hidden, layers, heads, kv_heads, intermediate, vocab, tied, reduce_layer):
-    """(config.json of the base model, the settings of its new modules)"""
-    base = {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "torch_dtype": "bfloat16",
-        "bos_token_id": 151643, "eos_token_id": 151645, "vision_start_token_id": 151652, "vision_end_token_id": 151653,
-        "vision_token_id": 151654, "image_token_id": 151655, "video_token_id": 151656,
-        "hidden_act": "silu", "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab, "tie_word_embeddings": tied,
-        "max_position_embeddings": 128000, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
-        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "use_sliding_window": False,
-        "vision_config": {
-            "depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "out_hidden_size": hidden,
-            "hidden_act": "silu", "in_chans": 3, "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14,
-            "temporal_patch_size": 2, "tokens_per_second": 2, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
-        },
-    }  # fmt: skip
-    return base, {**base, **new_modules(layers, reduce_layer, [31, 23, 15, 7], logits=True)}
-
-
-def published_llava(hidden, layers, heads, intermediate, vision_hidden, vision_layers, vision_heads, reduce_layer, visual_layers):
-    """The same for LLaVA-1.5 in Hugging Face's layout."""
-    base = {
-        "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "torch_dtype": "bfloat16",
-        "bos_token_id": 1, "eos_token_id": 2, "image_token_index": 32000, "image_seq_length": 576,
-        "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "projector_hidden_act": "gelu",
-        "tie_word_embeddings": False,
-        "text_config": {
-            "model_type": "llama", "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
-            "num_attention_heads": heads, "num_key_value_heads": heads, "vocab_size": 32064, "rms_norm_eps": 1e-5,
-            "max_position_embeddings": 4096,
-        },
-        "vision_config": {
-            "model_type": "clip_vision_model", "hidden_size": vision_hidden, "intermediate_size": 4 * vision_hidden,
-            "num_hidden_layers": vision_layers, "num_attention_heads": vision_heads, "image_size": 336, "patch_size": 14,
-        },
-    }  # fmt: skip
-    return base, {**base, **new_modules(layers, reduce_layer, visual_layers, logits=False)}
-
-
-def new_modules(layers, reduce_layer, visual_layers, logits):
-    return {
-        "attn_fuse_type": "AttnFuserV1", "attn_fuse_size": 256, "visual_cond_size": 512, "attn_fuse_num_heads": 4,
-        "attn_fuse_hidden_act": "silu", "attn_fuse_global": True, "ori_attn_supervision": False, "deep_supervision": False,
-        "selected_layers": [reduce_layer], "reduce_layer": reduce_layer, "selected_visual_layers": visual_layers,
-        "use_attention_logits": logits, "le_layers": list(range(layers)), "le_length": 1, "le_norm_type": "rmsnorm",
-        "le_dropout_prob": 0.1, "reduce_threshold": 0.5, "min_remain_num": 1, "max_remain_ratio": None,
-        "anchor_positions": [], "use_ref_masks": False, "use_zero_masks": False,
-    }  # fmt: skip
-
-
 def shapes(name):
-    if name == "3b":
-        return published(2048, 36, 16, 2, 11008, 151936, True, 23)
-    if name == "7b":
-        return published(3584, 28, 28, 4, 18944, 152064, False, 18)
-    if name == "llava-7b":
-        return published_llava(4096, 32, 32, 11008, 1024, 24, 16, 21, [23, 17, 11, 5])
-    if name == "llava-tiny":
-        return published_llava(256, 6, 4, 688, 128, 6, 4, 3, [5, 4, 3, 1])
-    return tuple(json.loads((ROOT / "models/tiny" / part / "config.json").read_text()) for part in ("model", "new_modules"))
+    """(config.json of the base model, that of its new modules)"""
+    if name == "tiny":
+        return tuple(json.loads((ROOT / "models/tiny" / part / "config.json").read_text()) for part in ("model", "new_modules"))
+    shape = json.loads((ROOT / "bench/shapes" / f"{name}.json").read_text())
+    return shape["model"], {**shape["model"], **shape["new_modules"]}
 
 
 def base_tensors(config):

@@ -1,14 +1,19 @@
 # Everything comes from Debian packages and the torch wheel; tools/setup names them all.
 
-# libtorch: an explicit CMAKE_PREFIX_PATH or Torch_DIR (variable or environment) wins, else the torch of the project's own .venv.
+# libtorch: an explicit CMAKE_PREFIX_PATH or Torch_DIR (variable or environment) wins, else the torch of the project's own
+# .venv (.venv-cuda for a CUDA build, made by tools/setup_cuda).
 if(NOT Torch_DIR AND NOT CMAKE_PREFIX_PATH AND "$ENV{Torch_DIR}$ENV{CMAKE_PREFIX_PATH}" STREQUAL "")
-  file(GLOB _torch_config ${CMAKE_SOURCE_DIR}/.venv/lib/python3*/site-packages/torch/share/cmake)
+  set(_venv .venv)
+  if(GLIMPSE_CUDA)
+    set(_venv .venv-cuda)
+  endif()
+  file(GLOB _torch_config ${CMAKE_SOURCE_DIR}/${_venv}/lib/python3*/site-packages/torch/share/cmake)
   list(APPEND CMAKE_PREFIX_PATH ${_torch_config})
 endif()
-# The wheel's CMake files mention optional parts that are not ours to warn about.
-find_package(Torch REQUIRED QUIET)
-if(GLIMPSE_REQUIRE_CUDA AND NOT TORCH_CUDA_LIBRARIES AND NOT TARGET torch_cuda)
-  message(FATAL_ERROR "the cuda preset needs a libtorch built with CUDA; found ${TORCH_INSTALL_PREFIX}")
+if(GLIMPSE_CUDA)
+  include(cmake/cuda.cmake)
+else()
+  find_package(Torch REQUIRED QUIET)  # its CMake files mention optional parts that are not ours to warn about
 endif()
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(nlohmann_json 3.11 REQUIRED)

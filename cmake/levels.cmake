@@ -2,10 +2,11 @@
 
 add_library(glimpse_options INTERFACE)
 target_include_directories(glimpse_options INTERFACE $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}>)
-target_compile_options(glimpse_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wno-sign-compare)
+set(warnings -Wall -Wextra -Wpedantic -Wshadow -Wno-sign-compare)
 if(GLIMPSE_WERROR)
-  target_compile_options(glimpse_options INTERFACE -Werror)
+  list(APPEND warnings -Werror)
 endif()
+target_compile_options(glimpse_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${warnings}>")
 if(GLIMPSE_SANITIZE)
   # GCC takes instrumented standard headers for uses of uninitialised values and overflows.
   target_compile_options(glimpse_options INTERFACE -fsanitize=${GLIMPSE_SANITIZE} -fno-omit-frame-pointer

@@ -2,26 +2,31 @@
 
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
 
+#include "device.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/engine.h"
 #include "glimpse/image/decode.h"
 
 namespace glimpse::test {
 
-/// Folder of the built-in model: model/, new_modules/, test/.
+/// Folder of the built-in model: model/, new_modules/, test/; in GLIMPSE_TEST_ROOT, else in the source tree.
 inline std::filesystem::path tiny_dir() {
-  return std::filesystem::path(GLIMPSE_SOURCE_DIR) / "models/tiny";
+  const char* set = std::getenv("GLIMPSE_TEST_ROOT");
+  return std::filesystem::path(set ? set : GLIMPSE_SOURCE_DIR) / "models/tiny";
 }
 
-/// The built-in model and its modules in float32, loaded once.
+/// The built-in model and its modules in float32 on test_device(), loaded once.
 inline const Engine& tiny_engine() {
-  static const std::unique_ptr<Engine> engine = Engine::load(
-      {.model = tiny_dir() / "model", .new_modules = tiny_dir() / "new_modules", .dtype = "fp32"});
+  static const std::unique_ptr<Engine> engine = Engine::load({.model = tiny_dir() / "model",
+                                                              .new_modules = tiny_dir() / "new_modules",
+                                                              .dtype = "fp32",
+                                                              .device = device_name()});
   return *engine;
 }
 

@@ -13,7 +13,12 @@ at::Tensor decode_step(const Vlm& model, std::span<Sequence* const> sequences,
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();
   RaggedBatch batch;
-  for (Sequence* sequence : sequences) batch.sequences.push_back({&sequence->cache, 1, nullptr});
+  std::vector<KvCache*> caches;
+  for (Sequence* sequence : sequences) {
+    batch.sequences.push_back({&sequence->cache, 1, nullptr});
+    caches.push_back(&sequence->cache);
+  }
+  if (cuda::DecodeTable::possible(*caches[0])) batch.table.emplace(caches);
   const auto shift = [](const Sequence& sequence, int64_t layer) {
     return sequence.shift.empty() ? 0 : sequence.shift[layer];
   };

@@ -79,7 +79,9 @@ BaseShape base_shape(const Vlm& model) {
 at::Device parse_device(const std::string& name) {
   const bool known = name == "cpu" || name == "cuda" ||
                      (name.starts_with("cuda:") && name.size() > 5 &&
-                      name.find_first_not_of("0123456789", 5) == std::string::npos && name.size() < 9);
+                      name.find_first_not_of("0123456789", 5) == std::string::npos && name.size() < 9) ||
+                     // What the program itself has made known to libtorch.
+                     (c10::is_privateuse1_backend_registered() && name == c10::get_privateuse1_backend());
   check(known, "device: expected cpu, cuda or cuda:i, got '", name, "'");
   const at::Device device(name);
   check(!device.is_cuda() || at::globalContext().hasCUDA(), "device: ", name,

@@ -6,6 +6,7 @@
 #include "glimpse/base/timer.h"
 #include "glimpse/engine/index_tensor.h"
 #include "glimpse/nn/attention.h"
+#include "glimpse/nn/device.h"
 #include "glimpse/prune/similarity.h"
 
 namespace glimpse {
@@ -52,7 +53,10 @@ void Lane::encode() {
   const Timer timer;
   const double pruned = sequence_.times.prune;
   if (encoder_steps() > 0) encoding_->step();
-  if (encoder_steps() == 0) embedded_ = embed();
+  if (encoder_steps() == 0) {
+    embedded_ = embed();
+    synchronise(embedded_.device());
+  }
   const double pruning = sequence_.times.prune - pruned;  // at the encoder's output, counted with the prefill
   sequence_.times.vision += timer.ms() - pruning;
   sequence_.times.prefill += pruning;
@@ -297,6 +301,7 @@ void Lane::renumber(const Cut& cut) {
 }
 
 at::Tensor Lane::cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden) {
+  synchronise(hidden.device());  // the layers before are not the cut's time
   const Timer timer;
   const Selection selection = choose(stage, cut, view_of(stage, cut, hidden));
   // What other stages recorded about the dropped tokens goes too.

@@ -7,6 +7,7 @@
 
 #include "glimpse/base/timer.h"
 #include "glimpse/engine/index_tensor.h"
+#include "glimpse/nn/device.h"
 
 namespace glimpse {
 
@@ -185,6 +186,7 @@ at::Tensor PrefillBatch::finish() {
     last.push_back(first - 1);
   }
   const at::Tensor logits = model_.decoder().logits(x_.index_select(0, index_tensor(last, x_.device())));
+  synchronise(x_.device());
   for (Lane& lane : lanes_) lane.sequence().times.prefill += timer.ms();
   return logits;
 }

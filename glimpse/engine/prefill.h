@@ -14,8 +14,10 @@ namespace glimpse {
 class PrefillBatch {
  public:
   /// `block_rows`: the most rows that run through a layer at once; 32 at least.
-  explicit PrefillBatch(const Vlm& model, PrefixCache* cache = nullptr, int64_t block_rows = max_block_rows)
+  explicit PrefillBatch(const Vlm& model, PrefixCache* cache, int64_t block_rows)
       : model_(model), cache_(cache), block_rows_(std::max<int64_t>(block_rows, 32)) {}
+  explicit PrefillBatch(const Vlm& model, PrefixCache* cache = nullptr)
+      : PrefillBatch(model, cache, max_block_rows(model.decoder().options().device())) {}
 
   /// Adds a sequence, which must outlive the batch or leave it; its patches are not needed in it any more.
   /// Its image prefix comes from the cache if that has it. Only before the first layer.

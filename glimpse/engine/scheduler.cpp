@@ -7,6 +7,7 @@
 #include <iterator>
 
 #include "glimpse/base/timer.h"
+#include "glimpse/nn/device.h"
 
 namespace glimpse {
 
@@ -98,7 +99,8 @@ void Scheduler::start(JobPtr job) {
     const int64_t rows = std::ssize(job->sequence.prompt.ids) + 1 - (prefix ? prefix->tokens : 0);
     if (prefilling_.empty() || prefilling_.back().batch.started() ||
         prefilling_.back().batch.rows() + rows > options_.chunk_rows) {
-      const int64_t most = std::min(max_block_rows, chunk_work());
+      const at::Device device = engine_.model().decoder().options().device();
+      const int64_t most = std::min(max_block_rows(device), chunk_work());
       prefilling_.push_back({PrefillBatch(engine_.model(), engine_.prefix_cache(), most), {}});
     }
     Prompts& prompts = prefilling_.back();
@@ -236,6 +238,7 @@ void Scheduler::decode() {
     tokens.push_back(job->last_token());
   }
   const at::Tensor logits = decode_step(engine_.model(), sequences, tokens);
+  synchronise(logits.device());
   const double ms = timer.ms();
   int64_t row = 0;
   std::erase_if(decoding_, [&](const JobPtr& job) {

@@ -61,7 +61,8 @@ std::vector<at::Tensor> ClipVit::operator()(const at::Tensor& pixel_values, cons
   at::Tensor x = at::cat({class_embedding_.expand({pictures, 1, d}), patches.view({pictures, -1, d})}, 1);
   x = pre_layrnorm_((x + position_embedding_).flatten(0, 1));
 
-  const std::vector<int64_t> tapped = tapped_blocks(taps, last_state()), lengths(pictures, 1 + tokens());
+  const std::vector<int64_t> tapped = tapped_blocks(taps, last_state());
+  const Segments each_picture(std::vector<int64_t>(pictures, 1 + tokens()));
   if (attention) attention->resize(tapped.size());
   std::vector<at::Tensor> out(taps.states.size());
   for (int64_t i = 0;; ++i) {
@@ -75,7 +76,7 @@ std::vector<at::Tensor> ClipVit::operator()(const at::Tensor& pixel_values, cons
           wanted ? paid_by_class(q, k, 1 + tokens(), taps.class_tokens) : VisionAttention();
       for (size_t t = 0; wanted && t < tapped.size(); ++t)
         if (tapped[t] == i) (*attention)[t] = recorded;
-      return segment_attention(q, k, v, lengths);
+      return segment_attention(q, k, v, each_picture);
     });
   }
 }

@@ -118,7 +118,7 @@ class Qwen25Vit::Pass : public Encoding {
     if (next_ == 0) embed();
     const Block& block = vit_.blocks_[next_];
     const at::Tensor mixed = attention(block);
-    for_each_block(x_.size(0), kBlockRows, [&](int64_t first, int64_t count) {
+    for_each_block(x_.size(0), block_rows(), [&](int64_t first, int64_t count) {
       at::Tensor to = x_.narrow(0, first, count), x = to;
       const at::Tensor n = add_rms_norm(x, block.proj(mixed.narrow(0, first, count)), block.norm2, kNormEps);
       const auto [gate, up] = linears(n, block.gate_proj, block.up_proj);
@@ -131,7 +131,7 @@ class Qwen25Vit::Pass : public Encoding {
 
   VisionOutput finish() override {
     const int64_t tokens = x_.size(0) / unit();
-    for_each_block(tokens, kBlockRows / unit(), [&](int64_t first, int64_t count) {
+    for_each_block(tokens, block_rows() / unit(), [&](int64_t first, int64_t count) {
       const at::Tensor n = rms_norm(x_.narrow(0, first * unit(), count * unit()), vit_.ln_q_, kNormEps);
       const at::Tensor merged = vit_.merger_2_(at::gelu(vit_.merger_0_(n.view({count, -1}))));
       if (first == 0) out_.embeds = at::empty({tokens, merged.size(1)}, merged.options());
@@ -142,7 +142,8 @@ class Qwen25Vit::Pass : public Encoding {
   }
 
  private:
-  static constexpr int64_t kBlockRows = 2 * max_block_rows;  // they are narrower than the language model's
+  // They are narrower than the language model's.
+  int64_t block_rows() const { return 2 * max_block_rows(vit_.patch_embed_.weight.device()); }
 
   int64_t unit() const { return vit_.merge_ * vit_.merge_; }
 
@@ -163,7 +164,7 @@ class Qwen25Vit::Pass : public Encoding {
     x_ = at::empty({windows.index.size(0) * unit(), vit_.hidden_size_}, options);
     int64_t row = 0;
     for (at::Tensor& pixels : pixels_) {
-      for_each_block(pixels.size(0), kBlockRows, [&](int64_t first, int64_t count) {
+      for_each_block(pixels.size(0), block_rows(), [&](int64_t first, int64_t count) {
         x_.narrow(0, row + first, count).copy_(vit_.patch_embed_(pixels.narrow(0, first, count).to(options)));
       });
       row += pixels.size(0);
@@ -176,8 +177,12 @@ class Qwen25Vit::Pass : public Encoding {
     for (size_t w = 0; w < windows.window_lengths.size(); ++w)
       window_of.insert(window_of.end(), windows.window_lengths[w], static_cast<int64_t>(w));
     out_.windows = at::tensor(window_of, at::kLong).to(options.device()).index_select(0, inverse_);
-    for (const int64_t tokens : windows.window_lengths) window_patches_.push_back(tokens * unit());
-    for (const int64_t tokens : windows.frame_lengths) frame_patches_.push_back(tokens * unit());
+    const auto patches_of = [&](std::vector<int64_t> lengths) {
+      for (int64_t& length : lengths) length *= unit();
+      return Segments(std::move(lengths));
+    };
+    window_patches_ = patches_of(windows.window_lengths);
+    frame_patches_ = patches_of(windows.frame_lengths);
   }
 
   // Mixed values [P, D].
@@ -186,7 +191,7 @@ class Qwen25Vit::Pass : public Encoding {
     at::Tensor parts[3];  // queries, keys, values
     for (at::Tensor& part : parts)
       part = at::empty({patches, vit_.heads_, x_.size(1) / vit_.heads_}, x_.options());
-    for_each_block(patches, kBlockRows, [&](int64_t first, int64_t count) {
+    for_each_block(patches, block_rows(), [&](int64_t first, int64_t count) {
       const at::Tensor n = rms_norm(x_.narrow(0, first, count), block.norm1, kNormEps);
       const at::Tensor qkv = block.qkv(n).view({count, 3, vit_.heads_, -1});
       for (int64_t i = 0; i < 3; ++i) parts[i].narrow(0, first, count).copy_(qkv.select(1, i));
@@ -210,7 +215,7 @@ class Qwen25Vit::Pass : public Encoding {
           k = apply_rope(k, tables_);
           rotated_twice = true;
         }
-        const at::Tensor received = received_attention(q, k, frame_patches_);
+        const at::Tensor received = received_attention(q, k, frame_patches_.lengths);
         out_.attention[tap] = {to_tokens(received.unsqueeze(1)).squeeze(1), keys};
       }
   }
@@ -221,7 +226,7 @@ class Qwen25Vit::Pass : public Encoding {
   std::vector<at::Tensor> pixels_;  // of each image, until it is embedded
   std::vector<Grid> grids_;
   at::Tensor order_, inverse_;
-  std::vector<int64_t> window_patches_, frame_patches_;
+  Segments window_patches_, frame_patches_;
   at::Tensor x_;  // [P, D]: patches in window order
   Rope tables_;   // of them
   VisionOutput out_;

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 
@@ -74,13 +75,13 @@ at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
 }
 
 // Consecutive rows of q that attend to as many, or more, consecutive rows of k and v.
-struct Segment {
+struct RowRange {
   int64_t first_q, rows, first_k, keys;
 };
 
 // Flash attention (nn/flash.h): q [R, H, d], k [S, Hkv, d], v [S, Hkv, dv], any strides -> [R, H * dv].
 at::Tensor flash_attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
-                           const std::vector<Segment>& segments, bool causal) {
+                           const std::vector<RowRange>& ranges, bool causal) {
   const auto packed = [](const at::Tensor& t) { return t.stride(2) == 1 ? t : t.contiguous(); };
   const at::Tensor q = packed(queries), k = packed(keys), v = packed(values);
   const int64_t heads = q.size(1), kv_heads = k.size(1), group = heads / kv_heads, d = q.size(2),
@@ -88,13 +89,13 @@ at::Tensor flash_attention(const at::Tensor& queries, const at::Tensor& keys, co
   at::Tensor out = at::empty({q.size(0), heads * dv}, q.options());
   const int64_t step = flash::block_rows(group);
   struct Task {
-    const Segment* segment;
+    const RowRange* range;
     int64_t head, first;
   };
   std::vector<Task> tasks;
-  for (const Segment& segment : segments)
-    for (int64_t first = 0; first < segment.rows; first += step)
-      for (int64_t head = 0; head < kv_heads; ++head) tasks.push_back({&segment, head, first});
+  for (const RowRange& range : ranges)
+    for (int64_t first = 0; first < range.rows; first += step)
+      for (int64_t head = 0; head < kv_heads; ++head) tasks.push_back({&range, head, first});
   const auto count = static_cast<int64_t>(tasks.size());
   const bool pairs = bf16_gemm_path() == GemmPath::paired;
   with_element(q.scalar_type(), [&](auto element) {
@@ -102,15 +103,15 @@ at::Tensor flash_attention(const at::Tensor& queries, const at::Tensor& keys, co
     parallel_tasks(count, [&](int64_t i) {
       thread_local std::vector<float> scratch;
       // The last rows see most keys, so they come first: what is left for the end is small.
-      const auto& [segment, head, first] = tasks[count - 1 - i];
-      const int64_t last = std::min(first + step, segment->rows);
+      const auto& [range, head, first] = tasks[count - 1 - i];
+      const int64_t last = std::min(first + step, range->rows);
       scratch.resize(flash::scratch_size(last - first, group, d, dv));
       const flash::Heads<T> work{
-          element_data<T>(q) + segment->first_q * q.stride(0) + head * group * q.stride(1),
-          element_data<T>(k) + segment->first_k * k.stride(0) + head * k.stride(1),
-          element_data<T>(v) + segment->first_k * v.stride(0) + head * v.stride(1),
-          segment->rows,
-          segment->keys,
+          element_data<T>(q) + range->first_q * q.stride(0) + head * group * q.stride(1),
+          element_data<T>(k) + range->first_k * k.stride(0) + head * k.stride(1),
+          element_data<T>(v) + range->first_k * v.stride(0) + head * v.stride(1),
+          range->rows,
+          range->keys,
           group,
           d,
           dv,
@@ -123,7 +124,7 @@ at::Tensor flash_attention(const at::Tensor& queries, const at::Tensor& keys, co
           causal,
           pairs};
       flash::attend(work, first, last,
-                    element_data<T>(out) + segment->first_q * heads * dv + head * group * dv, scratch.data());
+                    element_data<T>(out) + range->first_q * heads * dv + head * group * dv, scratch.data());
     });
   });
   return out;
@@ -136,6 +137,12 @@ bool have_kernels(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v)
 
 }  // namespace
 
+bool has_flash(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  const bool grad = at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad());
+  return q.is_cuda() && q.scalar_type() == at::kBFloat16 && !grad && q.size(-1) % 8 == 0 && q.size(-1) <= 256 &&
+         v.size(-1) == q.size(-1);
+}
+
 at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
   const int64_t rows = q.size(0), length = cache.length();
   flop_count::add(4 * q.size(1) * q.size(2) * (rows * length - rows * (rows - 1) / 2));
@@ -144,6 +151,12 @@ at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
     return rows == 1 ? decode_attention(q, cache)
                      : flash_attention(q, keys.transpose(0, 1), values.transpose(0, 1),
                                        {{0, rows, 0, length}}, true);
+  if (has_flash(q, keys, values)) {  // whose causal mask ends at the last key, as ours does
+    const auto one = [](const at::Tensor& t) { return t.transpose(0, 1).unsqueeze(0); };
+    return std::get<0>(at::_flash_attention_forward(q.unsqueeze(0), one(keys), one(values), {}, {}, rows,
+                                                    length, 0.0, rows > 1, false))
+        .view({rows, -1});
+  }
   std::optional<at::Tensor> mask;
   // Rows that continue a cache: row i sees length - rows + i + 1 keys.
   if (rows > 1 && rows != length)
@@ -237,19 +250,40 @@ at::Tensor received_attention(const at::Tensor& q, const at::Tensor& k, const st
   return at::cat(out);
 }
 
+int64_t Segments::longest() const {
+  return lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+}
+
+const at::Tensor& Segments::offsets(at::Device device) const {
+  if (!offsets_.defined() || offsets_.device() != device) {
+    std::vector<int> ends = {0};
+    for (const int64_t length : lengths) ends.push_back(ends.back() + static_cast<int>(length));
+    offsets_ = at::tensor(ends, at::kInt).to(device);
+  }
+  return offsets_;
+}
+
 at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                             const std::vector<int64_t>& lengths) {
+                             const Segments& segments, bool causal) {
+  const std::vector<int64_t>& lengths = segments.lengths;
   for (const int64_t length : lengths)
-    flop_count::add(2 * length * length * q.size(1) * (q.size(2) + v.size(2)));
+    flop_count::add((causal ? length * (length + 1) : 2 * length * length) * q.size(1) * (q.size(2) + v.size(2)));
   if (have_kernels(q, k, v)) {
-    std::vector<Segment> segments;
+    std::vector<RowRange> ranges;
     int64_t first = 0;
     for (const int64_t length : lengths) {
-      segments.push_back({first, length, first, length});
+      ranges.push_back({first, length, first, length});
       first += length;
     }
-    return flash_attention(q, k, v, segments, false);
+    return flash_attention(q, k, v, ranges, causal);
   }
+  if (has_flash(q, k, v)) {
+    const at::Tensor& offsets = segments.offsets(q.device());
+    const int64_t longest = segments.longest();
+    return std::get<0>(at::_flash_attention_forward(q, k, v, offsets, offsets, longest, longest, 0.0, causal, false))
+        .flatten(1);
+  }
+  // Segments of equal length run as one batch.
   std::map<int64_t, std::vector<int64_t>> starts;  // segment length -> first rows
   int64_t row = 0;
   for (const int64_t length : lengths) {
@@ -259,9 +293,10 @@ at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at:
   const int64_t heads = q.size(1);
   const auto attend = [&](const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, int64_t length) {
     const auto split = [&](const at::Tensor& t) {
-      return t.view({-1, length, heads, t.size(2)}).transpose(1, 2);
+      return t.view({-1, length, t.size(1), t.size(2)}).transpose(1, 2);
     };
-    return at::scaled_dot_product_attention(split(a), split(b), split(c), std::nullopt, 0.0, false)
+    return at::scaled_dot_product_attention(split(a), split(b), split(c), std::nullopt, 0.0, causal, std::nullopt,
+                                            a.size(1) != b.size(1))
         .transpose(1, 2)
         .reshape({-1, heads * c.size(2)});
   };

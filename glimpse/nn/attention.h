@@ -2,9 +2,16 @@
 
 #include <ATen/ATen.h>
 
+#include <initializer_list>
+#include <utility>
+#include <vector>
+
 #include "glimpse/nn/kv_cache.h"
 
 namespace glimpse {
+
+/// Whether libtorch's flash attention takes these operands: bf16 on a CUDA device, no gradients.
+bool has_flash(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
 
 /// Causal attention of the newest T rows of one sequence over its cache (which already holds them).
 /// q [T, H, d]; grouped-query heads share cache heads. Returns [T, H * d].
@@ -25,9 +32,24 @@ at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k);
 /// does not grow with T x T.
 at::Tensor received_attention(const at::Tensor& q, const at::Tensor& k, const std::vector<int64_t>& lengths);
 
-/// Full attention inside segments of consecutive rows: q, k, v [T, H, d]; `lengths` sum to T. Segments of
-/// equal length run as one batch, never as a masked T x T product. Returns [T, H * d].
+/// Consecutive rows that attend among themselves, one segment after the other.
+struct Segments {
+  std::vector<int64_t> lengths;
+
+  Segments() = default;
+  Segments(std::vector<int64_t> of) : lengths(std::move(of)) {}
+  Segments(std::initializer_list<int64_t> of) : lengths(of) {}
+  int64_t longest() const;
+  /// Where each begins, and the end: [segments + 1] int32 on `device`, made once. Not for several threads.
+  const at::Tensor& offsets(at::Device device) const;
+
+ private:
+  mutable at::Tensor offsets_;
+};
+
+/// Attention inside segments: q [T, H, d], k, v [T, Hkv, d]; the lengths sum to T. `causal`: a row sees those
+/// of its segment up to itself; else all of them. Never a masked T x T product. Returns [T, H * d].
 at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                             const std::vector<int64_t>& lengths);
+                             const Segments& segments, bool causal = false);
 
 }  // namespace glimpse

@@ -61,26 +61,43 @@ at::Tensor Decoder::embed(const at::Tensor& ids) const {
   return embed_tokens_.index_select(0, ids);
 }
 
-at::Tensor Decoder::layer(int64_t l, at::Tensor x, const RaggedBatch& batch) const {
+// Mixed values [R, H * d] of the normed rows n [R, D]; appends to the caches.
+at::Tensor Decoder::attend(int64_t l, const at::Tensor& n, const RaggedBatch& batch) const {
   const Layer& layer = layers_[l];
   const int64_t d = config_.head_dim;
-  const at::Tensor n = rms_norm(x, layer.input_layernorm, config_.rms_norm_eps);
   const auto [wide_q, wide_k, wide_v] = linears(n, layer.q_proj, layer.k_proj, layer.v_proj);
-  const at::Tensor q = apply_rope(wide_q.view({-1, config_.heads, d}), batch.rope);
-  const at::Tensor k = apply_rope(wide_k.view({-1, config_.kv_heads, d}), batch.rope);
+  at::Tensor q = wide_q.view({-1, config_.heads, d}), k = wide_k.view({-1, config_.kv_heads, d});
   const at::Tensor v = wide_v.view({-1, config_.kv_heads, d});
+  if (batch.table) return cuda::decode_attention(q, k, v, batch.rope, *batch.table, l);
+  q = apply_rope(q, batch.rope);
+  k = apply_rope(k, batch.rope);
 
-  std::vector<at::Tensor> mixed;
+  // Prompts from their first rows on attend among the rows at hand, all in one call where there is one for them.
+  Segments segments;
+  bool fresh = batch.sequences.size() > 1 && has_flash(q, k, v);
   int64_t row = 0;
   for (const SequenceRows& sequence : batch.sequences) {
-    const auto mine = [&](const at::Tensor& t) { return t.narrow(0, row, sequence.count); };
     LayerCache& cache = sequence.cache->layers[l];
-    cache.append(mine(k), mine(v), sequence.more);
-    mixed.push_back(causal_attention(mine(q), cache));
+    fresh = fresh && cache.length() == 0;
+    segments.lengths.push_back(sequence.count);
+    cache.append(k.narrow(0, row, sequence.count), v.narrow(0, row, sequence.count), sequence.more);
     if (sequence.query) *sequence.query = q[row + sequence.query_row].clone();
     row += sequence.count;
   }
-  const at::Tensor attended = layer.o_proj(mixed.size() == 1 ? mixed[0] : at::cat(mixed));
+  if (fresh) return segment_attention(q, k, v, segments, /*causal=*/true);
+  std::vector<at::Tensor> mixed;
+  row = 0;
+  for (const SequenceRows& sequence : batch.sequences) {
+    mixed.push_back(causal_attention(q.narrow(0, row, sequence.count), sequence.cache->layers[l]));
+    row += sequence.count;
+  }
+  return mixed.size() == 1 ? mixed[0] : at::cat(mixed);
+}
+
+at::Tensor Decoder::layer(int64_t l, at::Tensor x, const RaggedBatch& batch) const {
+  const Layer& layer = layers_[l];
+  const at::Tensor n = rms_norm(x, layer.input_layernorm, config_.rms_norm_eps);
+  const at::Tensor attended = layer.o_proj(attend(l, n, batch));
   const at::Tensor m = add_rms_norm(x, attended, layer.post_attention_layernorm, config_.rms_norm_eps);
   const auto [gate, up] = linears(m, layer.gate_proj, layer.up_proj);
   const at::Tensor down = layer.down_proj(silu_mul(gate, up));

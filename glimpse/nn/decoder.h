@@ -3,10 +3,12 @@
 #include <ATen/ATen.h>
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "glimpse/io/checkpoint.h"
+#include "glimpse/nn/cuda_ops.h"
 #include "glimpse/nn/kv_cache.h"
 #include "glimpse/nn/linear.h"
 #include "glimpse/nn/rotary.h"
@@ -34,7 +36,8 @@ struct SequenceRows {
 /// A ragged batch: the rows of all sequences one after the other.
 struct RaggedBatch {
   std::vector<SequenceRows> sequences;
-  Rope rope;  ///< tables of every row
+  Rope rope;                                    ///< tables of every row
+  std::optional<cuda::DecodeTable> table = {};  ///< of a decoding step whose caches have made room already
 };
 
 /// The decoder's weights and its forward pass, layer by layer: linear layers see the rows of all sequences
@@ -69,6 +72,7 @@ class Decoder {
     at::Tensor input_layernorm, post_attention_layernorm;
     Linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
   };
+  at::Tensor attend(int64_t l, const at::Tensor& n, const RaggedBatch& batch) const;
   template <class Self, class Visit>
   static void visit_linears_of(Self& self, const Visit& visit);
 

@@ -12,12 +12,12 @@ int64_t LayerCache::capacity_of(int64_t length) {
   return length + std::max(kHeadroom, length / 4);
 }
 
-void LayerCache::reserve(int64_t length, const at::Tensor& like) {
+void LayerCache::reserve(int64_t length, int64_t kv_heads, int64_t d, at::TensorOptions options) {
   const bool shared = keys_.defined() && keys_.use_count() > 1;  // with a copy of this cache
   if (keys_.defined() && !shared && length <= keys_.size(1)) return;
   // What grows once will grow again, but a copy's first rows of its own are like the first of a new cache.
   const int64_t capacity = length_ > 0 && !shared ? capacity_of(length) : length + kHeadroom;
-  at::Tensor keys = at::empty({like.size(1), capacity, like.size(2)}, like.options());
+  at::Tensor keys = at::empty({kv_heads, capacity, d}, options);
   at::Tensor values = at::empty_like(keys);
   if (length_ > 0) {
     keys.narrow(1, 0, length_).copy_(this->keys());
@@ -36,9 +36,14 @@ void LayerCache::append(const at::Tensor& k, const at::Tensor& v, int64_t more) 
     length_ += count;
     return;
   }
-  reserve(length_ + count + more, k);
+  reserve(length_ + count + more, k.size(1), k.size(2), k.options());
   keys_.narrow(1, length_, count).copy_(k.transpose(0, 1));
   values_.narrow(1, length_, count).copy_(v.transpose(0, 1));
+  length_ += count;
+}
+
+void LayerCache::grow(int64_t count) {
+  reserve(length_ + count, keys_.size(0), keys_.size(2), keys_.options());
   length_ += count;
 }
 

@@ -17,6 +17,8 @@ class LayerCache {
   /// Adds rows k, v [T, Hkv, d] at the end and makes room for `more` that will follow. Rows that require
   /// gradients always make a new tensor.
   void append(const at::Tensor& k, const at::Tensor& v, int64_t more = 0);
+  /// Makes room for `count` more rows at the end, which the caller fills. There are some already.
+  void grow(int64_t count);
   /// Keeps the rows `index` [n] int64 only, in that order, and frees the memory of the rest.
   void keep(const at::Tensor& index);
   /// Drops the last `count` rows.
@@ -29,7 +31,7 @@ class LayerCache {
   size_t bytes() const { return keys_.defined() ? keys_.nbytes() + values_.nbytes() : 0; }
 
  private:
-  void reserve(int64_t length, const at::Tensor& like);
+  void reserve(int64_t length, int64_t kv_heads, int64_t d, at::TensorOptions options);
   at::Tensor keys_, values_;  // [Hkv, capacity, d]
   int64_t length_ = 0;
 };

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "glimpse/base/check.h"
+#include "glimpse/nn/cuda_ops.h"
 #include "glimpse/nn/dense.h"
 #include "glimpse/nn/flop_count.h"
 #include "glimpse/nn/gemm.h"
@@ -102,6 +103,12 @@ bool has_dense_kernel(const at::Tensor& x, const Linear& layer) {
   return panels || (x.size(0) > 0 && x.size(0) <= kernels::max_rows);
 }
 
+std::vector<DenseWeight> dense_weights(std::span<const Linear* const> layers) {
+  std::vector<DenseWeight> weights;
+  for (const Linear* layer : layers) weights.push_back({layer->weight, layer->bias});
+  return weights;
+}
+
 std::vector<at::Tensor> products(const at::Tensor& x, std::span<const Linear* const> layers) {
   const auto all = [&](const auto& is) { return std::all_of(layers.begin(), layers.end(), is); };
   if (all([](const Linear* layer) { return layer->low_bit != nullptr; })) {
@@ -113,10 +120,12 @@ std::vector<at::Tensor> products(const at::Tensor& x, std::span<const Linear* co
   }
   if (all([&](const Linear* layer) { return has_dense_kernel(x, *layer); })) {
     const bool pairs = x.scalar_type() == at::kBFloat16 && bf16_gemm_path() == GemmPath::paired;
-    std::vector<DenseWeight> weights;
-    for (const Linear* layer : layers) weights.push_back({layer->weight, layer->bias});
-    return dense_products(x, weights, pairs);
+    return dense_products(x, dense_weights(layers), pairs);
   }
+  if (all([&](const Linear* layer) {
+        return !layer->low_bit && cuda::has_few_row_kernel(x, layer->weight, layer->bias);
+      }))
+    return cuda::few_row_products(x, dense_weights(layers));
   if (layers.size() == 1) return {at::linear(x, layers[0]->weight, layers[0]->bias)};
   std::vector<at::Tensor> out;
   for (const Linear* layer : layers) out.push_back(products(x, {&layer, 1})[0]);

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 
+#include "glimpse/nn/cuda_ops.h"
 #include "glimpse/nn/kernels.h"
 
 namespace glimpse {
@@ -43,6 +44,8 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
     at::Tensor rows = x.contiguous();
     return norm_kernel(rows, {}, weight, eps);
   }
+  if (cuda::has_kernel(x) && cuda::has_kernel(weight) && weight.scalar_type() == x.scalar_type())
+    return cuda::rms_norm(x, weight, eps);
   const at::Tensor wide = x.to(at::kFloat);
   return (wide * at::rsqrt(wide.square().mean(-1, true) + eps)).to(x.scalar_type()) * weight;
 }
@@ -51,11 +54,15 @@ at::Tensor add_rms_norm(at::Tensor& x, const at::Tensor& delta, const at::Tensor
   if (has_kernel(x) && has_kernel(delta) && has_kernel(weight) && x.is_contiguous() &&
       weight.scalar_type() == x.scalar_type())
     return norm_kernel(x, delta.contiguous(), weight, eps);
+  if (cuda::has_kernel(x) && cuda::has_kernel(delta) && cuda::has_kernel(weight) &&
+      delta.scalar_type() == x.scalar_type() && weight.scalar_type() == x.scalar_type())
+    return cuda::add_rms_norm(x, delta, weight, eps);
   x = x + delta;
   return rms_norm(x, weight, eps);
 }
 
 at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up) {
+  if (cuda::has_kernel(gate) && cuda::has_kernel(up)) return cuda::silu_mul(gate, up);
   if (!has_kernel(gate) || !has_kernel(up)) return at::silu(gate) * up;
   const at::Tensor g = gate.contiguous(), u = up.contiguous();
   at::Tensor out = at::empty(g.sizes(), g.options());

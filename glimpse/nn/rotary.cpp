@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 
+#include "glimpse/nn/cuda_ops.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/nn/ops.h"
 
@@ -38,6 +39,7 @@ at::Tensor apply_rope(const at::Tensor& x, const Rope& rope) {
     });
     return x;
   }
+  if (cuda::has_kernel(x)) return cuda::apply_rope(x, {rope.cos.contiguous(), rope.sin.contiguous()});
   const at::Tensor wide = x.to(at::kFloat), a = wide.narrow(-1, 0, half), b = wide.narrow(-1, half, half);
   const at::Tensor cos = rope.cos.unsqueeze(1), sin = rope.sin.unsqueeze(1);
   return at::cat({a * cos - b * sin, b * cos + a * sin}, -1).to(x.scalar_type());

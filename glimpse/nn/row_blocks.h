@@ -1,12 +1,16 @@
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <cstdint>
 
 namespace glimpse {
 
 /// Rows that run through a layer at once, at most: what a layer makes on its way then needs the same memory
-/// for a prompt of any length.
-inline constexpr int64_t max_block_rows = 2048;
+/// for a prompt of any length. An accelerator needs more of them to be busy.
+inline int64_t max_block_rows(c10::Device device) {
+  return device.is_cpu() ? 2048 : 8192;
+}
 
 /// The size of the first of the fewest blocks of at most `most` rows, all about equally large, that `rows`
 /// come in. Small remainders would run through kernels made for few rows.

@@ -17,6 +17,7 @@ using Ids = std::vector<int64_t>;
 
 namespace {
 
+// On the CPU everywhere: it is drawn from hundreds of thousands of times.
 const at::Tensor kLogits = at::tensor({1.0f, 3.0f, -2.0f, 2.5f, 0.0f});
 
 // How often each of the five tokens is drawn.
@@ -61,6 +62,7 @@ TEST_CASE("greedy takes the highest, the first of equals") {
   Sampler greedy({});
   CHECK(greedy.next(kLogits, {}) == 1);
   CHECK(greedy.next(at::tensor({2.0f, 5.0f, 5.0f}), {}) == 1);
+  CHECK(greedy.next(kLogits.to(test::test_device()), {}) == 1);
 }
 
 TEST_CASE("temperature, top-k and top-p") {
@@ -93,6 +95,7 @@ TEST_CASE("repetition penalty: positive scores are divided, negative multiplied,
   near(frequencies({.temperature = 1, .repetition_penalty = 1.5, .seed = 1}, {1, 2, 1, 1}), expected);
   Sampler greedy({.repetition_penalty = 1.5});
   CHECK(greedy.next(kLogits, {1}) == 3);
+  CHECK(greedy.next(kLogits.to(test::test_device()), {1}) == 3);
   CHECK(greedy.next(kLogits, {}) == 1);
   CHECK(kLogits[1].item<float>() == 3.0f);  // the logits are not changed
 }

@@ -107,7 +107,8 @@ TEST_CASE("a turn's answer equals a fresh run over the whole conversation") {
   const Answer two = tiny_engine().ask(conversation({first, one.text, second}, image));
   const auto fresh = Engine::load({.model = test::tiny_dir() / "model",
                                    .new_modules = test::tiny_dir() / "new_modules",
-                                   .dtype = "fp32"});
+                                   .dtype = "fp32",
+                                   .device = test::device_name()});
   same_answer(two, fresh->ask(conversation({first, one.text, second}, image)));
   CHECK(two.prompt_tokens > one.prompt_tokens);
   CHECK(two.visual_tokens == one.visual_tokens);

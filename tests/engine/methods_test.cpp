@@ -135,7 +135,7 @@ void same(const Run& got, const Run& expected, double limit) {
   CHECK(at::equal(got.sequence.position_ids, expected.sequence.position_ids));
   REQUIRE(got.logits.size() == expected.logits.size());
   for (size_t i = 0; i < got.logits.size(); ++i)
-    CHECK(test::difference(got.logits[i], expected.logits[i]) < limit);
+    CHECK(test::difference(got.logits[i], expected.logits[i]) < limit * test::fp32_slack());
 }
 
 // Keeps what it was told at each of another method's cuts, with the features it was told.
@@ -260,7 +260,7 @@ TEST_CASE("text is never lost and order is kept") {
         if (zipped)  // class token and dominant tokens, contextual tokens behind
           CHECK(place_of(prompt.images, living[0].item<int64_t>()).image == 0);
         else
-          CHECK(at::equal(living, at::tensor(kept, at::kLong)));
+          CHECK(at::equal(living.cpu(), at::tensor(kept, at::kLong)));
         const bool renumbered =
             prompt.position_ids.size(0) == 1 && !method.starts_with("glimpse") && method != "random";
         if (renumbered) {

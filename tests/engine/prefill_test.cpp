@@ -35,7 +35,7 @@ Request long_text(int64_t rows) {
 }
 
 void expect_near(const at::Tensor& got, const at::Tensor& expected) {
-  CHECK(test::difference(got, expected) < 1e-4);  // products of other sizes
+  CHECK(test::difference(got, expected) < 1e-4 * test::fp32_slack());  // products of other sizes
 }
 
 void expect_same(const Sequence& got, const Sequence& expected) {
@@ -268,7 +268,8 @@ TEST_CASE("the encoder goes block by block, and takes the patches with it") {
   for (size_t i = 0; i < 2; ++i) CHECK(at::equal(got.states[i], whole.states[i]));
 }
 
-TEST_CASE("the encoder holds few numbers per patch") {
+// What the fused attention of other devices takes on its way is not ours.
+TEST_CASE("the encoder holds few numbers per patch" * doctest::skip(!test::on_cpu())) {
   const int64_t images = 4, patches = 64 * 64, width = tiny_engine().model().vision_width();
   const std::vector<Patches> all(images, {at::zeros({patches, 3 * 2 * 14 * 14}), {1, 64, 64}});
   VisionTaps taps;
@@ -282,7 +283,7 @@ TEST_CASE("the encoder holds few numbers per patch") {
   CHECK(held < 7);
 }
 
-TEST_CASE("a long prompt's layers hold few numbers per row") {
+TEST_CASE("a long prompt's layers hold few numbers per row" * doctest::skip(!test::on_cpu())) {
   const Request request = long_text(4000);
   const auto held = [&](int64_t block) {
     Sequence sequence = sequence_of(request, "none");

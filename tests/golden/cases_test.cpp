@@ -79,13 +79,14 @@ std::shared_ptr<Recorder> pruner_of(const GoldenCase& golden, const Engine& engi
 
 double relative_error(const at::Tensor& got, const at::Tensor& expected) {
   if (got.sizes() != expected.sizes()) return std::numeric_limits<double>::infinity();
-  const at::Tensor wide = expected.to(at::kDouble);
-  return ((got.to(at::kDouble) - wide).norm() / wide.norm().clamp_min(1e-12)).item<double>();
+  const at::Tensor wide = expected.to(at::kCPU, at::kDouble);
+  return ((got.to(at::kCPU, at::kDouble) - wide).norm() / wide.norm().clamp_min(1e-12)).item<double>();
 }
 
 void compare(const std::string& what, const at::Tensor& got, const at::Tensor& expected, double limit,
              bool relative = false) {
   const double d = relative ? relative_error(got, expected) : difference(got, expected);
+  if (!relative) limit *= test::fp32_slack();
   CHECK_MESSAGE(d <= limit, what << ": differs by " << d << ", limit " << limit << ", shape " << got.sizes());
 }
 

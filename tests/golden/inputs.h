@@ -1,5 +1,6 @@
 #pragma once
 
+#include "device.h"
 #include "glimpse/image/clip_image.h"
 #include "glimpse/models/vlm.h"
 #include "golden_case.h"
@@ -37,6 +38,7 @@ inline std::unique_ptr<Vlm> load_model(const GoldenCase& golden, at::ScalarType 
   LoadOptions options;
   options.clip = clip;
   options.dtype = dtype;
+  options.device = test_device();
   options.config_overrides =
       read_json(golden.folder / golden.info["new_modules"].get<std::string>() / "config.json");
   if (std::filesystem::exists(golden.folder / "vision_tower"))

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "device.h"
 #include "glimpse/prune/keep_rule.h"
 #include "glimpse/prune/shares.h"
 #include "glimpse/prune/visionzip.h"
@@ -29,6 +30,7 @@ inline Ids sorted(Ids ids) {
 inline void compare(const std::string& what, const at::Tensor& got, const at::Tensor& expected,
                     double limit) {
   const double d = difference(got, expected);
+  limit *= fp32_slack();
   CHECK_MESSAGE(d <= limit, what << ": differs by " << d << ", limit " << limit << ", shape " << got.sizes());
 }
 
@@ -50,7 +52,7 @@ VisionZipChoice check_visionzip(const auto& golden, const at::Tensor& scores, co
   check_merge(golden, choice.merged, contextual);
   if (!golden.has("topk_indices")) return choice;
   Ids by_score = choice.dominant;
-  const at::Tensor score = scores.contiguous();
+  const at::Tensor score = scores.cpu().contiguous();
   std::sort(by_score.begin(), by_score.end(),
             [value = score.const_data_ptr<float>()](int64_t a, int64_t b) { return value[a] > value[b]; });
   CHECK(by_score == golden.integers("topk_indices"));

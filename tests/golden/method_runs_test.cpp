@@ -205,6 +205,7 @@ void check_pieces(const GoldenCase& golden) {
 void run_case(const GoldenCase& golden) {
   LoadOptions options;
   options.dtype = at::kFloat;
+  options.device = test_device();
   // The tiny LLaVA's own context is shorter than a picture of 576 tokens.
   if (golden.info.contains("vision_tower"))
     options.config_overrides = {

@@ -18,7 +18,7 @@ struct PureCase {
   const json& info;
 
   std::string key(const std::string& name) const { return std::to_string(index) + "." + name; }
-  const at::Tensor& operator[](const std::string& name) const { return file[key(name)]; }
+  at::Tensor operator[](const std::string& name) const { return file[key(name)].to(test_device()); }
   Ids integers(const std::string& name) const { return file.integers(key(name)); }
   bool has(const std::string& name) const { return file.has(key(name)); }
 };
@@ -46,11 +46,11 @@ Decoder one_layer(const PureCase& golden, int64_t kv_heads, double eps) {
     const std::string key = golden.key(stored(name));
     return golden.file.has(key) ? golden.file[key] : at::zeros(shape);
   });
-  return Decoder::load(config, weights, "model.", "lm_head", at::kFloat);
+  return Decoder::load(config, weights, "model.", "lm_head", at::dtype(at::kFloat).device(test_device()));
 }
 
 void check_last_row(const PureCase& golden, const Decoder& decoder, const Rope* rope) {
-  const at::Tensor& features = golden["features"];
+  const at::Tensor features = golden["features"];
   const at::Tensor all = decoder.last_row_attention(0, features, rope);
   const at::Tensor scores = all.narrow(0, golden.info["pre"], golden.info["N"]);
   compare("scores", scores, golden["scores"], 5e-6);
@@ -69,13 +69,14 @@ TEST_CASE("DivPrune's choice") {
   for (const GoldenCase& golden : golden_cases(methods_dir() / "llava_divprune")) {
     INFO(golden.name);
     const Ids order = golden.integers("selection_order");
-    CHECK(divprune_order(golden["image_embeds"], std::ssize(order)) == order);
+    CHECK(divprune_order(golden["image_embeds"].to(test_device()), std::ssize(order)) == order);
   }
 }
 
 TEST_CASE("CDPruner's choice") {
   const auto check_case = [](const auto& golden, const at::Tensor& features, const at::Tensor& image) {
-    const at::Tensor relevance = cdpruner_relevance(image, golden["text_embeds"], true);
+    const at::Tensor text = golden["text_embeds"].to(test_device());
+    const at::Tensor relevance = cdpruner_relevance(image, text, true);
     compare("relevance", relevance, golden["relevance"], 2e-5);
     const Ids order = golden.integers("selection_order");
     CHECK(cdpruner_order(features, relevance, std::ssize(order)) == order);
@@ -85,19 +86,20 @@ TEST_CASE("CDPruner's choice") {
             [&](const PureCase& golden) { check_case(golden, golden["features"], golden["image_embeds"]); });
   for (const GoldenCase& golden : golden_cases(methods_dir() / "llava_cdpruner")) {
     INFO(golden.name);
-    check_case(golden, golden["image_embeds"], golden["clip_image_embeds"]);
-    compare("similarity", cosines(unit_rows(golden["image_embeds"])), golden["similarity"], 2e-5);
+    const at::Tensor features = golden["image_embeds"].to(test_device());
+    check_case(golden, features, golden["clip_image_embeds"].to(test_device()));
+    compare("similarity", cosines(unit_rows(features)), golden["similarity"], 2e-5);
   }
 }
 
 TEST_CASE("VisionZip's choice") {
   each_pure("visionzip_llava", [](const PureCase& golden) {
-    const at::Tensor scores = golden["cls_attention"].sum(0), &states = golden["hidden_states"];
+    const at::Tensor scores = golden["cls_attention"].sum(0), states = golden["hidden_states"];
     const int64_t n = scores.size(0), dominant = golden.info["dominant"];
     const auto choice = check_visionzip(golden, scores, golden["metric"].narrow(0, 1, n), dominant - 1,
                                         golden.info["contextual"]);
     const at::Tensor patches = states.narrow(0, 1, n);
-    const at::Tensor kept = patches.index_select(0, at::tensor(choice.dominant, at::kLong));
+    const at::Tensor kept = rows_of(patches, choice.dominant);
     compare("selected_hidden", at::cat({states.narrow(0, 0, 1), kept, visionzip_merge(patches, choice)}),
             golden["selected_hidden"], 2e-4);
   });
@@ -108,10 +110,10 @@ TEST_CASE("VisionZip's choice") {
                         std::max<int64_t>(part_of(n, golden.info["contextual_ratio"]), 1));
     const Ids keep = merge_indices(choice.dominant, choice.contextual);
     CHECK(keep == golden.integers("kept_indices"));
-    const at::Tensor features = golden["features"].index_copy(0, at::tensor(choice.contextual, at::kLong),
-                                                              visionzip_merge(golden["features"], choice));
-    compare("kept_features", features.index_select(0, at::tensor(keep, at::kLong)), golden["kept_features"],
-            2e-4);
+    const at::Tensor into = at::tensor(choice.contextual, at::kLong).to(test_device());
+    const at::Tensor features =
+        golden["features"].index_copy(0, into, visionzip_merge(golden["features"], choice));
+    compare("kept_features", rows_of(features, keep), golden["kept_features"], 2e-4);
   });
 }
 
@@ -128,7 +130,7 @@ TEST_CASE("VScan's choice") {
 
 TEST_CASE("the last row's attention") {
   each_pure("pdrop", [](const PureCase& golden) {
-    const Rope rope = rope_tables(at::arange(golden["features"].size(0)), 8, 10000);
+    const Rope rope = rope_tables(at::arange(golden["features"].size(0), test_device()), 8, 10000);
     check_last_row(golden, one_layer(golden, 4, 1e-5), &rope);
   });
   each_pure("vscan_llm_qwen",

@@ -37,7 +37,7 @@ struct Setup {
   explicit Setup(const GoldenCase& golden)
       : model(test::load_model(golden, at::kFloat)),
         modules(TrainableModules::load(golden.folder / golden.info["new_modules"].get<std::string>(),
-                                       base_shape(*model), at::kCPU)) {
+                                       base_shape(*model), test::test_device())) {
     for (size_t i = 0; i < golden.info["samples"].size(); ++i) examples.push_back(example(golden, *model, i));
   }
 
@@ -49,8 +49,8 @@ struct Setup {
 };
 
 double relative(const at::Tensor& got, const at::Tensor& expected) {
-  const at::Tensor wide = expected.to(at::kDouble);
-  return ((got.to(at::kDouble) - wide).norm() / wide.norm().clamp_min(1e-12)).item<double>();
+  const at::Tensor wide = expected.to(at::kCPU, at::kDouble);
+  return ((got.to(at::kCPU, at::kDouble) - wide).norm() / wide.norm().clamp_min(1e-12)).item<double>();
 }
 
 double scalar(const at::Tensor& value) {
@@ -98,7 +98,7 @@ void run_case(const GoldenCase& golden) {
     // Adam's first step is lr * sign(gradient): where a gradient is nearly zero its sign is rounding.
     if (golden.has("after_step/" + name)) {
       INFO(name);
-      const at::Tensor off = (parameter.detach() - golden["after_step/" + name]).abs();
+      const at::Tensor off = (parameter.detach().cpu() - golden["after_step/" + name]).abs();
       CHECK(off.max().item<double>() <= 2.1e-4);
       CHECK(off.gt(2e-6).to(at::kFloat).mean().item<double>() < 0.01);
     }

@@ -3,6 +3,7 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include "device.h"
 #include "glimpse/io/adapter.h"
 #include "glimpse/io/safetensors.h"
 #include "io/scratch.h"
@@ -35,7 +36,8 @@ Tensors random_weights() {
 }
 
 Decoder decoder_of(const Tensors& tensors, at::ScalarType dtype = at::kFloat) {
-  return Decoder::load(kShape, Weights::from(tensors, "memory"), "model.", "lm_head", dtype);
+  return Decoder::load(kShape, Weights::from(tensors, "memory"), "model.", "lm_head",
+                       at::dtype(dtype).device(test_device()));
 }
 
 /// [T, V] of a fixed sequence.
@@ -44,8 +46,8 @@ at::Tensor logits(const Decoder& decoder) {
   KvCache cache(kShape.layers);
   const at::Tensor angles =
       at::arange(kRows, at::kFloat).unsqueeze(1) * inverse_frequencies(kShape.head_dim, 1e4);
-  const RaggedBatch batch{{{&cache, kRows}}, rope_from_angles(angles)};
-  at::Tensor x = decoder.embed(at::arange(kRows) * 3 % kShape.vocab_size);
+  const RaggedBatch batch{{{&cache, kRows}}, rope_from_angles(angles.to(test_device()))};
+  at::Tensor x = decoder.embed(at::arange(kRows, test_device()) * 3 % kShape.vocab_size);
   for (int64_t l = 0; l < kShape.layers; ++l) x = decoder.layer(l, x, batch);
   return decoder.logits(x);
 }
@@ -62,7 +64,7 @@ LoraAdapter random_adapter(Decoder& decoder,
 }
 
 double furthest(const at::Tensor& a, const at::Tensor& b) {
-  return (a - b).abs().max().item<double>();
+  return (a.cpu() - b.cpu()).abs().max().item<double>();
 }
 
 }  // namespace
@@ -110,10 +112,10 @@ TEST_CASE("a branch is the same as its product added to the weight") {
   for (int l = 0; l < 2; ++l)
     for (const char* name : {"self_attn.q_proj", "mlp.up_proj"}) {
       const std::string module = concat("model.layers.", l, ".", name);
-      merged[module + ".weight"] =
-          weights.at(module + ".weight") + 7.0 / 3 *
-                                               at::matmul(leaves.at(module + ".lora_B.weight").detach(),
-                                                          leaves.at(module + ".lora_A.weight").detach());
+      merged[module + ".weight"] = weights.at(module + ".weight") +
+                                   7.0 / 3 *
+                                       at::matmul(leaves.at(module + ".lora_B.weight").detach().cpu(),
+                                                  leaves.at(module + ".lora_A.weight").detach().cpu());
     }
   const at::Tensor expected = logits(decoder_of(merged));
   CHECK(furthest(expected, base) > 0.1);
@@ -129,7 +131,7 @@ TEST_CASE("a branch is the same as its product added to the weight") {
 TEST_CASE("gradients are those of finite differences, in float32 over a bf16 base too") {
   const Tensors weights = random_weights();
   at::manual_seed(3);
-  const at::Tensor direction = at::randn({9, kShape.vocab_size}) / 9;
+  const at::Tensor direction = at::randn({9, kShape.vocab_size}).to(test_device()) / 9;
   std::map<std::string, at::Tensor> exact;
   {
     Decoder decoder = decoder_of(weights);

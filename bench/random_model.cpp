@@ -1,0 +1,50 @@
+#include "bench/random_model.h"
+
+namespace glimpse::bench {
+
+namespace {
+
+using nlohmann::json;
+
+Weights random_weights(at::TensorOptions options) {
+  return Weights::fresh([options](const std::string& name, at::IntArrayRef shape) {
+    const bool norm = name.find("norm") != name.npos || name.find("ln_q") != name.npos;
+    return norm && name.ends_with(".weight") ? at::ones(shape, options)
+                                             : at::empty(shape, options).normal_(0.0, 0.02);
+  });
+}
+
+class RandomSource : public ModelSource {
+ public:
+  RandomSource(json config, at::TensorOptions options) : config_(std::move(config)), options_(options) {}
+
+  std::filesystem::path path() const override { return "random weights"; }
+  std::string where(const std::string& file) const override { return file + " of random weights"; }
+  json config() const override { return config_; }
+  json settings(const std::string&) const override { return {}; }
+  Weights weights(Weights::Rename) const override { return random_weights(options_); }
+  std::unique_ptr<Tokenizer> tokenizer() const override { return nullptr; }
+  void write_companions(const std::filesystem::path&) const override {}
+
+ private:
+  const json config_;
+  const at::TensorOptions options_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> random_engine(const json& shape, at::Device device) {
+  const at::TensorOptions options = at::TensorOptions(at::kBFloat16).device(device);
+  LoadOptions load;
+  load.device = device;
+  load.config_overrides = shape.at("new_modules");
+  std::unique_ptr<Vlm> model = load_vlm(RandomSource(shape.at("model"), options), load);
+  json modules = shape.at("model");
+  modules.update(shape.at("new_modules"));
+  const BaseShape base = base_shape(*model);
+  auto glimpse = std::make_shared<GlimpseModules>(GlimpseModules::build(
+      GlimpseConfig::from_json(modules, base), random_weights(options.dtype(at::kFloat)), base, options));
+  return std::make_unique<Engine>(std::move(model), std::move(glimpse));
+}
+
+}  // namespace glimpse::bench

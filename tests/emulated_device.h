@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+
+namespace glimpse::test {
+
+/// A device for machines without an accelerator, "emulated": libtorch's PrivateUse1 backend over host memory.
+/// What CUDA refuses fails here too: an operation whose tensors lie partly on the CPU (single numbers and
+/// the indices of index() apart), and reading a tensor's memory directly, as its addresses are not the
+/// host's. Everything else runs on the CPU's ATen kernels.
+inline constexpr const char* kEmulated = "emulated";
+
+/// Makes libtorch know the device; may be called again.
+void register_emulated_device();
+
+/// Copies between host and emulated device since the program began, as far as a CUDA device would wait for
+/// them.
+struct Transfers {
+  int64_t to_host = 0;    ///< item() and operations whose result's shape depends on values included
+  int64_t to_device = 0;  ///< from memory that is not pinned
+  Transfers operator-(const Transfers& earlier) const {
+    return {to_host - earlier.to_host, to_device - earlier.to_device};
+  }
+  bool operator==(const Transfers&) const = default;
+};
+Transfers transfers();
+
+}  // namespace glimpse::test
