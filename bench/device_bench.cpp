@@ -30,7 +30,8 @@ struct Options {
   std::string device = "cuda", shape, shapes = "bench/shapes", json_file, profile;
   std::vector<std::string> only = {"limits", "decode", "prefill", "vision", "attention", "batch", "training"};
   std::vector<int64_t> sizes = {1024, 4096, 256, 16384};
-  int64_t text = 30, steps = 32, together = 32, gemm = 8192, copy_mib = 4096, answer = 20, rounds = 3;
+  int64_t text = 30, steps = 32, together = 32, gemm = 8192, copy_mib = 4096, answer = 20, rounds = 3,
+          examples = 8;
   double keep = 0.074, seconds = 1e9;
   bool plain = false;
 };
@@ -276,6 +277,19 @@ class Bench {
     const at::Tensor q = at::randn({rows, c.heads, c.head_dim}, narrow_);
     const Samples times = timed([&] { causal_attention(q, cache); }, 5);
     const double flops = 2.0 * static_cast<double>(c.heads * c.head_dim * rows) * static_cast<double>(rows + 1);
+    const auto library = [&] {
+      const auto one = [](const at::Tensor& t) { return t.transpose(0, 1).unsqueeze(0); };
+      return at::scaled_dot_product_attention(one(q), cache.keys().unsqueeze(0), cache.values().unsqueeze(0), {}, 0.0,
+                                              true, {}, true);
+    };
+    synchronise(device_);
+    const Timer first;
+    library();
+    synchronise(device_);
+    const double once = first.ms();
+    const Samples other = timed(library, 5);
+    row({concat("attention_library_ms_", visual), other.best(), "ms", other.median(), {}, {},
+         concat("what libtorch itself chooses; the first call took ", once, " ms")});
     row({concat("attention_ms_", visual), times.best(), "ms", times.median(), share_of_flops(flops, times.best())});
   }
 
@@ -290,21 +304,24 @@ class Bench {
     example.prompt = prompt(visual);
     for (int64_t i = 0; i < options_.answer; ++i) example.answer.push_back((11 * i + 5) % 500);
     example.reference = (at::rand({visual}) < 0.05).to(at::kFloat);
+    const std::vector<Example> examples(static_cast<size_t>(options_.examples), example);
     reset_peak_bytes(device_);
     const size_t before = device_bytes(device_);
     const auto step = [&] {
       const auto loss = training_losses(model, modules.modules(model.decoder().options(), modules.dropout()),
-                                        std::span(&example, 1), {});
-      loss[0].total.backward();
+                                        examples, {});
+      at::Tensor total = loss[0].total;
+      for (size_t i = 1; i < loss.size(); ++i) total = total + loss[i].total;
+      (total / static_cast<double>(loss.size())).backward();
       optimiser.step(0.0);
     };
     const Samples times = timed(step, options_.rounds);
-    const double hours = 20000 * times.median() / 3.6e6;
+    const double hours = 20000 * times.median() / static_cast<double>(options_.examples) / 3.6e6;
     row({.name = "training_step_ms",
          .value = times.best(),
          .unit = "ms",
          .median = times.median(),
-         .note = concat("one example of ", visual, " visual tokens and ", options_.answer, " of the answer")});
+         .note = concat(options_.examples, " examples together, each of ", visual, " visual tokens and ", options_.answer, " of the answer")});
     row({.name = "training_hours",
          .value = hours,
          .unit = "h",
@@ -340,6 +357,7 @@ int main(int argc, char** argv) {
   app.add_option("--only", options.only, "parts to run; shares need limits");
   app.add_option("--sizes", options.sizes, "visual tokens, in the order of measuring");
   app.add_option("--text", options.text, "text tokens, those around the image included")->check(CLI::Range(12, 4096));
+  app.add_option("--examples", options.examples, "examples of a training step")->check(CLI::Range(1, 1024));
   app.add_option("--steps", options.steps, "decoding steps")->check(CLI::Range(1, 4096));
   app.add_option("--together", options.together, "sequences of the batch")->check(CLI::Range(1, 4096));
   app.add_option("--gemm", options.gemm, "side of the square product")->check(CLI::Range(16, 32768));

@@ -42,4 +42,5 @@ target_include_directories(protozero SYSTEM INTERFACE ${PROTOZERO_INCLUDE_DIR})
 # libtorch as one imported target: system headers (their warnings are not ours) and a single OpenMP runtime.
 add_library(glimpse_torch INTERFACE)
 target_include_directories(glimpse_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
-target_link_libraries(glimpse_torch INTERFACE ${TORCH_LIBRARIES} OpenMP::OpenMP_CXX)
+# The C++ library comes first: some releases of libtorch.so export parts of it (std::filesystem::remove_all) that cannot run.
+target_link_libraries(glimpse_torch INTERFACE stdc++ ${TORCH_LIBRARIES} OpenMP::OpenMP_CXX)

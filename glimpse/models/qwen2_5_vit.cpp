@@ -66,6 +66,13 @@ Qwen25Vit Qwen25Vit::load(const nlohmann::json& c, const Weights& weights, at::T
                            linear(p + "attn.proj", d, d), linear(p + "mlp.gate_proj", ff, d),
                            linear(p + "mlp.up_proj", ff, d), linear(p + "mlp.down_proj", d, ff),
                            std::find(full.begin(), full.end(), i) != full.end()});
+    // A GPU's matrix units want rows of 16 bytes, which the published width of 3420 is not; zeros change nothing.
+    if (const int64_t even = (ff + 15) / 16 * 16; options.device().is_cuda() && even != ff) {
+      Block& block = vit.blocks_.back();
+      block.gate_proj = padded(block.gate_proj, even, d);
+      block.up_proj = padded(block.up_proj, even, d);
+      block.down_proj = padded(block.down_proj, d, even);
+    }
   }
   const int64_t unit = d * vit.merge_ * vit.merge_;
   vit.ln_q_ = weights.take("visual.merger.ln_q.weight", {d}, options);

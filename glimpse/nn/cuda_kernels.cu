@@ -131,13 +131,38 @@ __device__ void rotate_pair(T* x, int64_t half, float cos, float sin) {
   x[half] = narrow<T>(b * cos + a * sin);
 }
 
-// A block per token.
-template <class T>
-__global__ void rotate_kernel(T* x, const float* cos, const float* sin, int64_t heads, int64_t half) {
+// A block per token; a thread turns kStep neighbouring pairs of a head.
+template <class T, int kStep>
+__global__ void rotate_kernel(T* x, const float* cos, const float* sin, int heads, int half) {
   const int64_t token = blockIdx.x;
   x += token * heads * 2 * half;
-  for (int64_t i = threadIdx.x; i < heads * half; i += blockDim.x)
-    rotate_pair(x + i / half * 2 * half + i % half, half, cos[token * half + i % half], sin[token * half + i % half]);
+  cos += token * half;
+  sin += token * half;
+  const int per_head = half / kStep;
+  for (int i = threadIdx.x; i < heads * per_head; i += blockDim.x) {
+    const int at = i % per_head * kStep;
+    T* const own = x + i / per_head * 2 * half + at;
+    Vector<T, kStep> a = load<T, kStep>(own), b = load<T, kStep>(own + half);
+#pragma unroll
+    for (int j = 0; j < kStep; ++j) {
+      const float wide_a = widen(a.at[j]), wide_b = widen(b.at[j]), c = cos[at + j], s = sin[at + j];
+      a.at[j] = narrow<T>(wide_a * c - wide_b * s);
+      b.at[j] = narrow<T>(wide_b * c + wide_a * s);
+    }
+    store(own, a);
+    store(own + half, b);
+  }
+}
+
+// blockIdx: rows, heads, keys or values.
+template <class T>
+__global__ void gather_kernel(const T* keys, const T* values, int64_t from_stride, const int64_t* index, int64_t count, int d,
+                              T* to_keys, T* to_values, int64_t to_stride) {
+  const T* const from = (blockIdx.z ? values : keys) + blockIdx.y * from_stride;
+  T* const to = (blockIdx.z ? to_values : to_keys) + blockIdx.y * to_stride;
+  const int64_t row = blockIdx.x * int64_t{blockDim.y} + threadIdx.y;
+  if (row >= count) return;
+  for (int i = threadIdx.x; i < d; i += blockDim.x) to[row * d + i] = from[index[row] * d + i];
 }
 
 // ---- products of few rows
@@ -258,16 +283,16 @@ template <class T, int kPerLane>
 __global__ void decode_kernel(const T* q, const CacheEntry* caches, int heads, int kv_heads, int d, int part_keys,
                               int parts, float* partial, T* out) {
   constexpr int size = Vector<T>::size;
-  extern __shared__ float shared[];
+  extern __shared__ float4 shared[];
   const int part = blockIdx.x, s = blockIdx.z, group = heads / kv_heads, chunks = (group + kGroup - 1) / kGroup;
   const int kv_head = blockIdx.y / chunks, first_head = kv_head * group + blockIdx.y % chunks * kGroup,
             own_heads = min(kGroup, (kv_head + 1) * group - first_head);
   const CacheEntry cache = caches[s];
   const int first = part * part_keys, count = min(part_keys, static_cast<int>(cache.length) - first);
   if (count <= 0) return;
-  float* const queries = shared;                        // [kGroup, d]
-  float* const scores = queries + kGroup * d;           // [kGroup, part_keys]
-  float* const sums = scores + kGroup * part_keys;      // [kDecodeWarps, kGroup, d]
+  float* const queries = reinterpret_cast<float*>(shared);  // [kGroup, d]
+  float* const scores = queries + kGroup * d;               // [part_keys, kGroup]
+  float* const sums = scores + kGroup * part_keys;          // [kDecodeWarps, kGroup, d]
   __shared__ float largest[kGroup], total[kGroup];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
 
@@ -285,27 +310,29 @@ __global__ void decode_kernel(const T* q, const CacheEntry* caches, int heads, i
       for (int i = lane % kQuad * size; i < d; i += kQuad * size) {
         const Vector<T> k = stream_in(keys + int64_t{key} * d + i);
 #pragma unroll
-        for (int j = 0; j < size; ++j) {
-          const float wide = widen(k.at[j]);
+        for (int g = 0; g < kGroup; ++g)
 #pragma unroll
-          for (int g = 0; g < kGroup; ++g) sum[g] += wide * queries[g * d + i + j];
-        }
+          for (int j = 0; j < size; j += 4) {
+            const float4 query = *reinterpret_cast<const float4*>(queries + g * d + i + j);
+            sum[g] += widen(k.at[j]) * query.x + widen(k.at[j + 1]) * query.y + widen(k.at[j + 2]) * query.z +
+                      widen(k.at[j + 3]) * query.w;
+          }
       }
 #pragma unroll
     for (int g = 0; g < kGroup; ++g) {
       sum[g] += __shfl_xor_sync(~0u, sum[g], 1);
       sum[g] += __shfl_xor_sync(~0u, sum[g], 2);
-      if (key < count && g % kQuad == lane % kQuad) scores[g * part_keys + key] = sum[g];
+      if (key < count && g % kQuad == lane % kQuad) scores[key * kGroup + g] = sum[g];
     }
   }
   __syncthreads();
 
   for (int g = warp; g < own_heads; g += kDecodeWarps) {
-    float* const row = scores + g * part_keys;
+    float* const own = scores + g;
     float most = -INFINITY, sum = 0;
-    for (int i = lane; i < count; i += kWarp) most = fmaxf(most, row[i]);
+    for (int i = lane; i < count; i += kWarp) most = fmaxf(most, own[i * kGroup]);
     most = warp_max(most);
-    for (int i = lane; i < count; i += kWarp) sum += row[i] = __expf(row[i] - most);
+    for (int i = lane; i < count; i += kWarp) sum += own[i * kGroup] = __expf(own[i * kGroup] - most);
     sum = warp_sum(sum);
     if (lane == 0) {
       largest[g] = most;
@@ -322,12 +349,11 @@ __global__ void decode_kernel(const T* q, const CacheEntry* caches, int heads, i
 #pragma unroll 4
     for (int key = warp; key < count; key += kDecodeWarps) {
       const Vector<T, kPerLane> v = load<T, kPerLane>(values + int64_t{key} * d + column);
+      const Vector<float, kGroup> p = load<float, kGroup>(scores + key * kGroup);
 #pragma unroll
-      for (int g = 0; g < kGroup; ++g) {
-        const float p = scores[g * part_keys + key];
+      for (int g = 0; g < kGroup; ++g)
 #pragma unroll
-        for (int j = 0; j < kPerLane; ++j) mix[g][j] += p * widen(v.at[j]);
-      }
+        for (int j = 0; j < kPerLane; ++j) mix[g][j] += p.at[g] * widen(v.at[j]);
     }
 #pragma unroll
     for (int g = 0; g < kGroup; ++g)
@@ -354,25 +380,53 @@ __global__ void decode_kernel(const T* q, const CacheEntry* caches, int heads, i
   }
 }
 
-// A block per query head of a sequence; a thread per column.
+// A block of kCombine threads per query head of a sequence; a thread per column.
+constexpr int kCombine = 128;
+
 template <class T>
 __global__ void combine_kernel(const float* partial, const CacheEntry* caches, int heads, int d, int part_keys, int parts,
                                T* out) {
   const int64_t row = int64_t{blockIdx.y} * heads + blockIdx.x;
-  const int own = (static_cast<int>(caches[blockIdx.y].length) + part_keys - 1) / part_keys;
-  partial += row * parts * (d + 2);
+  const int own = (static_cast<int>(caches[blockIdx.y].length) + part_keys - 1) / part_keys, stride = d + 2;
+  __shared__ float scales[kCombine], warps[kCombine / kWarp];
+  partial += row * parts * stride;
   float most = -INFINITY;
-  for (int p = 0; p < own; ++p) most = fmaxf(most, partial[p * (d + 2) + d]);
-  for (int column = threadIdx.x; column < d; column += blockDim.x) {
-    float sum = 0, weight = 0;
-    for (int p = 0; p < own; ++p) {
-      const float* const from = partial + p * (d + 2);
-      const float scale = __expf(from[d] - most);
-      sum += scale * from[column];
-      weight += scale * from[d + 1];
+  for (int p = threadIdx.x; p < own; p += kCombine) most = fmaxf(most, partial[p * stride + d]);
+  most = warp_max(most);
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = most;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kCombine / kWarp; ++w) most = fmaxf(most, warps[w]);
+
+  // Heads of up to 256 numbers: two columns a thread at most.
+  float sums[2] = {}, weight = 0;
+  for (int base = 0; base < own; base += kCombine) {
+    const int count = min(kCombine, own - base);
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < count) {
+      const float* const from = partial + (base + threadIdx.x) * stride + d;
+      scales[threadIdx.x] = __expf(from[0] - most);
+      weight += scales[threadIdx.x] * from[1];
     }
-    out[row * d + column] = narrow<T>(sum / weight);
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int column = threadIdx.x + c * kCombine;
+      if (column >= d) break;
+#pragma unroll 8
+      for (int p = 0; p < count; ++p) sums[c] += scales[p] * partial[(base + p) * stride + column];
+    }
   }
+  weight = warp_sum(weight);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = weight;
+  __syncthreads();
+  weight = 0;
+#pragma unroll
+  for (int w = 0; w < kCombine / kWarp; ++w) weight += warps[w];
+#pragma unroll
+  for (int c = 0; c < 2; ++c)
+    if (const int column = threadIdx.x + c * kCombine; column < d) out[row * d + column] = narrow<T>(sums[c] / weight);
 }
 
 }  // namespace
@@ -401,7 +455,25 @@ void silu_mul(const T* gate, const T* up, T* out, int64_t n, cudaStream_t stream
 
 template <class T>
 void rotate(T* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t half, cudaStream_t stream) {
-  if (tokens > 0) rotate_kernel<<<static_cast<int>(tokens), 256, 0, stream>>>(x, cos, sin, heads, half);
+  if (tokens == 0) return;
+  constexpr int size = Vector<T>::size;
+  const bool vectors = half % size == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
+  const int64_t pieces = vectors ? heads * half / size : heads * half;
+  const int threads = static_cast<int>(std::clamp<int64_t>((pieces + kWarp - 1) / kWarp * kWarp, kWarp, 256));
+  const int blocks = static_cast<int>(tokens), count = static_cast<int>(heads), width = static_cast<int>(half);
+  if (vectors)
+    rotate_kernel<T, size><<<blocks, threads, 0, stream>>>(x, cos, sin, count, width);
+  else
+    rotate_kernel<T, 1><<<blocks, threads, 0, stream>>>(x, cos, sin, count, width);
+}
+
+template <class T>
+void gather_rows(const T* keys, const T* values, int64_t from_stride, const int64_t* index, int64_t count, int64_t heads,
+                 int64_t d, T* to_keys, T* to_values, int64_t to_stride, cudaStream_t stream) {
+  if (count == 0) return;
+  const dim3 threads(kWarp, 8), grid(blocks_for(count, 8), static_cast<int>(heads), 2);
+  gather_kernel<<<grid, threads, 0, stream>>>(keys, values, from_stride, index, count, static_cast<int>(d), to_keys, to_values,
+                                              to_stride);
 }
 
 template <class T>
@@ -434,7 +506,7 @@ void rotate_and_append(T* q, const T* k, const T* v, const float* cos, const flo
 
 Parts decode_parts(const DecodeShape& shape, int64_t longest) {
   // About two blocks for each of an H100's 132 multiprocessors.
-  constexpr int64_t blocks = 264, least = 64;
+  constexpr int64_t blocks = 264, least = 32;
   const int64_t keys = longest * shape.sequences * shape.kv_heads / blocks;
   const int64_t part = std::clamp<int64_t>((keys + 31) / 32 * 32, least, kMostKeys);
   return {part, std::max<int64_t>(1, (longest + part - 1) / part)};
@@ -466,13 +538,15 @@ void decode_attention(const T* q, const CacheEntry* caches, const DecodeShape& s
   else
     start(decode_kernel<T, 8>);
   if (count > 1)
-    combine_kernel<<<dim3(heads, sequences), 128, 0, stream>>>(scratch, caches, heads, d, part_keys, count, out);
+    combine_kernel<<<dim3(heads, sequences), kCombine, 0, stream>>>(scratch, caches, heads, d, part_keys, count, out);
 }
 
 #define GLIMPSE_KERNELS(T)                                                                                              \
   template void rms_norm(T*, const T*, const T*, float, int64_t, int64_t, T*, cudaStream_t);                            \
   template void silu_mul(const T*, const T*, T*, int64_t, cudaStream_t);                                                \
   template void rotate(T*, const float*, const float*, int64_t, int64_t, int64_t, cudaStream_t);                        \
+  template void gather_rows(const T*, const T*, int64_t, const int64_t*, int64_t, int64_t, int64_t, T*, T*, int64_t,     \
+                            cudaStream_t);                                                                              \
   template void few_row_products(const T*, int64_t, int64_t, const Factor<T>*, int64_t, cudaStream_t);                  \
   template void rotate_and_append(T*, const T*, const T*, const float*, const float*, const CacheEntry*,                \
                                   const DecodeShape&, cudaStream_t);                                                    \

@@ -22,6 +22,11 @@ void silu_mul(const T* gate, const T* up, T* out, int64_t n, cudaStream_t stream
 template <class T>
 void rotate(T* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t half, cudaStream_t stream);
 
+/// Copies rows index[0 ... count) of every head of keys and values, `from_stride` elements apart, to the first rows of others.
+template <class T>
+void gather_rows(const T* keys, const T* values, int64_t from_stride, const int64_t* index, int64_t count, int64_t heads,
+                 int64_t d, T* to_keys, T* to_values, int64_t to_stride, cudaStream_t stream);
+
 /// Rows that few_row_products() takes at once, and weights.
 inline constexpr int64_t max_few_rows = 8, max_factors = 3;
 

@@ -126,6 +126,16 @@ std::vector<at::Tensor> few_row_products(const at::Tensor& x, std::span<const De
   return out;
 }
 
+void gather_rows(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& index, at::Tensor& to_keys,
+                 at::Tensor& to_values) {
+  launch(keys, [&](auto element, cudaStream_t stream) {
+    using T = decltype(element);
+    const int64_t d = keys.size(2);
+    gather_rows(data<T>(keys), data<T>(values), keys.size(1) * d, index.const_data_ptr<int64_t>(), index.size(0), keys.size(0), d,
+                element_data<T>(to_keys), element_data<T>(to_values), to_keys.size(1) * d, stream);
+  });
+}
+
 bool DecodeTable::possible(const KvCache& cache) {
   if (cache.layers.empty() || cache.layers[0].length() == 0) return false;
   const at::Tensor keys = cache.layers[0].keys();
@@ -165,6 +175,7 @@ at::Tensor silu_mul(const at::Tensor&, const at::Tensor&) { none(); }
 at::Tensor apply_rope(const at::Tensor&, const Rope&) { none(); }
 bool has_few_row_kernel(const at::Tensor&, const at::Tensor&, const at::Tensor&) { return false; }
 std::vector<at::Tensor> few_row_products(const at::Tensor&, std::span<const DenseWeight>) { none(); }
+void gather_rows(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::Tensor&, at::Tensor&) { none(); }
 bool DecodeTable::possible(const KvCache&) { return false; }
 at::Tensor decode_attention(const at::Tensor&, const at::Tensor&, const at::Tensor&, const Rope&, const DecodeTable&,
                             int64_t) {

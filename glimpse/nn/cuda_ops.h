@@ -29,6 +29,10 @@ bool has_few_row_kernel(const at::Tensor& x, const at::Tensor& weight, const at:
 /// Products of x [m, k] with up to three weights in one pass over them: [m, n] each.
 std::vector<at::Tensor> few_row_products(const at::Tensor& x, std::span<const DenseWeight> weights);
 
+/// Copies the rows `index` [n] int64 of keys and values [Hkv, capacity, d] to the beginning of others.
+void gather_rows(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& index, at::Tensor& to_keys,
+                 at::Tensor& to_values);
+
 /// The caches of a decoding step, one new row per sequence, as kernels see them: one kernel then serves all sequences,
 /// whose caches differ in place and length.
 struct DecodeTable {

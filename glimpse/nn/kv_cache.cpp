@@ -2,6 +2,8 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include "glimpse/nn/cuda_ops.h"
+
 namespace glimpse {
 
 namespace {
@@ -52,8 +54,12 @@ void LayerCache::keep(const at::Tensor& index) {
   const at::Tensor old_keys = keys(), old_values = values();
   at::Tensor keys = at::empty({old_keys.size(0), count + kHeadroom, old_keys.size(2)}, old_keys.options());
   at::Tensor values = at::empty_like(keys);
-  keys.narrow(1, 0, count).copy_(old_keys.index_select(1, index));
-  values.narrow(1, 0, count).copy_(old_values.index_select(1, index));
+  if (cuda::has_kernel(keys_)) {
+    cuda::gather_rows(keys_, values_, index, keys, values);
+  } else {
+    keys.narrow(1, 0, count).copy_(old_keys.index_select(1, index));
+    values.narrow(1, 0, count).copy_(old_values.index_select(1, index));
+  }
   keys_ = keys;
   values_ = values;
   length_ = count;

@@ -78,6 +78,14 @@ Linear take_linear(const Weights& weights, const std::string& name, int64_t out,
   return {{}, offset, nullptr, low_bit};
 }
 
+Linear padded(const Linear& layer, int64_t out, int64_t in) {
+  const int64_t more = out - layer.weight.size(0);
+  Linear wide = layer;
+  wide.weight = at::constant_pad_nd(layer.weight, {0, in - layer.weight.size(1), 0, more});
+  if (layer.bias.defined()) wide.bias = at::constant_pad_nd(layer.bias, {0, more});
+  return wide;
+}
+
 GemmPath bf16_gemm_path() {
   // Measured: AMD Zen 4/5 runs bf16 dot products at twice the float32 rate, Intel without AMX at half of it.
   static const bool amx = cpu_has_amx_bf16(), amd = __builtin_cpu_is("amd");

@@ -66,6 +66,9 @@ Linear take_linear(const Weights& weights, const std::string& name, int64_t out,
 /// A plain layer as `how` asks for it; `name`d in errors.
 Linear as_asked(Linear layer, const std::string& name, const WeightOptions& how);
 
+/// A plain layer with zeros for more outputs and inputs, up to `out` and `in`.
+Linear padded(const Linear& layer, int64_t out, int64_t in);
+
 /// How many-row bf16 products (linear layers, flash attention) run on this CPU: by libtorch, which uses AMX;
 /// in pairs (nn/gemm.h) where bf16 dot products beat float32 FMA; else widened to float32, panel by panel.
 enum class GemmPath { native, widened, paired };

@@ -46,6 +46,8 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   }
   if (cuda::has_kernel(x) && cuda::has_kernel(weight) && weight.scalar_type() == x.scalar_type())
     return cuda::rms_norm(x, weight, eps);
+  // Fused with its gradient, so that training is not busy with starting kernels.
+  if (x.is_cuda()) return at::rms_norm(x, {x.size(-1)}, weight.to(x.scalar_type()), eps);
   const at::Tensor wide = x.to(at::kFloat);
   return (wide * at::rsqrt(wide.square().mean(-1, true) + eps)).to(x.scalar_type()) * weight;
 }

@@ -1,6 +1,8 @@
 #include "glimpse/nn/rotary.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "glimpse/nn/cuda_ops.h"
 #include "glimpse/nn/kernels.h"
@@ -23,7 +25,25 @@ Rope rope_tables(const at::Tensor& positions, int64_t head_dim, double theta) {
   return rope_from_angles(at::outer(positions.to(at::kFloat), frequencies));
 }
 
-at::Tensor apply_rope(const at::Tensor& x, const Rope& rope) {
+namespace {
+
+at::Tensor rotated(const at::Tensor& x, const Rope& rope);
+
+// With gradients: what turns back is the rotation by the opposite angles.
+struct Rotation : torch::autograd::Function<Rotation> {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& cos,
+                            const at::Tensor& sin) {
+    context->save_for_backward({cos, sin});
+    return rotated(x.detach().clone(at::MemoryFormat::Contiguous), {cos, sin});
+  }
+  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* context,
+                                               const torch::autograd::tensor_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    return {rotated(gradients[0].clone(at::MemoryFormat::Contiguous), {saved[0], saved[1].neg()}), {}, {}};
+  }
+};
+
+at::Tensor rotated(const at::Tensor& x, const Rope& rope) {
   const int64_t tokens = x.size(0), heads = x.size(1), half = x.size(2) / 2;
   if (has_kernel(x) && x.is_contiguous()) {
     const float* cos = rope.cos.const_data_ptr<float>();
@@ -43,6 +63,12 @@ at::Tensor apply_rope(const at::Tensor& x, const Rope& rope) {
   const at::Tensor wide = x.to(at::kFloat), a = wide.narrow(-1, 0, half), b = wide.narrow(-1, half, half);
   const at::Tensor cos = rope.cos.unsqueeze(1), sin = rope.sin.unsqueeze(1);
   return at::cat({a * cos - b * sin, b * cos + a * sin}, -1).to(x.scalar_type());
+}
+
+}  // namespace
+
+at::Tensor apply_rope(const at::Tensor& x, const Rope& rope) {
+  return at::GradMode::is_enabled() && x.requires_grad() ? Rotation::apply(x, rope.cos, rope.sin) : rotated(x, rope);
 }
 
 }  // namespace glimpse

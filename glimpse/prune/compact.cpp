@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "glimpse/base/check.h"
+#include "glimpse/nn/device.h"
 
 namespace glimpse {
 
@@ -90,6 +91,8 @@ at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, 
   const auto dropped_guide = [&](int64_t row) { return drop_guide && living.guide == row; };
   const std::vector<int64_t> positions =
       filter(living.rows, [&](int64_t row) { return !dropped_visual(row) && !dropped_guide(row); });
+  std::vector<int64_t> last_kept;  // mostly the same rows in all layers
+  at::Tensor index;
   for (size_t l = 0; l < living.cached.size(); ++l) {
     std::vector<int64_t>& cached = living.cached[l];
     const size_t before = cached.size();
@@ -97,8 +100,10 @@ at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, 
       if (dropped_guide(row)) return false;
       return !cut.trims_cache || has(living.rows, row);
     });
-    if (kept.size() != before)
-      cache.layers[l].keep(at::tensor(kept, at::kLong).to(cache.layers[l].keys().device()));
+    if (kept.size() == before) continue;
+    if (!index.defined() || kept != last_kept) index = to_device(at::tensor(kept, at::kLong), cache.layers[l].keys().device());
+    last_kept = kept;
+    cache.layers[l].keep(index);
   }
   living.visual = std::move(visual);
   living.source = std::move(source);

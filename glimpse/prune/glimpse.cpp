@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "glimpse/nn/device.h"
 #include "glimpse/nn/ops.h"
 #include "glimpse/prune/shares.h"
 
@@ -155,12 +156,12 @@ at::Tensor GlimpsePruner::logits(const View& view) const {
     image.push_back(place.image);
   }
   const auto tensor = [&](const std::vector<int64_t>& values) {
-    return at::tensor(values, at::kLong).to(view.living.device());
+    return to_device(at::tensor(values, at::kLong), view.living.device());
   };
   // A predictor without parameters works image by image, whatever the window setting.
   const bool by_image = c.attn_fuse_global || c.vip.type == VipConfig::Type::dummy;
   const VipPlaces places{tensor(row), tensor(col),
-                         by_image ? tensor(image) : view.windows.index_select(0, view.living)};
+                         by_image ? at::tensor(image, at::kLong) : view.windows.index_select(0, view.living)};
   std::vector<at::Tensor> states;
   for (const at::Tensor& state : view.vision_states) states.push_back(state.index_select(0, view.living));
   return modules_->vip(view.attention, states, places);

@@ -1,7 +1,10 @@
 #include "glimpse/prune/vip.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include "glimpse/base/check.h"
 #include "glimpse/nn/attention.h"
+#include "glimpse/nn/device.h"
 #include "glimpse/nn/ops.h"
 
 namespace glimpse {
@@ -10,9 +13,9 @@ namespace {
 
 constexpr double kNormEps = 1e-6;
 
-/// Sizes of the groups, when tokens are sorted by group.
+/// Sizes of the groups, when tokens are sorted by group [n] int64.
 std::vector<int64_t> group_lengths(const at::Tensor& sorted_group) {
-  const at::Tensor counts = std::get<2>(at::unique_consecutive(sorted_group, false, true)).cpu();
+  const at::Tensor counts = std::get<2>(at::unique_consecutive(sorted_group, false, true));
   return {counts.const_data_ptr<int64_t>(), counts.const_data_ptr<int64_t>() + counts.numel()};
 }
 
@@ -57,7 +60,8 @@ at::Tensor Vip::dummy(const at::Tensor& attention, const at::Tensor& group) cons
   const at::Tensor mean = attention.mean(1);
   const at::Tensor images = std::get<0>(at::_unique(group));
   for (int64_t i = 0; i < images.size(0); ++i) {
-    const at::Tensor index = (group == images[i]).nonzero().squeeze(1), own = mean.index_select(0, index);
+    const at::Tensor index = to_device((group == images[i]).nonzero().squeeze(1), mean.device()),
+                     own = mean.index_select(0, index);
     const at::Tensor p = config_.log_softmax_input ? own.exp() : own.softmax(0);
     const at::Tensor low = p.min(), span = (p.max() - low).clamp_min(1e-30);
     out.index_copy_(0, index, (p - low) / span);
@@ -70,12 +74,25 @@ at::Tensor Vip::operator()(const at::Tensor& attention, const std::vector<at::Te
   if (config_.type == VipConfig::Type::dummy) return dummy(attention, places.group);
   const int64_t heads = config_.heads;
   // Groups become runs of consecutive rows for the attention; the result goes back to the given order.
-  const auto [group, order] = places.group.sort(/*stable=*/true, 0, false);
-  const std::vector<int64_t> lengths = group_lengths(group);
-  const auto sorted = [&](const at::Tensor& t) { return t.to(at::kFloat).index_select(0, order); };
+  const at::Device device = attention.device();
+  const auto [group, host_order] = places.group.cpu().sort(/*stable=*/true, 0, false);
+  const Segments lengths(group_lengths(group));
+  const bool in_order = host_order.equal(at::arange(host_order.size(0)));
+  const at::Tensor order = in_order ? at::Tensor() : to_device(host_order, device);
+  const auto sorted = [&](const at::Tensor& t) {
+    return in_order ? t.to(at::kFloat) : t.to(at::kFloat).index_select(0, order);
+  };
 
+  // A GPU's fused attention in float32 costs as much as several layers of the language model. The modules of a bf16
+  // model were made in bf16 (method.md section 4), so their attention may run in it.
+  const bool narrow = attention.is_cuda() && !states.empty() && states[0].scalar_type() == at::kBFloat16 &&
+                      !at::GradMode::is_enabled();
+  const auto attend = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Segments& segments) {
+    const auto operand = [&](const at::Tensor& t) { return narrow ? t.to(at::kBFloat16) : t; };
+    return segment_attention(operand(q), operand(k), operand(v), segments).to(at::kFloat);
+  };
   const int64_t head_dim = layers_[0].q_proj.weight.size(0) / heads;
-  const at::Tensor frequencies = inverse_frequencies(head_dim / 2, 10000.0).to(attention.device());
+  const at::Tensor frequencies = to_device(inverse_frequencies(head_dim / 2, 10000.0), device);
   const Rope rope = rope_from_angles(
       at::cat({at::outer(sorted(places.row), frequencies), at::outer(sorted(places.col), frequencies)}, 1));
 
@@ -92,14 +109,14 @@ at::Tensor Vip::operator()(const at::Tensor& attention, const std::vector<at::Te
     // Values are narrower than queries; fused attention wants one width.
     const at::Tensor v = split(layer.v_proj(n));
     const at::Tensor wide = at::constant_pad_nd(v, {0, head_dim - v.size(2)});
-    const at::Tensor mixed = split(segment_attention(q, k, wide, lengths)).narrow(2, 0, v.size(2)).flatten(1);
+    const at::Tensor mixed = split(attend(q, k, wide, lengths)).narrow(2, 0, v.size(2)).flatten(1);
     const at::Tensor m = add_rms_norm(x, layer.o_proj(mixed), layer.norm2, kNormEps);
     x = x + layer.down_proj(silu_mul(layer.gate_proj(m), layer.up_proj(m)));
     const bool last = i + 1 == layers_.size();
     if (config_.deep_supervision || last)
       logits.push_back(attn_out_projs_[last ? attn_out_projs_.size() - 1 : i](x).squeeze(1));
   }
-  return at::stack(logits).index_select(1, order.argsort());
+  return in_order ? at::stack(logits) : at::stack(logits).index_select(1, order.argsort());
 }
 
 }  // namespace glimpse

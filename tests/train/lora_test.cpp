@@ -217,7 +217,8 @@ TEST_CASE("a saved adapter is loaded to be trained further, and merges to the sa
   save_safetensors(scratch / "model.safetensors", weights);
   Weights merged = Weights::open(scratch / "model.safetensors");
   merged.merge_adapter(scratch / "adapter");
-  const Decoder plain = Decoder::load(kShape, merged, "model.", "lm_head", at::kFloat);
+  const Decoder plain =
+      Decoder::load(kShape, merged, "model.", "lm_head", at::dtype(at::kFloat).device(test_device()));
   CHECK(furthest(logits(plain), expected) < 1e-5);
 }
 
