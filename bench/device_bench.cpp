@@ -1,5 +1,5 @@
-// Times glimpse on one accelerator at published shapes, beside what the device itself does: products of matrices,
-// copies. Weights are random numbers made on the device, so nothing is read from disk.
+// Times glimpse on one accelerator at published shapes, beside what the device itself does: products of
+// matrices, copies. Weights are random numbers made on the device, so nothing is read from disk.
 #include <ATen/core/grad_mode.h>
 
 #include <CLI/CLI.hpp>
@@ -196,10 +196,20 @@ class Bench {
     Grid grid = asked.patches[0].grid;
     const double encoder = vision_flops(vision(), grid);
     row({at("vision_ms"), seen.best(), "ms", seen.median(), share_of_flops(encoder, seen.best())});
-    row({at("prefill_ms"), full.best(), "ms", full.median(), share_of_flops(flops, full.best()), {}, {},
+    row({at("prefill_ms"),
+         full.best(),
+         "ms",
+         full.median(),
+         share_of_flops(flops, full.best()),
+         {},
+         {},
          visual == 1024 || visual == 4096 ? std::optional(share_at_least(0.6)) : std::nullopt});
-    row({at("prefill_pruned_ms"), pruned.best(), "ms", pruned.median(),
-         share_of_flops(pruned_flops, pruned.best()), {},
+    row({at("prefill_pruned_ms"),
+         pruned.best(),
+         "ms",
+         pruned.median(),
+         share_of_flops(pruned_flops, pruned.best()),
+         {},
          concat(left - (std::ssize(asked.ids) - visual), " visual tokens left after layer ",
                 modules.reduce_layer)});
     row({at("prune_ms"), prune.best(), "ms", prune.median(), {}, {}, "part of prefill_pruned_ms"});
@@ -208,7 +218,10 @@ class Bench {
          .unit = "of prefill_ms",
          .note = concat("operations: ", std::round(1000 * pruned_flops / flops) / 1000),
          .goal = visual == 4096 ? std::optional(at_most(0.75)) : std::nullopt});
-    row({.name = at("prefill_memory_mib"), .value = mib(peak), .unit = "MiB", .note = "peak above the weights"});
+    row({.name = at("prefill_memory_mib"),
+         .value = mib(peak),
+         .unit = "MiB",
+         .note = "peak above the weights"});
     row({.name = at("kv_mib"), .value = mib(kv[0]), .unit = "MiB"});
     row({.name = at("kv_pruned_mib"), .value = mib(kv[1]), .unit = "MiB"});
     if (profiled("prefill", visual))
@@ -223,7 +236,8 @@ class Bench {
     return options_.profile.find(concat(what, "_", visual)) != std::string::npos;
   }
 
-  // Steps of greedy decoding, `count` copies of a sequence together; each step ends with the tokens on the host.
+  // Steps of greedy decoding, `count` copies of a sequence together; each step ends with the tokens on the
+  // host.
   void decode(int64_t visual, int64_t count) {
     const Vlm& model = engine_->model();
     const DecoderConfig& c = model.decoder().config();
@@ -249,7 +263,8 @@ class Bench {
                                 static_cast<double>(c.hidden_size * c.vocab_size));
     const double bytes = weights + kv_row_bytes(c) * static_cast<double>(count) *
                                        (static_cast<double>(rows) + static_cast<double>(options_.steps));
-    const std::string name = count == 1 ? concat("decode_ms_", visual) : concat("decode_batch", count, "_ms_", visual);
+    const std::string name =
+        count == 1 ? concat("decode_ms_", visual) : concat("decode_batch", count, "_ms_", visual);
     row({.name = name,
          .value = times.best(),
          .unit = "ms",
@@ -276,11 +291,12 @@ class Bench {
                  at::randn({rows, c.kv_heads, c.head_dim}, narrow_));
     const at::Tensor q = at::randn({rows, c.heads, c.head_dim}, narrow_);
     const Samples times = timed([&] { causal_attention(q, cache); }, 5);
-    const double flops = 2.0 * static_cast<double>(c.heads * c.head_dim * rows) * static_cast<double>(rows + 1);
+    const double flops =
+        2.0 * static_cast<double>(c.heads * c.head_dim * rows) * static_cast<double>(rows + 1);
     const auto library = [&] {
       const auto one = [](const at::Tensor& t) { return t.transpose(0, 1).unsqueeze(0); };
-      return at::scaled_dot_product_attention(one(q), cache.keys().unsqueeze(0), cache.values().unsqueeze(0), {}, 0.0,
-                                              true, {}, true);
+      return at::scaled_dot_product_attention(one(q), cache.keys().unsqueeze(0), cache.values().unsqueeze(0),
+                                              {}, 0.0, true, {}, true);
     };
     synchronise(device_);
     const Timer first;
@@ -288,9 +304,15 @@ class Bench {
     synchronise(device_);
     const double once = first.ms();
     const Samples other = timed(library, 5);
-    row({concat("attention_library_ms_", visual), other.best(), "ms", other.median(), {}, {},
+    row({concat("attention_library_ms_", visual),
+         other.best(),
+         "ms",
+         other.median(),
+         {},
+         {},
          concat("what libtorch itself chooses; the first call took ", once, " ms")});
-    row({concat("attention_ms_", visual), times.best(), "ms", times.median(), share_of_flops(flops, times.best())});
+    row({concat("attention_ms_", visual), times.best(), "ms", times.median(),
+         share_of_flops(flops, times.best())});
   }
 
   void training(int64_t visual) {
@@ -308,8 +330,8 @@ class Bench {
     reset_peak_bytes(device_);
     const size_t before = device_bytes(device_);
     const auto step = [&] {
-      const auto loss = training_losses(model, modules.modules(model.decoder().options(), modules.dropout()),
-                                        examples, {});
+      const auto loss =
+          training_losses(model, modules.modules(model.decoder().options(), modules.dropout()), examples, {});
       at::Tensor total = loss[0].total;
       for (size_t i = 1; i < loss.size(); ++i) total = total + loss[i].total;
       (total / static_cast<double>(loss.size())).backward();
@@ -321,7 +343,8 @@ class Bench {
          .value = times.best(),
          .unit = "ms",
          .median = times.median(),
-         .note = concat(options_.examples, " examples together, each of ", visual, " visual tokens and ", options_.answer, " of the answer")});
+         .note = concat(options_.examples, " examples together, each of ", visual, " visual tokens and ",
+                        options_.answer, " of the answer")});
     row({.name = "training_hours",
          .value = hours,
          .unit = "h",
@@ -356,17 +379,20 @@ int main(int argc, char** argv) {
   app.add_option("--shapes", options.shapes, "folder of these files");
   app.add_option("--only", options.only, "parts to run; shares need limits");
   app.add_option("--sizes", options.sizes, "visual tokens, in the order of measuring");
-  app.add_option("--text", options.text, "text tokens, those around the image included")->check(CLI::Range(12, 4096));
+  app.add_option("--text", options.text, "text tokens, those around the image included")
+      ->check(CLI::Range(12, 4096));
   app.add_option("--examples", options.examples, "examples of a training step")->check(CLI::Range(1, 1024));
   app.add_option("--steps", options.steps, "decoding steps")->check(CLI::Range(1, 4096));
   app.add_option("--together", options.together, "sequences of the batch")->check(CLI::Range(1, 4096));
   app.add_option("--gemm", options.gemm, "side of the square product")->check(CLI::Range(16, 32768));
   app.add_option("--copy-mib", options.copy_mib, "size of the copy")->check(CLI::Range(1, 32768));
-  app.add_option("--rounds", options.rounds, "rounds; the best and the median are shown")->check(CLI::Range(1, 1000));
+  app.add_option("--rounds", options.rounds, "rounds; the best and the median are shown")
+      ->check(CLI::Range(1, 1000));
   app.add_option("--seconds", options.seconds, "start nothing more after this time");
   app.add_flag("--plain", options.plain, "without our own kernels, by libtorch's operations alone");
-  app.add_option("--profile", options.profile,
-                 "also list the kernels of prefill_N, pruned_N, decode_N, batch_N or training_N (comma-separated)");
+  app.add_option(
+      "--profile", options.profile,
+      "also list the kernels of prefill_N, pruned_N, decode_N, batch_N or training_N (comma-separated)");
   app.add_option("--json", options.json_file, "write the rows here");
   CLI11_PARSE(app, argc, argv);
   try {

@@ -66,7 +66,8 @@ Qwen25Vit Qwen25Vit::load(const nlohmann::json& c, const Weights& weights, at::T
                            linear(p + "attn.proj", d, d), linear(p + "mlp.gate_proj", ff, d),
                            linear(p + "mlp.up_proj", ff, d), linear(p + "mlp.down_proj", d, ff),
                            std::find(full.begin(), full.end(), i) != full.end()});
-    // A GPU's matrix units want rows of 16 bytes, which the published width of 3420 is not; zeros change nothing.
+    // A GPU's matrix units want rows of 16 bytes, which the published width of 3420 is not; zeros change
+    // nothing.
     if (const int64_t even = (ff + 15) / 16 * 16; options.device().is_cuda() && even != ff) {
       Block& block = vit.blocks_.back();
       block.gate_proj = padded(block.gate_proj, even, d);

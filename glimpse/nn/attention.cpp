@@ -123,8 +123,8 @@ at::Tensor flash_attention(const at::Tensor& queries, const at::Tensor& keys, co
           dv,
           causal,
           pairs};
-      flash::attend(work, first, last,
-                    element_data<T>(out) + range->first_q * heads * dv + head * group * dv, scratch.data());
+      flash::attend(work, first, last, element_data<T>(out) + range->first_q * heads * dv + head * group * dv,
+                    scratch.data());
     });
   });
   return out;
@@ -138,9 +138,10 @@ bool have_kernels(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v)
 }  // namespace
 
 bool has_flash(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-  const bool grad = at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad());
-  return q.is_cuda() && q.scalar_type() == at::kBFloat16 && !grad && q.size(-1) % 8 == 0 && q.size(-1) <= 256 &&
-         v.size(-1) == q.size(-1);
+  const bool grad =
+      at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad());
+  return q.is_cuda() && q.scalar_type() == at::kBFloat16 && !grad && q.size(-1) % 8 == 0 &&
+         q.size(-1) <= 256 && v.size(-1) == q.size(-1);
 }
 
 at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
@@ -267,7 +268,8 @@ at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at:
                              const Segments& segments, bool causal) {
   const std::vector<int64_t>& lengths = segments.lengths;
   for (const int64_t length : lengths)
-    flop_count::add((causal ? length * (length + 1) : 2 * length * length) * q.size(1) * (q.size(2) + v.size(2)));
+    flop_count::add((causal ? length * (length + 1) : 2 * length * length) * q.size(1) *
+                    (q.size(2) + v.size(2)));
   if (have_kernels(q, k, v)) {
     std::vector<RowRange> ranges;
     int64_t first = 0;
@@ -280,7 +282,8 @@ at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at:
   if (has_flash(q, k, v)) {
     const at::Tensor& offsets = segments.offsets(q.device());
     const int64_t longest = segments.longest();
-    return std::get<0>(at::_flash_attention_forward(q, k, v, offsets, offsets, longest, longest, 0.0, causal, false))
+    return std::get<0>(
+               at::_flash_attention_forward(q, k, v, offsets, offsets, longest, longest, 0.0, causal, false))
         .flatten(1);
   }
   // Segments of equal length run as one batch.
@@ -295,8 +298,8 @@ at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at:
     const auto split = [&](const at::Tensor& t) {
       return t.view({-1, length, t.size(1), t.size(2)}).transpose(1, 2);
     };
-    return at::scaled_dot_product_attention(split(a), split(b), split(c), std::nullopt, 0.0, causal, std::nullopt,
-                                            a.size(1) != b.size(1))
+    return at::scaled_dot_product_attention(split(a), split(b), split(c), std::nullopt, 0.0, causal,
+                                            std::nullopt, a.size(1) != b.size(1))
         .transpose(1, 2)
         .reshape({-1, heads * c.size(2)});
   };

@@ -11,8 +11,12 @@ namespace {
 
 constexpr int kWarp = 32;
 
-__device__ float widen(bf16 x) { return __uint_as_float(uint32_t{x} << 16); }
-__device__ float widen(float x) { return x; }
+__device__ float widen(bf16 x) {
+  return __uint_as_float(uint32_t{x} << 16);
+}
+__device__ float widen(float x) {
+  return x;
+}
 
 template <class T>
 __device__ T narrow(float x);
@@ -156,8 +160,8 @@ __global__ void rotate_kernel(T* x, const float* cos, const float* sin, int head
 
 // blockIdx: rows, heads, keys or values.
 template <class T>
-__global__ void gather_kernel(const T* keys, const T* values, int64_t from_stride, const int64_t* index, int64_t count, int d,
-                              T* to_keys, T* to_values, int64_t to_stride) {
+__global__ void gather_kernel(const T* keys, const T* values, int64_t from_stride, const int64_t* index,
+                              int64_t count, int d, T* to_keys, T* to_values, int64_t to_stride) {
   const T* const from = (blockIdx.z ? values : keys) + blockIdx.y * from_stride;
   T* const to = (blockIdx.z ? to_values : to_keys) + blockIdx.y * to_stride;
   const int64_t row = blockIdx.x * int64_t{blockDim.y} + threadIdx.y;
@@ -172,7 +176,8 @@ struct Factors {
   Factor<T> of[max_factors];
 };
 
-// Each warp makes kColumns columns of the result (rows of the weights, which lie one after the other) for M rows of x.
+// Each warp makes kColumns columns of the result (rows of the weights, which lie one after the other) for M
+// rows of x.
 template <class T, int M, int kColumns>
 __global__ void few_rows_kernel(const T* x, int64_t k, Factors<T> factors, int64_t columns) {
   constexpr int size = Vector<T>::size;
@@ -226,7 +231,8 @@ __global__ void few_rows_kernel(const T* x, int64_t k, Factors<T> factors, int64
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
       const float sum = warp_sum(sums[m][c]);
-      if (lane == 0 && first + c < columns) out[c][m * width[c]] = narrow<T>(sum + (bias[c] ? widen(*bias[c]) : 0.0f));
+      if (lane == 0 && first + c < columns)
+        out[c][m * width[c]] = narrow<T>(sum + (bias[c] ? widen(*bias[c]) : 0.0f));
     }
 }
 
@@ -247,7 +253,8 @@ void start_few_rows(const T* x, int64_t k, const Factors<T>& factors, int64_t co
 // A block per sequence.
 template <class T>
 __global__ void rotate_and_append_kernel(T* q, const T* k, const T* v, const float* cos, const float* sin,
-                                         const CacheEntry* caches, int64_t heads, int64_t kv_heads, int64_t half) {
+                                         const CacheEntry* caches, int64_t heads, int64_t kv_heads,
+                                         int64_t half) {
   const int64_t s = blockIdx.x, d = 2 * half;
   const CacheEntry cache = caches[s];
   q += s * heads * d;
@@ -277,14 +284,15 @@ size_t decode_shared_bytes(int64_t keys, int64_t d) {
   return sizeof(float) * static_cast<size_t>(kGroup * d + kGroup * keys + kDecodeWarps * kGroup * d);
 }
 
-// One part of one sequence's keys for up to kGroup query heads that share a key head. `partial`: per query head and part
-// the unnormalised mix [d], then the largest score and the sum of the exponentials.
+// One part of one sequence's keys for up to kGroup query heads that share a key head. `partial`: per query
+// head and part the unnormalised mix [d], then the largest score and the sum of the exponentials.
 template <class T, int kPerLane>
-__global__ void decode_kernel(const T* q, const CacheEntry* caches, int heads, int kv_heads, int d, int part_keys,
-                              int parts, float* partial, T* out) {
+__global__ void decode_kernel(const T* q, const CacheEntry* caches, int heads, int kv_heads, int d,
+                              int part_keys, int parts, float* partial, T* out) {
   constexpr int size = Vector<T>::size;
   extern __shared__ float4 shared[];
-  const int part = blockIdx.x, s = blockIdx.z, group = heads / kv_heads, chunks = (group + kGroup - 1) / kGroup;
+  const int part = blockIdx.x, s = blockIdx.z, group = heads / kv_heads,
+            chunks = (group + kGroup - 1) / kGroup;
   const int kv_head = blockIdx.y / chunks, first_head = kv_head * group + blockIdx.y % chunks * kGroup,
             own_heads = min(kGroup, (kv_head + 1) * group - first_head);
   const CacheEntry cache = caches[s];
@@ -342,7 +350,8 @@ __global__ void decode_kernel(const T* q, const CacheEntry* caches, int heads, i
   __syncthreads();
 
   // Values: a warp takes every kDecodeWarps-th key, a lane its numbers of the row.
-  const T* const values = static_cast<const T*>(cache.values) + kv_head * cache.head_stride + int64_t{first} * d;
+  const T* const values =
+      static_cast<const T*>(cache.values) + kv_head * cache.head_stride + int64_t{first} * d;
   float mix[kGroup][kPerLane] = {};
   const int column = lane * kPerLane;
   if (column < d) {
@@ -384,8 +393,8 @@ __global__ void decode_kernel(const T* q, const CacheEntry* caches, int heads, i
 constexpr int kCombine = 128;
 
 template <class T>
-__global__ void combine_kernel(const float* partial, const CacheEntry* caches, int heads, int d, int part_keys, int parts,
-                               T* out) {
+__global__ void combine_kernel(const float* partial, const CacheEntry* caches, int heads, int d,
+                               int part_keys, int parts, T* out) {
   const int64_t row = int64_t{blockIdx.y} * heads + blockIdx.x;
   const int own = (static_cast<int>(caches[blockIdx.y].length) + part_keys - 1) / part_keys, stride = d + 2;
   __shared__ float scales[kCombine], warps[kCombine / kWarp];
@@ -426,19 +435,22 @@ __global__ void combine_kernel(const float* partial, const CacheEntry* caches, i
   for (int w = 0; w < kCombine / kWarp; ++w) weight += warps[w];
 #pragma unroll
   for (int c = 0; c < 2; ++c)
-    if (const int column = threadIdx.x + c * kCombine; column < d) out[row * d + column] = narrow<T>(sums[c] / weight);
+    if (const int column = threadIdx.x + c * kCombine; column < d)
+      out[row * d + column] = narrow<T>(sums[c] / weight);
 }
 
 }  // namespace
 
 template <class T>
-void rms_norm(T* x, const T* delta, const T* w, float eps, int64_t rows, int64_t n, T* out, cudaStream_t stream) {
+void rms_norm(T* x, const T* delta, const T* w, float eps, int64_t rows, int64_t n, T* out,
+              cudaStream_t stream) {
   if (rows == 0) return;
   constexpr int size = Vector<T>::size;
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   const bool vectors = n % size == 0 && aligned(x) && aligned(delta) && aligned(w) && aligned(out);
   const int64_t pieces = vectors ? n / size : n;
-  const int threads = static_cast<int>(std::clamp<int64_t>((pieces + kWarp - 1) / kWarp * kWarp, kWarp, rows > 264 ? 256 : 1024));
+  const int threads = static_cast<int>(
+      std::clamp<int64_t>((pieces + kWarp - 1) / kWarp * kWarp, kWarp, rows > 264 ? 256 : 1024));
   if (vectors)
     rms_norm_kernel<T, size><<<static_cast<int>(rows), threads, 0, stream>>>(x, delta, w, eps, n, out);
   else
@@ -449,18 +461,21 @@ template <class T>
 void silu_mul(const T* gate, const T* up, T* out, int64_t n, cudaStream_t stream) {
   constexpr int64_t size = Vector<T>::size, threads = 256;
   const int64_t vectors = n / size;
-  if (vectors > 0) silu_mul_kernel<<<blocks_for(vectors, threads), threads, 0, stream>>>(gate, up, out, vectors);
+  if (vectors > 0)
+    silu_mul_kernel<<<blocks_for(vectors, threads), threads, 0, stream>>>(gate, up, out, vectors);
   if (n % size) silu_mul_rest<<<1, kWarp, 0, stream>>>(gate, up, out, vectors * size, n);
 }
 
 template <class T>
-void rotate(T* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t half, cudaStream_t stream) {
+void rotate(T* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t half,
+            cudaStream_t stream) {
   if (tokens == 0) return;
   constexpr int size = Vector<T>::size;
   const bool vectors = half % size == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0;
   const int64_t pieces = vectors ? heads * half / size : heads * half;
   const int threads = static_cast<int>(std::clamp<int64_t>((pieces + kWarp - 1) / kWarp * kWarp, kWarp, 256));
-  const int blocks = static_cast<int>(tokens), count = static_cast<int>(heads), width = static_cast<int>(half);
+  const int blocks = static_cast<int>(tokens), count = static_cast<int>(heads),
+            width = static_cast<int>(half);
   if (vectors)
     rotate_kernel<T, size><<<blocks, threads, 0, stream>>>(x, cos, sin, count, width);
   else
@@ -468,16 +483,17 @@ void rotate(T* x, const float* cos, const float* sin, int64_t tokens, int64_t he
 }
 
 template <class T>
-void gather_rows(const T* keys, const T* values, int64_t from_stride, const int64_t* index, int64_t count, int64_t heads,
-                 int64_t d, T* to_keys, T* to_values, int64_t to_stride, cudaStream_t stream) {
+void gather_rows(const T* keys, const T* values, int64_t from_stride, const int64_t* index, int64_t count,
+                 int64_t heads, int64_t d, T* to_keys, T* to_values, int64_t to_stride, cudaStream_t stream) {
   if (count == 0) return;
   const dim3 threads(kWarp, 8), grid(blocks_for(count, 8), static_cast<int>(heads), 2);
-  gather_kernel<<<grid, threads, 0, stream>>>(keys, values, from_stride, index, count, static_cast<int>(d), to_keys, to_values,
-                                              to_stride);
+  gather_kernel<<<grid, threads, 0, stream>>>(keys, values, from_stride, index, count, static_cast<int>(d),
+                                              to_keys, to_values, to_stride);
 }
 
 template <class T>
-void few_row_products(const T* x, int64_t m, int64_t k, const Factor<T>* factors, int64_t count, cudaStream_t stream) {
+void few_row_products(const T* x, int64_t m, int64_t k, const Factor<T>* factors, int64_t count,
+                      cudaStream_t stream) {
   Factors<T> all = {};
   int64_t columns = 0;
   for (int64_t f = 0; f < max_factors; ++f) {
@@ -485,23 +501,32 @@ void few_row_products(const T* x, int64_t m, int64_t k, const Factor<T>* factors
     columns += all.of[f].n;
   }
   switch (m) {
-    case 1: return start_few_rows<T, 1>(x, k, all, columns, stream);
-    case 2: return start_few_rows<T, 2>(x, k, all, columns, stream);
-    case 3: return start_few_rows<T, 3>(x, k, all, columns, stream);
-    case 4: return start_few_rows<T, 4>(x, k, all, columns, stream);
-    case 5: return start_few_rows<T, 5>(x, k, all, columns, stream);
-    case 6: return start_few_rows<T, 6>(x, k, all, columns, stream);
-    case 7: return start_few_rows<T, 7>(x, k, all, columns, stream);
-    case 8: return start_few_rows<T, 8>(x, k, all, columns, stream);
-    default: return;
+    case 1:
+      return start_few_rows<T, 1>(x, k, all, columns, stream);
+    case 2:
+      return start_few_rows<T, 2>(x, k, all, columns, stream);
+    case 3:
+      return start_few_rows<T, 3>(x, k, all, columns, stream);
+    case 4:
+      return start_few_rows<T, 4>(x, k, all, columns, stream);
+    case 5:
+      return start_few_rows<T, 5>(x, k, all, columns, stream);
+    case 6:
+      return start_few_rows<T, 6>(x, k, all, columns, stream);
+    case 7:
+      return start_few_rows<T, 7>(x, k, all, columns, stream);
+    case 8:
+      return start_few_rows<T, 8>(x, k, all, columns, stream);
+    default:
+      return;
   }
 }
 
 template <class T>
-void rotate_and_append(T* q, const T* k, const T* v, const float* cos, const float* sin, const CacheEntry* caches,
-                       const DecodeShape& shape, cudaStream_t stream) {
-  rotate_and_append_kernel<<<static_cast<int>(shape.sequences), 256, 0, stream>>>(q, k, v, cos, sin, caches, shape.heads,
-                                                                                  shape.kv_heads, shape.d / 2);
+void rotate_and_append(T* q, const T* k, const T* v, const float* cos, const float* sin,
+                       const CacheEntry* caches, const DecodeShape& shape, cudaStream_t stream) {
+  rotate_and_append_kernel<<<static_cast<int>(shape.sequences), 256, 0, stream>>>(
+      q, k, v, cos, sin, caches, shape.heads, shape.kv_heads, shape.d / 2);
 }
 
 Parts decode_parts(const DecodeShape& shape, int64_t longest) {
@@ -517,17 +542,20 @@ int64_t decode_scratch(const DecodeShape& shape, const Parts& parts) {
 }
 
 template <class T>
-void decode_attention(const T* q, const CacheEntry* caches, const DecodeShape& shape, const Parts& parts, float* scratch,
-                      T* out, cudaStream_t stream) {
-  const int heads = static_cast<int>(shape.heads), kv_heads = static_cast<int>(shape.kv_heads), d = static_cast<int>(shape.d);
+void decode_attention(const T* q, const CacheEntry* caches, const DecodeShape& shape, const Parts& parts,
+                      float* scratch, T* out, cudaStream_t stream) {
+  const int heads = static_cast<int>(shape.heads), kv_heads = static_cast<int>(shape.kv_heads),
+            d = static_cast<int>(shape.d);
   const int part_keys = static_cast<int>(parts.keys), count = static_cast<int>(parts.count),
             sequences = static_cast<int>(shape.sequences);
   const int chunks = (heads / kv_heads + kGroup - 1) / kGroup;
   const dim3 grid(count, kv_heads * chunks, sequences);
   const size_t bytes = decode_shared_bytes(part_keys, d);
   const auto start = [&](auto kernel) {
-    if (bytes > 48 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    kernel<<<grid, kDecodeWarps * kWarp, bytes, stream>>>(q, caches, heads, kv_heads, d, part_keys, count, scratch, out);
+    if (bytes > 48 * 1024)
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    kernel<<<grid, kDecodeWarps * kWarp, bytes, stream>>>(q, caches, heads, kv_heads, d, part_keys, count,
+                                                          scratch, out);
   };
   if (d <= 32)
     start(decode_kernel<T, 1>);
@@ -538,19 +566,21 @@ void decode_attention(const T* q, const CacheEntry* caches, const DecodeShape& s
   else
     start(decode_kernel<T, 8>);
   if (count > 1)
-    combine_kernel<<<dim3(heads, sequences), kCombine, 0, stream>>>(scratch, caches, heads, d, part_keys, count, out);
+    combine_kernel<<<dim3(heads, sequences), kCombine, 0, stream>>>(scratch, caches, heads, d, part_keys,
+                                                                    count, out);
 }
 
-#define GLIMPSE_KERNELS(T)                                                                                              \
-  template void rms_norm(T*, const T*, const T*, float, int64_t, int64_t, T*, cudaStream_t);                            \
-  template void silu_mul(const T*, const T*, T*, int64_t, cudaStream_t);                                                \
-  template void rotate(T*, const float*, const float*, int64_t, int64_t, int64_t, cudaStream_t);                        \
-  template void gather_rows(const T*, const T*, int64_t, const int64_t*, int64_t, int64_t, int64_t, T*, T*, int64_t,     \
-                            cudaStream_t);                                                                              \
-  template void few_row_products(const T*, int64_t, int64_t, const Factor<T>*, int64_t, cudaStream_t);                  \
-  template void rotate_and_append(T*, const T*, const T*, const float*, const float*, const CacheEntry*,                \
-                                  const DecodeShape&, cudaStream_t);                                                    \
-  template void decode_attention(const T*, const CacheEntry*, const DecodeShape&, const Parts&, float*, T*, cudaStream_t);
+#define GLIMPSE_KERNELS(T)                                                                                  \
+  template void rms_norm(T*, const T*, const T*, float, int64_t, int64_t, T*, cudaStream_t);                \
+  template void silu_mul(const T*, const T*, T*, int64_t, cudaStream_t);                                    \
+  template void rotate(T*, const float*, const float*, int64_t, int64_t, int64_t, cudaStream_t);            \
+  template void gather_rows(const T*, const T*, int64_t, const int64_t*, int64_t, int64_t, int64_t, T*, T*, \
+                            int64_t, cudaStream_t);                                                         \
+  template void few_row_products(const T*, int64_t, int64_t, const Factor<T>*, int64_t, cudaStream_t);      \
+  template void rotate_and_append(T*, const T*, const T*, const float*, const float*, const CacheEntry*,    \
+                                  const DecodeShape&, cudaStream_t);                                        \
+  template void decode_attention(const T*, const CacheEntry*, const DecodeShape&, const Parts&, float*, T*, \
+                                 cudaStream_t);
 GLIMPSE_KERNELS(bf16)
 GLIMPSE_KERNELS(float)
 

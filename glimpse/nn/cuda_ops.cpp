@@ -65,8 +65,8 @@ at::Tensor norm(at::Tensor x, const at::Tensor& delta, const at::Tensor& weight,
   launch(x, [&](auto element, cudaStream_t stream) {
     using T = decltype(element);
     const int64_t n = x.size(-1);
-    rms_norm(element_data<T>(x), data<T>(delta), data<T>(weight), static_cast<float>(eps), n ? x.numel() / n : 0, n,
-             element_data<T>(out), stream);
+    rms_norm(element_data<T>(x), data<T>(delta), data<T>(weight), static_cast<float>(eps),
+             n ? x.numel() / n : 0, n, element_data<T>(out), stream);
   });
   return out;
 }
@@ -74,7 +74,8 @@ at::Tensor norm(at::Tensor x, const at::Tensor& delta, const at::Tensor& weight,
 }  // namespace
 
 bool has_kernel(const at::Tensor& x) {
-  return kernels_in_use && x.is_cuda() && (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat) && x.is_contiguous() &&
+  return kernels_in_use && x.is_cuda() &&
+         (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat) && x.is_contiguous() &&
          !(at::GradMode::is_enabled() && x.requires_grad());
 }
 
@@ -98,41 +99,46 @@ at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up) {
 at::Tensor apply_rope(const at::Tensor& x, const Rope& rope) {
   launch(x, [&](auto element, cudaStream_t stream) {
     using T = decltype(element);
-    rotate(element_data<T>(x), data<float>(rope.cos), data<float>(rope.sin), x.size(0), x.size(1), x.size(2) / 2, stream);
+    rotate(element_data<T>(x), data<float>(rope.cos), data<float>(rope.sin), x.size(0), x.size(1),
+           x.size(2) / 2, stream);
   });
   return x;
 }
 
 bool has_few_row_kernel(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   const auto fits = [&](const at::Tensor& t) {
-    return has_kernel(t) && t.scalar_type() == x.scalar_type() && reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+    return has_kernel(t) && t.scalar_type() == x.scalar_type() &&
+           reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
   };
   const bool offset = !bias.defined() || (has_kernel(bias) && bias.scalar_type() == x.scalar_type());
-  return x.is_cuda() && x.size(0) > 0 && x.size(0) <= max_few_rows && x.size(1) * x.element_size() % 16 == 0 && fits(x) &&
-         fits(weight) && offset;
+  return x.is_cuda() && x.size(0) > 0 && x.size(0) <= max_few_rows &&
+         x.size(1) * x.element_size() % 16 == 0 && fits(x) && fits(weight) && offset;
 }
 
 std::vector<at::Tensor> few_row_products(const at::Tensor& x, std::span<const DenseWeight> weights) {
   invariant(std::ssize(weights) <= max_factors, "more weights than few_row_products() takes");
   std::vector<at::Tensor> out;
-  for (const DenseWeight& each : weights) out.push_back(at::empty({x.size(0), each.weight.size(0)}, x.options()));
+  for (const DenseWeight& each : weights)
+    out.push_back(at::empty({x.size(0), each.weight.size(0)}, x.options()));
   launch(x, [&](auto element, cudaStream_t stream) {
     using T = decltype(element);
     Factor<T> factors[max_factors];
     for (size_t i = 0; i < weights.size(); ++i)
-      factors[i] = {data<T>(weights[i].weight), data<T>(weights[i].bias), element_data<T>(out[i]), weights[i].weight.size(0)};
+      factors[i] = {data<T>(weights[i].weight), data<T>(weights[i].bias), element_data<T>(out[i]),
+                    weights[i].weight.size(0)};
     few_row_products(data<T>(x), x.size(0), x.size(1), factors, std::ssize(weights), stream);
   });
   return out;
 }
 
-void gather_rows(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& index, at::Tensor& to_keys,
-                 at::Tensor& to_values) {
+void gather_rows(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& index,
+                 at::Tensor& to_keys, at::Tensor& to_values) {
   launch(keys, [&](auto element, cudaStream_t stream) {
     using T = decltype(element);
     const int64_t d = keys.size(2);
-    gather_rows(data<T>(keys), data<T>(values), keys.size(1) * d, index.const_data_ptr<int64_t>(), index.size(0), keys.size(0), d,
-                element_data<T>(to_keys), element_data<T>(to_values), to_keys.size(1) * d, stream);
+    gather_rows(data<T>(keys), data<T>(values), keys.size(1) * d, index.const_data_ptr<int64_t>(),
+                index.size(0), keys.size(0), d, element_data<T>(to_keys), element_data<T>(to_values),
+                to_keys.size(1) * d, stream);
   });
 }
 
@@ -140,7 +146,8 @@ bool DecodeTable::possible(const KvCache& cache) {
   if (cache.layers.empty() || cache.layers[0].length() == 0) return false;
   const at::Tensor keys = cache.layers[0].keys();
   const int64_t d = keys.size(2);
-  return kernels_in_use && keys.is_cuda() && (keys.scalar_type() == at::kBFloat16 || keys.scalar_type() == at::kFloat) && d % 8 == 0 && d <= 256;
+  return kernels_in_use && keys.is_cuda() &&
+         (keys.scalar_type() == at::kBFloat16 || keys.scalar_type() == at::kFloat) && d % 8 == 0 && d <= 256;
 }
 
 at::Tensor decode_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Rope& rope,
@@ -149,12 +156,13 @@ at::Tensor decode_attention(const at::Tensor& q, const at::Tensor& k, const at::
   const Parts parts = decode_parts(shape, table.longest[l]);
   const at::Tensor scratch = at::empty({decode_scratch(shape, parts)}, q.options().dtype(at::kFloat));
   at::Tensor out = at::empty({q.size(0), q.size(1) * q.size(2)}, q.options());
-  const auto* const caches =
-      reinterpret_cast<const CacheEntry*>(table.entries.const_data_ptr<int64_t>() + l * table.entries.stride(0));
+  const auto* const caches = reinterpret_cast<const CacheEntry*>(table.entries.const_data_ptr<int64_t>() +
+                                                                 l * table.entries.stride(0));
   launch(q, [&](auto element, cudaStream_t stream) {
     using T = decltype(element);
     T* const queries = element_data<T>(q);
-    rotate_and_append(queries, data<T>(k), data<T>(v), data<float>(rope.cos), data<float>(rope.sin), caches, shape, stream);
+    rotate_and_append(queries, data<T>(k), data<T>(v), data<float>(rope.cos), data<float>(rope.sin), caches,
+                      shape, stream);
     decode_attention(queries, caches, shape, parts, scratch.data_ptr<float>(), element_data<T>(out), stream);
   });
   return out;
@@ -168,17 +176,35 @@ namespace {
 }
 }  // namespace
 
-bool has_kernel(const at::Tensor&) { return false; }
-at::Tensor rms_norm(const at::Tensor&, const at::Tensor&, double) { none(); }
-at::Tensor add_rms_norm(at::Tensor&, const at::Tensor&, const at::Tensor&, double) { none(); }
-at::Tensor silu_mul(const at::Tensor&, const at::Tensor&) { none(); }
-at::Tensor apply_rope(const at::Tensor&, const Rope&) { none(); }
-bool has_few_row_kernel(const at::Tensor&, const at::Tensor&, const at::Tensor&) { return false; }
-std::vector<at::Tensor> few_row_products(const at::Tensor&, std::span<const DenseWeight>) { none(); }
-void gather_rows(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::Tensor&, at::Tensor&) { none(); }
-bool DecodeTable::possible(const KvCache&) { return false; }
-at::Tensor decode_attention(const at::Tensor&, const at::Tensor&, const at::Tensor&, const Rope&, const DecodeTable&,
-                            int64_t) {
+bool has_kernel(const at::Tensor&) {
+  return false;
+}
+at::Tensor rms_norm(const at::Tensor&, const at::Tensor&, double) {
+  none();
+}
+at::Tensor add_rms_norm(at::Tensor&, const at::Tensor&, const at::Tensor&, double) {
+  none();
+}
+at::Tensor silu_mul(const at::Tensor&, const at::Tensor&) {
+  none();
+}
+at::Tensor apply_rope(const at::Tensor&, const Rope&) {
+  none();
+}
+bool has_few_row_kernel(const at::Tensor&, const at::Tensor&, const at::Tensor&) {
+  return false;
+}
+std::vector<at::Tensor> few_row_products(const at::Tensor&, std::span<const DenseWeight>) {
+  none();
+}
+void gather_rows(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::Tensor&, at::Tensor&) {
+  none();
+}
+bool DecodeTable::possible(const KvCache&) {
+  return false;
+}
+at::Tensor decode_attention(const at::Tensor&, const at::Tensor&, const at::Tensor&, const Rope&,
+                            const DecodeTable&, int64_t) {
   none();
 }
 

@@ -30,13 +30,13 @@ bool has_few_row_kernel(const at::Tensor& x, const at::Tensor& weight, const at:
 std::vector<at::Tensor> few_row_products(const at::Tensor& x, std::span<const DenseWeight> weights);
 
 /// Copies the rows `index` [n] int64 of keys and values [Hkv, capacity, d] to the beginning of others.
-void gather_rows(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& index, at::Tensor& to_keys,
-                 at::Tensor& to_values);
+void gather_rows(const at::Tensor& keys, const at::Tensor& values, const at::Tensor& index,
+                 at::Tensor& to_keys, at::Tensor& to_values);
 
-/// The caches of a decoding step, one new row per sequence, as kernels see them: one kernel then serves all sequences,
-/// whose caches differ in place and length.
+/// The caches of a decoding step, one new row per sequence, as kernels see them: one kernel then serves all
+/// sequences, whose caches differ in place and length.
 struct DecodeTable {
-  at::Tensor entries;            ///< [layers, sequences, 4] int64 on the device: see CacheEntry in nn/cuda_kernels.h
+  at::Tensor entries;  ///< [layers, sequences, 4] int64 on the device: see CacheEntry in nn/cuda_kernels.h
   std::vector<int64_t> longest;  ///< per layer: rows of the longest cache, the new one included
 
   /// Whether there are kernels for such caches.
@@ -45,8 +45,8 @@ struct DecodeTable {
   explicit DecodeTable(std::span<KvCache* const> caches);
 };
 
-/// Rotates q [S, H, d] and k [S, Hkv, d], appends k and v to layer `l`'s caches, and lets every sequence's row attend to
-/// its own cache. Returns [S, H * d].
+/// Rotates q [S, H, d] and k [S, Hkv, d], appends k and v to layer `l`'s caches, and lets every sequence's
+/// row attend to its own cache. Returns [S, H * d].
 at::Tensor decode_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Rope& rope,
                             const DecodeTable& table, int64_t l);
 

@@ -72,7 +72,8 @@ at::Tensor Decoder::attend(int64_t l, const at::Tensor& n, const RaggedBatch& ba
   q = apply_rope(q, batch.rope);
   k = apply_rope(k, batch.rope);
 
-  // Prompts from their first rows on attend among the rows at hand, all in one call where there is one for them.
+  // Prompts from their first rows on attend among the rows at hand, all in one call where there is one for
+  // them.
   Segments segments;
   bool fresh = batch.sequences.size() > 1 && has_flash(q, k, v);
   int64_t row = 0;

@@ -31,8 +31,8 @@ at::Tensor rotated(const at::Tensor& x, const Rope& rope);
 
 // With gradients: what turns back is the rotation by the opposite angles.
 struct Rotation : torch::autograd::Function<Rotation> {
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& cos,
-                            const at::Tensor& sin) {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
+                            const at::Tensor& cos, const at::Tensor& sin) {
     context->save_for_backward({cos, sin});
     return rotated(x.detach().clone(at::MemoryFormat::Contiguous), {cos, sin});
   }
@@ -68,7 +68,8 @@ at::Tensor rotated(const at::Tensor& x, const Rope& rope) {
 }  // namespace
 
 at::Tensor apply_rope(const at::Tensor& x, const Rope& rope) {
-  return at::GradMode::is_enabled() && x.requires_grad() ? Rotation::apply(x, rope.cos, rope.sin) : rotated(x, rope);
+  return at::GradMode::is_enabled() && x.requires_grad() ? Rotation::apply(x, rope.cos, rope.sin)
+                                                         : rotated(x, rope);
 }
 
 }  // namespace glimpse

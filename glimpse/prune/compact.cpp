@@ -101,7 +101,8 @@ at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, 
       return !cut.trims_cache || has(living.rows, row);
     });
     if (kept.size() == before) continue;
-    if (!index.defined() || kept != last_kept) index = to_device(at::tensor(kept, at::kLong), cache.layers[l].keys().device());
+    if (!index.defined() || kept != last_kept)
+      index = to_device(at::tensor(kept, at::kLong), cache.layers[l].keys().device());
     last_kept = kept;
     cache.layers[l].keep(index);
   }

@@ -83,11 +83,12 @@ at::Tensor Vip::operator()(const at::Tensor& attention, const std::vector<at::Te
     return in_order ? t.to(at::kFloat) : t.to(at::kFloat).index_select(0, order);
   };
 
-  // A GPU's fused attention in float32 costs as much as several layers of the language model. The modules of a bf16
-  // model were made in bf16 (method.md section 4), so their attention may run in it.
+  // A GPU's fused attention in float32 costs as much as several layers of the language model. The modules of
+  // a bf16 model were made in bf16 (method.md section 4), so their attention may run in it.
   const bool narrow = attention.is_cuda() && !states.empty() && states[0].scalar_type() == at::kBFloat16 &&
                       !at::GradMode::is_enabled();
-  const auto attend = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Segments& segments) {
+  const auto attend = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const Segments& segments) {
     const auto operand = [&](const at::Tensor& t) { return narrow ? t.to(at::kBFloat16) : t; };
     return segment_attention(operand(q), operand(k), operand(v), segments).to(at::kFloat);
   };

@@ -29,7 +29,8 @@ std::string text(const Transfers& t) {
 
 TEST_CASE("transfers") {
   const Engine& engine = emulated_engine();
-  for (const char* prune : {"glimpse", "none", "divprune", "cdpruner", "dart", "visionzip", "vscan", "pyramiddrop", "random"}) {
+  for (const char* prune :
+       {"glimpse", "none", "divprune", "cdpruner", "dart", "visionzip", "vscan", "pyramiddrop", "random"}) {
     Sequence sequences[2];
     for (int i = 0; i < 2; ++i) {
       const Request request = row_request(9 * i);
@@ -38,10 +39,11 @@ TEST_CASE("transfers") {
     }
     Transfers last = transfers();
     std::string all;
-    at::Tensor logits = prefill(engine.model(), std::vector<Sequence*>{&sequences[0], &sequences[1]}, [&](int64_t, const at::Tensor&) {
-      all += text(transfers() - last) + " ";
-      last = transfers();
-    });
+    at::Tensor logits = prefill(engine.model(), std::vector<Sequence*>{&sequences[0], &sequences[1]},
+                                [&](int64_t, const at::Tensor&) {
+                                  all += text(transfers() - last) + " ";
+                                  last = transfers();
+                                });
     all += "finish " + text(transfers() - last);
     last = transfers();
     logits = decode_step(engine.model(), std::vector<Sequence*>{&sequences[0], &sequences[1]}, {5, 6});

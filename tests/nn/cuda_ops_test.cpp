@@ -1,4 +1,5 @@
-// Our CUDA kernels against libtorch's operations on the same device. Without a CUDA device there is nothing to run.
+// Our CUDA kernels against libtorch's operations on the same device. Without a CUDA device there is nothing
+// to run.
 #include "glimpse/nn/cuda_ops.h"
 
 #include <ATen/Context.h>
@@ -39,7 +40,8 @@ void compare(const at::Tensor& got, const at::Tensor& expected, double limit) {
   REQUIRE(got.sizes() == expected.sizes());
   const at::Tensor a = got.to(at::kDouble), b = expected.to(at::kDouble);
   const double off = ((a - b).norm() / b.norm().clamp_min(1e-30)).item<double>();
-  CHECK_MESSAGE(off <= limit, "relative distance " << off << ", limit " << limit << ", shape " << got.sizes());
+  CHECK_MESSAGE(off <= limit,
+                "relative distance " << off << ", limit " << limit << ", shape " << got.sizes());
 }
 
 }  // namespace
@@ -104,10 +106,12 @@ TEST_CASE("a decoding step over caches of different lengths" * doctest::skip(kNo
         for (size_t i = 0; i < lengths.size(); ++i) {
           caches[i] = KvCache(2);
           for (LayerCache& layer : caches[i].layers)
-            layer.append(at::randn({lengths[i], s.kv_heads, s.d}, options), at::randn({lengths[i], s.kv_heads, s.d}, options));
+            layer.append(at::randn({lengths[i], s.kv_heads, s.d}, options),
+                         at::randn({lengths[i], s.kv_heads, s.d}, options));
         }
         copies = caches;
-        const at::Tensor q = at::randn({count, s.heads, s.d}, options), k = at::randn({count, s.kv_heads, s.d}, options),
+        const at::Tensor q = at::randn({count, s.heads, s.d}, options),
+                         k = at::randn({count, s.kv_heads, s.d}, options),
                          v = at::randn({count, s.kv_heads, s.d}, options);
         const Rope rope = rope_from_angles(at::rand({count, s.d / 2}, options.dtype(at::kFloat)) * 6);
         std::vector<KvCache*> pointers;
@@ -143,7 +147,8 @@ TEST_CASE("flash attention: prompts, continued prompts, segments" * doctest::ski
     for (const auto& [rows, before] : {std::pair{70, 0}, {33, 500}, {1, 90}, {260, 3}}) {
       LayerCache cache;
       const int64_t heads = 8, kv_heads = 2, d = 64;
-      cache.append(at::randn({rows + before, kv_heads, d}, options), at::randn({rows + before, kv_heads, d}, options));
+      cache.append(at::randn({rows + before, kv_heads, d}, options),
+                   at::randn({rows + before, kv_heads, d}, options));
       const at::Tensor q = at::randn({rows, heads, d}, options);
       const at::Tensor got = causal_attention(q, cache);
       const at::Tensor k = cache.keys().to(at::kDouble).repeat_interleave(heads / kv_heads, 0),
@@ -160,12 +165,16 @@ TEST_CASE("flash attention: prompts, continued prompts, segments" * doctest::ski
       const at::Tensor got = segment_attention(q, k, v, lengths, causal);
       int64_t first = 0;
       for (const int64_t length : lengths) {
-        const auto part = [&](const at::Tensor& t) { return t.narrow(0, first, length).to(at::kDouble).transpose(0, 1); };
+        const auto part = [&](const at::Tensor& t) {
+          return t.narrow(0, first, length).to(at::kDouble).transpose(0, 1);
+        };
         at::Tensor scores = at::matmul(part(q), part(k).transpose(1, 2)) / std::sqrt(80.0);
         if (causal)
-          scores = scores.masked_fill(at::ones({length, length}, q.options().dtype(at::kBool)).tril().logical_not(), -1e30);
+          scores = scores.masked_fill(
+              at::ones({length, length}, q.options().dtype(at::kBool)).tril().logical_not(), -1e30);
         compare(got.narrow(0, first, length),
-                at::matmul(scores.softmax(2), part(v)).transpose(0, 1).reshape({length, -1}), 2 * limit + 2e-6);
+                at::matmul(scores.softmax(2), part(v)).transpose(0, 1).reshape({length, -1}),
+                2 * limit + 2e-6);
         first += length;
       }
     }
