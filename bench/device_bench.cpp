@@ -33,7 +33,7 @@ struct Options {
   int64_t text = 30, steps = 32, together = 32, gemm = 8192, copy_mib = 4096, answer = 20, rounds = 3,
           examples = 8;
   double keep = 0.074, seconds = 1e9;
-  bool plain = false;
+  bool plain = false, no_graphs = false;
 };
 
 class Bench {
@@ -250,7 +250,10 @@ class Bench {
     for (Sequence& copy : copies) sequences.push_back(&copy);
     std::vector<int64_t> tokens(static_cast<size_t>(count), first.logits.argmax().item<int64_t>());
     const auto step = [&] {
-      const at::Tensor next = decode_step(model, sequences, tokens).argmax(1).cpu();
+      const at::Tensor next =
+          decode_step(model, sequences, tokens, options_.no_graphs ? nullptr : &engine_->decode_graphs())
+              .argmax(1)
+              .cpu();
       tokens.assign(next.const_data_ptr<int64_t>(), next.const_data_ptr<int64_t>() + count);
     };
     for (int i = 0; i < 3; ++i) step();
@@ -390,6 +393,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1000));
   app.add_option("--seconds", options.seconds, "start nothing more after this time");
   app.add_flag("--plain", options.plain, "without our own kernels, by libtorch's operations alone");
+  app.add_flag("--no-graphs", options.no_graphs, "decode without recorded steps");
   app.add_option(
       "--profile", options.profile,
       "also list the kernels of prefill_N, pruned_N, decode_N, batch_N or training_N (comma-separated)");

@@ -15,7 +15,12 @@ namespace glimpse::test {
 namespace {
 
 const at::Device kDevice(at::kPrivateUse1, 0);
-std::atomic<int64_t> copies_to_host = 0, copies_to_device = 0;
+std::atomic<int64_t> copies_to_host = 0, copies_to_device = 0, blocking_copies = 0;
+
+void note_copy_to_device(bool blocking) {
+  ++copies_to_device;
+  blocking_copies += blocking ? 1 : 0;
+}
 
 // No address of a process has this bit, so that whoever reads an emulated tensor's memory directly crashes.
 constexpr uintptr_t kTag = uintptr_t{1} << 62;
@@ -63,7 +68,7 @@ class Loan {
       TORCH_CHECK(tensor.dim() == 0 || takes_host_indices_, operation_,
                   ": expected all tensors on the emulated device, but one of shape ", tensor.sizes(),
                   " is on the CPU");
-      if (tensor.dim() > 0) ++copies_to_device;
+      if (tensor.dim() > 0) note_copy_to_device(/*blocking=*/true);
       return tensor;
     }
     lent_.push_back({tensor, on_host(tensor)});
@@ -166,8 +171,8 @@ void run_on_host(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit:
   }
 }
 
-at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {
-  if (from.numel() > 0 && from.is_cpu()) ++copies_to_device;
+at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
+  if (from.numel() > 0 && from.is_cpu()) note_copy_to_device(!non_blocking);
   if (from.numel() > 0 && to.is_cpu()) ++copies_to_host;
   on_host(to).copy_(on_host(from));
   return to;
@@ -221,7 +226,7 @@ void register_emulated_device() {
 }
 
 Transfers transfers() {
-  return {copies_to_host, copies_to_device};
+  return {copies_to_host, copies_to_device, blocking_copies};
 }
 
 }  // namespace glimpse::test

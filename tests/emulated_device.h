@@ -13,13 +13,13 @@ inline constexpr const char* kEmulated = "emulated";
 /// Makes libtorch know the device; may be called again.
 void register_emulated_device();
 
-/// Copies between host and emulated device since the program began, as far as a CUDA device would wait for
-/// them.
+/// Copies between host and emulated device since the program began.
 struct Transfers {
   int64_t to_host = 0;    ///< item() and operations whose result's shape depends on values included
-  int64_t to_device = 0;  ///< from memory that is not pinned
+  int64_t to_device = 0;  ///< all
+  int64_t blocking = 0;   ///< of those to the device, what the host would wait for: not made by to_device()
   Transfers operator-(const Transfers& earlier) const {
-    return {to_host - earlier.to_host, to_device - earlier.to_device};
+    return {to_host - earlier.to_host, to_device - earlier.to_device, blocking - earlier.blocking};
   }
   bool operator==(const Transfers&) const = default;
 };

@@ -2,44 +2,77 @@
 
 #include <algorithm>
 
-#include "glimpse/engine/index_tensor.h"
+#include "glimpse/engine/decode_graphs.h"
 #include "glimpse/engine/sequence.h"
+#include "glimpse/nn/device.h"
 
 namespace glimpse {
 
+namespace {
+
+int64_t shift(const Sequence& sequence, int64_t layer) {
+  return sequence.shift.empty() ? 0 : sequence.shift[layer];
+}
+
+// The layers before which a sequence's positions differ from those in the layer before, the first included.
+std::vector<int64_t> turns_of(std::span<Sequence* const> sequences, int64_t layers) {
+  std::vector<int64_t> turns;
+  for (int64_t layer = 0; layer < layers; ++layer)
+    if (layer == 0 || std::any_of(sequences.begin(), sequences.end(), [&](const Sequence* sequence) {
+          return shift(*sequence, layer) != shift(*sequence, layer - 1);
+        }))
+      turns.push_back(layer);
+  return turns;
+}
+
+}  // namespace
+
 at::Tensor decode_step(const Vlm& model, std::span<Sequence* const> sequences,
-                       const std::vector<int64_t>& tokens) {
+                       const std::vector<int64_t>& tokens, DecodeGraphs* graphs) {
   const at::NoGradGuard no_grad;
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();
+  const int64_t layers = decoder.config().layers, components = sequences[0]->prompt.position_ids.size(0);
+  const std::vector<int64_t> turns = turns_of(sequences, layers);
   RaggedBatch batch;
   std::vector<KvCache*> caches;
   for (Sequence* sequence : sequences) {
     batch.sequences.push_back({&sequence->cache, 1, nullptr});
     caches.push_back(&sequence->cache);
   }
-  if (cuda::DecodeTable::possible(*caches[0])) batch.table.emplace(caches);
-  const auto shift = [](const Sequence& sequence, int64_t layer) {
-    return sequence.shift.empty() ? 0 : sequence.shift[layer];
-  };
-  const auto turns = [&](int64_t layer) {  // whether the positions differ from the layer before
-    return layer == 0 || std::any_of(sequences.begin(), sequences.end(), [&](const Sequence* sequence) {
-             return shift(*sequence, layer) != shift(*sequence, layer - 1);
-           });
-  };
-  const int64_t components = sequences[0]->prompt.position_ids.size(0);
-  at::Tensor x = decoder.embed(index_tensor(tokens, device));
-  for (int64_t layer = 0; layer < decoder.config().layers; ++layer) {
-    if (turns(layer)) {
-      std::vector<int64_t> positions;
-      for (const Sequence* sequence : sequences)
-        positions.push_back(sequence->next_position - shift(*sequence, layer));
-      batch.rope = model.rope(index_tensor(positions, device).expand({components, -1}));
+  // The tokens, then the positions from each turn on.
+  std::vector<int64_t> numbers = tokens;
+  for (const int64_t layer : turns)
+    for (const Sequence* sequence : sequences)
+      numbers.push_back(sequence->next_position - shift(*sequence, layer));
+  const at::Tensor inputs = at::tensor(numbers, at::kLong).view({-1, std::ssize(sequences)});
+
+  const auto step = [&](const at::Tensor& in, const std::optional<cuda::DecodeTable>& table) {
+    batch.table = table;
+    at::Tensor x = decoder.embed(in[0]);
+    int64_t turn = 0;
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      if (turn < std::ssize(turns) && turns[turn] == layer)
+        batch.rope = model.rope(in[++turn].expand({components, -1}));
+      x = decoder.layer(layer, x, batch);
     }
-    x = decoder.layer(layer, x, batch);
+    return decoder.logits(x);
+  };
+
+  at::Tensor logits;
+  std::optional<cuda::DecodeTable> table;
+  if (cuda::DecodeTable::possible(*caches[0])) {
+    table = cuda::DecodeTable::reserve(caches);
+    if (graphs) {
+      DecodeGraphs::Kind kind{std::ssize(sequences), components, turns, {}};
+      for (const int64_t rows : table->longest) kind.longest.push_back(DecodeGraphs::bucket(rows));
+      logits = graphs->run(kind, inputs, *table, device, step);
+    }
+    if (!logits.defined()) table->entries = to_device(table->entries, device);
   }
+  if (!logits.defined()) logits = step(to_device(inputs, device), table);
   for (Sequence* sequence : sequences) ++sequence->next_position;
-  return decoder.logits(x);
+  return logits;
 }
 
 }  // namespace glimpse

@@ -118,7 +118,9 @@ LoadOptions load_options(const EngineOptions& options, const json& config) {
 }
 
 Engine::Engine(std::unique_ptr<Vlm> model, std::shared_ptr<const GlimpseModules> modules, size_t cache_mb)
-    : model_(std::move(model)), modules_(std::move(modules)) {
+    : model_(std::move(model)),
+      modules_(std::move(modules)),
+      decode_graphs_(std::make_unique<DecodeGraphs>()) {
   if (cache_mb > 0) prefix_cache_ = std::make_unique<PrefixCache>(cache_mb << 20);
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "glimpse/engine/decode_graphs.h"
 #include "glimpse/engine/prefix_cache.h"
 #include "glimpse/engine/sampling.h"
 
@@ -87,6 +88,8 @@ class Engine {
   }
   /// Image prefixes, or null if none are kept.
   PrefixCache* prefix_cache() const { return prefix_cache_.get(); }
+  /// Recorded decoding steps, on a CUDA device.
+  DecodeGraphs& decode_graphs() const { return *decode_graphs_; }
   /// Tokens that end an answer.
   const std::vector<int64_t>& stop_ids() const { return stop_ids_; }
   /// Sampling defaults from the checkpoint's generation_config.json.
@@ -98,6 +101,7 @@ class Engine {
   std::unique_ptr<Vlm> model_;
   std::shared_ptr<const GlimpseModules> modules_;
   std::unique_ptr<PrefixCache> prefix_cache_;
+  std::unique_ptr<DecodeGraphs> decode_graphs_;
   SamplingOptions default_sampling_;
   std::vector<int64_t> stop_ids_;
 };

@@ -26,8 +26,28 @@ Job::Job(const Engine& engine, const Request& request)
   seen_ = sequence.prompt.ids;
 }
 
-std::string Job::accept(const at::Tensor& logits) {
-  const int64_t id = sampler_.next(logits, seen_);
+std::vector<at::Tensor> next_candidates(std::span<const std::unique_ptr<Job>> jobs,
+                                        const at::Tensor& logits) {
+  std::vector<at::Tensor> parts = {logits.argmax(1).to(at::kDouble).expand({2, -1})};
+  std::vector<std::pair<int64_t, int64_t>> columns;  // first and number of each job's
+  int64_t next = std::ssize(jobs);
+  for (int64_t i = 0; i < std::ssize(jobs); ++i) {
+    if (jobs[i]->greedy()) {
+      columns.emplace_back(i, 1);
+      continue;
+    }
+    parts.push_back(jobs[i]->candidates(logits[i]));
+    columns.emplace_back(next, parts.back().size(1));
+    next += columns.back().second;
+  }
+  const at::Tensor all = at::cat(parts, 1).cpu();
+  std::vector<at::Tensor> out;
+  for (const auto& [first, count] : columns) out.push_back(all.narrow(1, first, count));
+  return out;
+}
+
+std::string Job::accept(const at::Tensor& candidates) {
+  const int64_t id = sampler_.draw(candidates);
   const std::vector<int64_t>& stops = engine_.stop_ids();
   if (!ignore_eos_ && std::find(stops.begin(), stops.end(), id) != stops.end()) return "stop";
   answer_.ids.push_back(id);

@@ -12,8 +12,11 @@ class Job {
   /// Makes prompt and pruners. Errors: what is wrong with the request.
   Job(const Engine& engine, const Request& request);
 
-  /// Chooses the next token from logits [V]. Returns why the answer ends with it, or "".
-  std::string accept(const at::Tensor& logits);
+  /// Takes the next token: one of its `candidates` (see Sampler), or of a greedy job's the likeliest. Returns
+  /// why the answer ends with it, or "".
+  std::string accept(const at::Tensor& candidates);
+  at::Tensor candidates(const at::Tensor& logits) const { return sampler_.candidates(logits, seen_); }
+  bool greedy() const { return sampler_.greedy(); }
   int64_t last_token() const { return answer_.ids.back(); }
   bool cancelled() const { return sequence.stop.stop_requested(); }
   /// The most tokens that its answer may still get.
@@ -45,5 +48,9 @@ class Job {
   Answer answer_;
   std::promise<Answer> promise_;
 };
+
+/// The candidates of each job for its next token, on the CPU; its row of logits [jobs, V] says what they are.
+/// One copy from the device for all.
+std::vector<at::Tensor> next_candidates(std::span<const std::unique_ptr<Job>> jobs, const at::Tensor& logits);
 
 }  // namespace glimpse

@@ -4,9 +4,9 @@
 #include <utility>
 
 #include "glimpse/base/timer.h"
-#include "glimpse/engine/index_tensor.h"
 #include "glimpse/nn/attention.h"
 #include "glimpse/nn/device.h"
+#include "glimpse/nn/index_tensor.h"
 #include "glimpse/prune/similarity.h"
 
 namespace glimpse {
@@ -107,7 +107,8 @@ at::Tensor Lane::cut_encoder(const at::Tensor& embeds) {
   for (Stage& stage : stages_)
     for (const Cut& cut : stage.cuts) {
       if (cut.place != Cut::Place::encoder) continue;
-      const Selection selection = choose(stage, cut, encoder_view(stage, left));
+      const at::Tensor index = index_tensor(living_->source, left.device());
+      const Selection selection = choose(stage, cut, encoder_view(stage, left, index));
       living_->source = selected(selection, living_->source);
       left = selection.features.defined() ? selection.features.to(left.options())
                                           : left.index_select(0, index_tensor(selection.keep, left.device()));
@@ -169,7 +170,7 @@ void Lane::leave_prefix(const at::Tensor& hidden) const {
 
 Rope Lane::rope() const {
   const at::Tensor positions = sequence_.position_ids.narrow(1, skipped(), rows());
-  return model_.rope(positions.to(model_.decoder().options().device()));
+  return model_.rope(to_device(positions, model_.decoder().options().device()));
 }
 
 void Lane::add_guide(int64_t layer, at::Tensor rows) const {
@@ -196,12 +197,11 @@ void Lane::after_layer(int64_t layer) {
   living_->cached[layer] = living_->rows;
   if (!wanted_query(layer)) return;
   const at::Tensor logits = attention_logits(query_, sequence_.cache.layers[layer]);  // [H, rows]
-  const at::Tensor visual = index_tensor(living_->visual_positions(), logits.device());
   for (Stage& stage : stages_) {
     const auto& wanted = stage.taps.attention_layers;
     if (std::find(wanted.begin(), wanted.end(), layer) == wanted.end()) continue;
     const at::Tensor row = stage.taps.log_softmax ? logits.log_softmax(1) : logits;
-    stage.attention.push_back(row.index_select(1, visual).t());  // [n, H]
+    stage.attention.push_back(row.index_select(1, indices().visual).t());  // [n, H]
   }
 }
 
@@ -238,8 +238,21 @@ void Lane::finish() {
   std::sort(sequence_.kept.begin(), sequence_.kept.end());
 }
 
-// What `stage` may look at of the images, of which `hidden` are the living tokens.
-View Lane::encoder_view(const Stage& stage, const at::Tensor& hidden) const {
+// Made in one copy to the device, and once for all layers between two cuts.
+const Lane::Indices& Lane::indices() {
+  if (!indices_) {
+    const std::vector<int64_t> visual = living_->visual_positions();
+    const int64_t rows = std::ssize(living_->rows) - (living_->guide ? 1 : 0);
+    const auto made =
+        index_tensors({living_->source, visual, others(rows, visual), sequence_.prompt.question_rows},
+                      model_.decoder().options().device());
+    indices_ = {made[0], made[1], made[2], made[3]};
+  }
+  return *indices_;
+}
+
+// What `stage` may look at of the images, of which `hidden` are the living tokens, those at `index`.
+View Lane::encoder_view(const Stage& stage, const at::Tensor& hidden, const at::Tensor& index) const {
   const auto slice = [](const auto& all, size_t first, size_t count) {
     const auto begin = all.begin() + static_cast<std::ptrdiff_t>(first);
     return std::vector(begin, begin + static_cast<std::ptrdiff_t>(count));
@@ -247,7 +260,8 @@ View Lane::encoder_view(const Stage& stage, const at::Tensor& hidden) const {
   View view;
   view.images = sequence_.prompt.images;
   view.pictures = pictures_;
-  view.living = index_tensor(living_->source, hidden.device());
+  view.living = living_->source;
+  view.index = index;
   view.hidden = hidden;
   view.vision_states = slice(vision_.states, stage.first_state, stage.taps.vision_layers.size());
   view.vision_attention = slice(vision_.attention, stage.first_attention, stage.taps.vision_attention.size());
@@ -261,22 +275,21 @@ View Lane::encoder_view(const Stage& stage, const at::Tensor& hidden) const {
 }
 
 // What `stage` may look at before its cut; `hidden` are the current rows.
-View Lane::view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden) const {
-  const std::vector<int64_t> positions = living_->visual_positions();
-  const int64_t prompt_rows = rows() - (living_->guide ? 1 : 0);
-  const at::Tensor visual = index_tensor(positions, hidden.device());
-  View view = encoder_view(stage, hidden.index_select(0, visual));
-  view.text_hidden = hidden.index_select(0, index_tensor(others(prompt_rows, positions), hidden.device()));
-  view.question = index_tensor(sequence_.prompt.question_rows, hidden.device());
+View Lane::view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden) {
+  const Indices& at_hand = indices();
+  View view = encoder_view(stage, hidden.index_select(0, at_hand.visual), at_hand.living);
+  view.text_hidden = hidden.index_select(0, at_hand.text);
+  view.question = at_hand.question;
   if (!stage.attention.empty()) view.attention = at::cat(stage.attention, 1);
   if (cut.ahead != Cut::Ahead::none) {
     invariant(cut.place == Cut::Place::before, "a cut reads ahead after its layer");
-    const Rope tables = rope().rows(at::arange(prompt_rows, visual.options()));
+    const int64_t prompt_rows = rows() - (living_->guide ? 1 : 0);
+    const Rope all = rope(), tables = {all.cos.narrow(0, 0, prompt_rows), all.sin.narrow(0, 0, prompt_rows)};
     const bool rotated = cut.ahead == Cut::Ahead::with_rope;
     view.ahead =
         model_.decoder()
             .last_row_attention(cut.layer, hidden.narrow(0, 0, prompt_rows), rotated ? &tables : nullptr)
-            .index_select(0, visual);
+            .index_select(0, at_hand.visual);
   }
   return view;
 }
@@ -286,7 +299,7 @@ Selection Lane::choose(const Stage& stage, const Cut& cut, const View& view) {
   Selection selection = stage.pruner->select(view, cut, &stage == last_ ? sequence_.budget : Budget());
   if (selection.scores.defined()) {
     sequence_.scores = at::zeros({view.total() + std::ssize(view.images)});
-    sequence_.scores.index_copy_(0, view.living.cpu(), selection.scores.to(at::kCPU, at::kFloat));
+    sequence_.scores.index_copy_(0, at::tensor(view.living, at::kLong), selection.scores);
     sequence_.scores = sequence_.scores.narrow(0, 0, view.total());  // without the class tokens
   }
   return selection;
@@ -304,18 +317,22 @@ at::Tensor Lane::cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden
   synchronise(hidden.device());  // the layers before are not the cut's time
   const Timer timer;
   const Selection selection = choose(stage, cut, view_of(stage, cut, hidden));
-  // What other stages recorded about the dropped tokens goes too.
-  const at::Tensor keep = index_tensor(selection.keep, hidden.device());
+  // What stages with cuts to come recorded about the dropped tokens goes too.
+  if (&cut == &stage.cuts.back()) stage.attention.clear();
+  at::Tensor keep;
   for (Stage& other : stages_)
-    for (at::Tensor& attention : other.attention) attention = attention.index_select(0, keep);
+    for (at::Tensor& attention : other.attention) {
+      if (!keep.defined()) keep = index_tensor(selection.keep, hidden.device());
+      attention = attention.index_select(0, keep);
+    }
+  indices_.reset();
   const bool last_guided = guided_ == &stage && &cut == &stage.cuts.back();
   const at::Tensor stays = compact(selection, cut, last_guided, *living_, sequence_.cache);
   sequence_.position_ids = sequence_.position_ids.index_select(1, stays);
   if (cut.renumbers && sequence_.position_ids.size(0) == 1) renumber(cut);
-  at::Tensor left = hidden.index_select(0, stays.to(hidden.device()));
+  at::Tensor left = hidden.index_select(0, to_device(stays, hidden.device()));
   if (selection.features.defined())
-    left.index_copy_(0, index_tensor(living_->visual_positions(), hidden.device()),
-                     selection.features.to(left.options()));
+    left.index_copy_(0, indices().visual, selection.features.to(left.options()));
   sequence_.times.prune += timer.ms();
   return left;
 }

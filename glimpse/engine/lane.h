@@ -63,8 +63,14 @@ class Lane {
   void leave_prefix(const at::Tensor& hidden) const;
   bool cuts_at(int64_t when) const;
   at::Tensor* wanted_query(int64_t layer);
-  View encoder_view(const Stage& stage, const at::Tensor& hidden) const;
-  View view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden) const;
+  struct Indices {
+    at::Tensor living;        // source indices of the living visual tokens
+    at::Tensor visual, text;  // positions of these, and of the other rows but the guide's
+    at::Tensor question;      // places among the text rows
+  };
+  const Indices& indices();
+  View encoder_view(const Stage& stage, const at::Tensor& hidden, const at::Tensor& index) const;
+  View view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden);
   Selection choose(const Stage& stage, const Cut& cut, const View& view);
   void renumber(const Cut& cut);
   at::Tensor cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden);
@@ -82,6 +88,7 @@ class Lane {
   TextOutput question_;
   std::optional<LivingRows> living_;
   at::Tensor query_;
+  std::optional<Indices> indices_;             // of the rows as they are, once they were asked for
   std::optional<PrefixEnd> end_;               // of its image prefix, if there is use for one
   std::shared_ptr<const ImagePrefix> prefix_;  // taken from the cache
   bool joined_ = true;

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "glimpse/base/timer.h"
-#include "glimpse/engine/index_tensor.h"
 #include "glimpse/nn/device.h"
+#include "glimpse/nn/index_tensor.h"
 
 namespace glimpse {
 

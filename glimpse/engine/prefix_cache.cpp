@@ -66,13 +66,13 @@ bool early(const Cut& cut) {
 }  // namespace
 
 size_t ImagePrefix::bytes() const {
-  size_t sum =
-      stored(vision.windows) + stored(vision.shared) + stored(hidden) + stored(position_ids) + stored(scores);
+  size_t sum = stored(vision.shared) + stored(hidden) + stored(position_ids) + stored(scores);
   for (const at::Tensor& state : vision.states) sum += stored(state);
   for (const VisionAttention& attention : vision.attention)
     sum += stored(attention.received) + stored(attention.keys);
   for (const LayerCache& layer : layers) sum += layer.bytes();
-  return sum + (rows.size() + visual.size() + source.size() + shift.size()) * sizeof(int64_t);
+  return sum + (vision.windows.size() + rows.size() + visual.size() + source.size() + shift.size()) *
+                   sizeof(int64_t);
 }
 
 std::optional<PrefixEnd> prefix_end(const Prompt& prompt, const PrunerChain& pruners, int64_t layers) {

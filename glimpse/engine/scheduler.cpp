@@ -7,7 +7,6 @@
 #include <iterator>
 
 #include "glimpse/base/timer.h"
-#include "glimpse/nn/device.h"
 
 namespace glimpse {
 
@@ -157,9 +156,9 @@ void Scheduler::drop_cancelled() {
 }
 
 // Takes the next token of a job; false if it has ended.
-bool Scheduler::accept(Job& job, const at::Tensor& logits) {
+bool Scheduler::accept(Job& job, const at::Tensor& candidates) {
   try {
-    const std::string reason = job.accept(logits);
+    const std::string reason = job.accept(candidates);
     if (reason.empty()) return true;
     end(job, reason);
   } catch (...) {
@@ -216,7 +215,7 @@ bool Scheduler::advance(Prompts& prompts, int64_t& work) {
 }
 
 void Scheduler::finish_prefill(Prompts& prompts) {
-  const at::Tensor logits = prompts.batch.finish();
+  const std::vector<at::Tensor> candidates = next_candidates(prompts.jobs, prompts.batch.finish());
   for (size_t i = 0; i < prompts.jobs.size(); ++i) {
     JobPtr& job = prompts.jobs[i];
     job->prefilled();
@@ -224,7 +223,7 @@ void Scheduler::finish_prefill(Prompts& prompts) {
     for (const LayerCache& layer : job->sequence.cache.layers)
       bytes += layer_bytes(layer.length() + job->tokens_left());
     shrink(*job, std::min(bytes, job->reserved));
-    if (accept(*job, logits[static_cast<int64_t>(i)])) decoding_.push_back(std::move(job));
+    if (accept(*job, candidates[i])) decoding_.push_back(std::move(job));
   }
   prompts.jobs.clear();
 }
@@ -237,13 +236,13 @@ void Scheduler::decode() {
     sequences.push_back(&job->sequence);
     tokens.push_back(job->last_token());
   }
-  const at::Tensor logits = decode_step(engine_.model(), sequences, tokens);
-  synchronise(logits.device());
+  const std::vector<at::Tensor> candidates =
+      next_candidates(decoding_, decode_step(engine_.model(), sequences, tokens, &engine_.decode_graphs()));
   const double ms = timer.ms();
-  int64_t row = 0;
+  auto next = candidates.begin();
   std::erase_if(decoding_, [&](const JobPtr& job) {
     job->sequence.times.decode += ms;
-    return !accept(*job, logits[row++]);
+    return !accept(*job, *next++);
   });
 }
 

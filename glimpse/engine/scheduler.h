@@ -84,7 +84,7 @@ class Scheduler {
   bool note_state();
   void decode();
   void drop_cancelled();
-  bool accept(Job& job, const at::Tensor& logits);
+  bool accept(Job& job, const at::Tensor& candidates);
   void shrink(Job& job, size_t bytes);
   void end(Job& job, const std::string& reason);
   void fail(Job& job, std::exception_ptr error);

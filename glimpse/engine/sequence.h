@@ -67,8 +67,11 @@ using Observer = std::function<void(int64_t layer, const at::Tensor& hidden)>;
 /// requested.
 at::Tensor prefill(const Vlm& model, std::span<Sequence* const> sequences, const Observer& observe = {});
 
+class DecodeGraphs;
+
 /// One decoding step: `tokens` [sequences], the token just chosen for each. Returns logits [sequences, V].
+/// `graphs`: where steps on a CUDA device are recorded, if there is to be such a place.
 at::Tensor decode_step(const Vlm& model, std::span<Sequence* const> sequences,
-                       const std::vector<int64_t>& tokens);
+                       const std::vector<int64_t>& tokens, DecodeGraphs* graphs = nullptr);
 
 }  // namespace glimpse

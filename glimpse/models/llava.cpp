@@ -245,7 +245,7 @@ VisionOutput Llava::encode_picture(const at::Tensor& pixel_values, const VisionT
   out.embeds = std::move(out.states.back());
   out.states.pop_back();
   if (taps.shared) out.shared = clip().image(out.embeds);
-  out.windows = at::zeros({out.embeds.size(0)}, out.embeds.options().dtype(at::kLong));
+  out.windows.resize(out.embeds.size(0));  // one
   return out;
 }
 

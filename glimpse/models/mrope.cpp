@@ -54,7 +54,7 @@ MropePositions mrope_positions(const std::vector<int64_t>& ids, const std::vecto
 
 Rope mrope_tables(const at::Tensor& positions, const std::vector<int64_t>& sections, int64_t head_dim,
                   double theta) {
-  const at::Tensor frequencies = inverse_frequencies(head_dim, theta).to(positions.device());
+  const at::Tensor frequencies = inverse_frequencies(head_dim, theta, positions.device());
   std::vector<at::Tensor> parts;
   int64_t first = 0;
   for (size_t s = 0; s < sections.size(); ++s) {

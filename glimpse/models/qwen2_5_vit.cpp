@@ -4,6 +4,7 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/nn/attention.h"
+#include "glimpse/nn/device.h"
 #include "glimpse/nn/ops.h"
 #include "glimpse/nn/row_blocks.h"
 
@@ -167,8 +168,8 @@ class Qwen25Vit::Pass : public Encoding {
   void embed() {
     const at::TensorOptions options = vit_.patch_embed_.weight.options();
     const VitWindows windows = vit_windows(grids_, vit_.merge_, vit_.window_tokens_);
-    order_ = windows.index.to(options.device());              // window order -> row-major
-    inverse_ = windows.index.argsort().to(options.device());  // row-major -> window order
+    order_ = to_device(windows.index, options.device());              // window order -> row-major
+    inverse_ = to_device(windows.index.argsort(), options.device());  // row-major -> window order
     x_ = at::empty({windows.index.size(0) * unit(), vit_.hidden_size_}, options);
     int64_t row = 0;
     for (at::Tensor& pixels : pixels_) {
@@ -180,11 +181,13 @@ class Qwen25Vit::Pass : public Encoding {
     }
     x_ = to_windows(x_);
     const Rope tables = vit_.rope(grids_);
-    tables_ = {to_windows(tables.cos.to(options.device())), to_windows(tables.sin.to(options.device()))};
-    std::vector<int64_t> window_of;
+    tables_ = {to_windows(to_device(tables.cos, options.device())),
+               to_windows(to_device(tables.sin, options.device()))};
+    const int64_t* token = windows.index.const_data_ptr<int64_t>();
+    out_.windows.resize(windows.index.numel());
     for (size_t w = 0; w < windows.window_lengths.size(); ++w)
-      window_of.insert(window_of.end(), windows.window_lengths[w], static_cast<int64_t>(w));
-    out_.windows = at::tensor(window_of, at::kLong).to(options.device()).index_select(0, inverse_);
+      for (int64_t i = 0; i < windows.window_lengths[w]; ++i)
+        out_.windows[*token++] = static_cast<int64_t>(w);
     const auto patches_of = [&](std::vector<int64_t> lengths) {
       for (int64_t& length : lengths) length *= unit();
       return Segments(std::move(lengths));

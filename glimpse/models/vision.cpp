@@ -1,5 +1,7 @@
 #include "glimpse/models/vision.h"
 
+#include <algorithm>
+
 namespace glimpse {
 
 std::vector<int64_t> tapped_blocks(const VisionTaps& taps, int64_t count) {
@@ -27,12 +29,16 @@ VisionOutput joined(const std::vector<VisionOutput>& parts, int64_t class_tokens
   VisionOutput out;
   out.embeds = all([](const VisionOutput& part) { return part.embeds; });
   out.shared = all([](const VisionOutput& part) { return part.shared; });
+  std::vector<int64_t> last;
   int64_t windows = 0;
-  out.windows = all([&](const VisionOutput& part) {
-    const at::Tensor own = part.windows + windows;
-    windows = own.max().item<int64_t>() + 1;
-    return own;
-  });
+  for (const VisionOutput& part : parts) {
+    for (size_t i = 0; i < part.windows.size(); ++i) {
+      const bool class_token = i + static_cast<size_t>(class_tokens) >= part.windows.size();
+      (class_token ? last : out.windows).push_back(part.windows[i] + windows);
+    }
+    windows += 1 + *std::max_element(part.windows.begin(), part.windows.end());
+  }
+  out.windows.insert(out.windows.end(), last.begin(), last.end());
   for (size_t i = 0; i < parts[0].states.size(); ++i)
     out.states.push_back(all([&](const VisionOutput& part) { return part.states[i]; }));
   for (size_t i = 0; i < parts[0].attention.size(); ++i)

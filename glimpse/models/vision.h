@@ -13,7 +13,7 @@ namespace glimpse {
 struct VisionOutput {
   at::Tensor embeds;                       ///< [S, Dv]: for the projector (Vlm::project)
   std::vector<at::Tensor> states;          ///< [S, Dv] each: the tapped encoder layers
-  at::Tensor windows;                      ///< [S] int64: which encoder attention window a token is in
+  std::vector<int64_t> windows;            ///< [S]: which encoder attention window a token is in
   std::vector<VisionAttention> attention;  ///< of the blocks asked for
   at::Tensor shared;                       ///< [S, P]: in the space shared with texts, if asked for
 };

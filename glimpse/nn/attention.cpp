@@ -70,7 +70,9 @@ at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
       for (int64_t i = begin; i < end; ++i) attend(i / kv_heads, i % kv_heads);
     });
   });
-  out = parts == 1 ? out[0] : out.mul_(sums.softmax(0)).sum(0);
+  // Softmax over the last dimension, whose result does not depend on the number of threads in any libtorch.
+  if (parts > 1) out.mul_(sums.squeeze(2).t().softmax(1).t().unsqueeze(2));
+  out = parts == 1 ? out[0] : out.sum(0);
   return out.to(q.scalar_type()).view({1, heads * d});
 }
 

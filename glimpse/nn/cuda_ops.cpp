@@ -14,12 +14,11 @@
 
 namespace glimpse::cuda {
 
-DecodeTable::DecodeTable(std::span<KvCache* const> caches) {
+DecodeTable DecodeTable::reserve(std::span<KvCache* const> caches) {
   const auto layers = std::ssize(caches[0]->layers), sequences = std::ssize(caches);
-  at::Tensor host = at::empty({layers, sequences, 4}, at::kLong);
-  int64_t* to = host.data_ptr<int64_t>();
-  for (int64_t l = 0; l < layers; ++l) {
-    longest.push_back(0);
+  DecodeTable table{at::empty({layers, sequences, 4}, at::kLong), std::vector<int64_t>(layers)};
+  int64_t* to = table.entries.data_ptr<int64_t>();
+  for (int64_t l = 0; l < layers; ++l)
     for (KvCache* const cache : caches) {
       LayerCache& layer = cache->layers[l];
       layer.grow(1);
@@ -28,10 +27,9 @@ DecodeTable::DecodeTable(std::span<KvCache* const> caches) {
       *to++ = reinterpret_cast<int64_t>(values.data_ptr());
       *to++ = keys.stride(0);
       *to++ = layer.length();
-      longest.back() = std::max(longest.back(), layer.length());
+      table.longest[l] = std::max(table.longest[l], layer.length());
     }
-  }
-  entries = to_device(host, caches[0]->layers[0].keys().device());
+  return table;
 }
 
 namespace {

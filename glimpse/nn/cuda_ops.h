@@ -36,13 +36,14 @@ void gather_rows(const at::Tensor& keys, const at::Tensor& values, const at::Ten
 /// The caches of a decoding step, one new row per sequence, as kernels see them: one kernel then serves all
 /// sequences, whose caches differ in place and length.
 struct DecodeTable {
-  at::Tensor entries;  ///< [layers, sequences, 4] int64 on the device: see CacheEntry in nn/cuda_kernels.h
-  std::vector<int64_t> longest;  ///< per layer: rows of the longest cache, the new one included
+  at::Tensor entries;            ///< [layers, sequences, 4] int64: see CacheEntry in nn/cuda_kernels.h
+  std::vector<int64_t> longest;  ///< per layer: no cache has more rows, the new one included
 
   /// Whether there are kernels for such caches.
   static bool possible(const KvCache& cache);
-  /// Makes room for a new row in every layer of every cache.
-  explicit DecodeTable(std::span<KvCache* const> caches);
+  /// Makes room for a new row in every layer of every cache. The entries are in host memory, while the
+  /// kernels read those on the device.
+  static DecodeTable reserve(std::span<KvCache* const> caches);
 };
 
 /// Rotates q [S, H, d] and k [S, Hkv, d], appends k and v to layer `l`'s caches, and lets every sequence's

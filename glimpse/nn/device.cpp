@@ -22,7 +22,7 @@ c10::CachingAllocator::Stat allocated(at::Device device) {
 
 at::Tensor to_device(const at::Tensor& host, at::Device device) {
   // From pageable memory a copy would wait for all that was started before it.
-  return device.is_cuda() ? host.pin_memory().to(device, /*non_blocking=*/true) : host.to(device);
+  return (device.is_cuda() ? host.pin_memory() : host).to(device, /*non_blocking=*/true);
 }
 
 void synchronise(at::Device device) {

@@ -4,6 +4,11 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <map>
+#include <mutex>
+#include <string>
+#include <tuple>
+
 #include "glimpse/nn/cuda_ops.h"
 #include "glimpse/nn/kernels.h"
 #include "glimpse/nn/ops.h"
@@ -16,12 +21,22 @@ at::Tensor inverse_frequencies(int64_t dim, double theta) {
   return at::reciprocal(at::pow(theta, exponent));
 }
 
+at::Tensor inverse_frequencies(int64_t dim, double theta, at::Device device) {
+  if (device.is_cpu()) return inverse_frequencies(dim, theta);
+  static std::mutex mutex;
+  static std::map<std::tuple<int64_t, double, std::string>, at::Tensor> made;
+  const std::lock_guard lock(mutex);
+  at::Tensor& kept = made[{dim, theta, device.str()}];
+  if (!kept.defined()) kept = inverse_frequencies(dim, theta).to(device);
+  return kept;
+}
+
 Rope rope_from_angles(const at::Tensor& angles) {
   return {angles.cos().contiguous(), angles.sin().contiguous()};
 }
 
 Rope rope_tables(const at::Tensor& positions, int64_t head_dim, double theta) {
-  const at::Tensor frequencies = inverse_frequencies(head_dim, theta).to(positions.device());
+  const at::Tensor frequencies = inverse_frequencies(head_dim, theta, positions.device());
   return rope_from_angles(at::outer(positions.to(at::kFloat), frequencies));
 }
 

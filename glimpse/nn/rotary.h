@@ -16,6 +16,8 @@ struct Rope {
 
 /// theta^(-2t / dim) for t < dim / 2, float32.
 at::Tensor inverse_frequencies(int64_t dim, double theta);
+/// The same on a device, where they are kept: may be called from several threads.
+at::Tensor inverse_frequencies(int64_t dim, double theta, at::Device device);
 
 /// Tables from angles [T, d / 2].
 Rope rope_from_angles(const at::Tensor& angles);

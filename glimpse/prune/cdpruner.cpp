@@ -6,6 +6,7 @@
 
 #include "glimpse/nn/flop_count.h"
 #include "glimpse/nn/kernels.h"
+#include "glimpse/nn/ops.h"
 #include "glimpse/prune/shares.h"
 
 namespace glimpse {
@@ -38,62 +39,80 @@ at::Tensor cdpruner_relevance(const at::Tensor& image, const at::Tensor& text, b
   at::Tensor r = at::mm(unit_rows(image), unit_rows(text).t()).mean(1);
   if (negate) r = -r;
   const at::Tensor low = r.min(), spread = r.max() - low;
-  if (spread.item<float>() <= 0) return at::ones_like(r);
-  return (r - low + 1e-6) / spread;
+  return at::where(spread <= 0, at::ones_like(r), (r - low + 1e-6) / spread);
 }
+
+namespace {
+
+// weights [t] times rows [t, n] -> out [n].
+void mix_rows(const at::Tensor& weights, const at::Tensor& rows, at::Tensor& out) {
+  const int64_t t = rows.size(0), n = rows.size(1);
+  flop_count::add(2 * t * n);
+  if (!has_kernel(rows)) {
+    at::mv_out(out, rows.t(), weights);
+    return;
+  }
+  // On this thread: a product so small is not worth waking others hundreds of times.
+  kernels::mix(weights.const_data_ptr<float>(), t, 1, t, rows.const_data_ptr<float>(), n,
+               out.data_ptr<float>());
+}
+
+}  // namespace
 
 std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor& relevance, int64_t count,
                                     int64_t at_once) {
   const int64_t n = features.size(0);
   count = std::min(count, n);
-  std::vector<int64_t> order;
-  if (count <= 0) return order;
-  const at::Tensor unit = unit_rows(features), r = relevance.to(at::kCPU, at::kFloat);
+  if (count <= 0) return {};
+  const at::Tensor unit = unit_rows(features), r = relevance.to(unit.options());
   const Cosines cosines(unit, at_once);
   // gain[j]: what token j would add to the determinant; row t of `factor` is the kernel's Cholesky factor.
-  at::Tensor gain = unit.square().sum(1).cpu() * r * r;
-  at::Tensor factor = at::empty({count, n}), known = at::empty({n});
+  at::Tensor gain = unit.square().sum(1) * r * r;
+  at::Tensor factor = at::empty({count, n}, unit.options()), known = at::empty_like(gain);
   const at::Tensor rounding =
       1e-6F * gain;  // a gain this small, beside the token's first one, is nothing else
   constexpr float chosen = -std::numeric_limits<float>::infinity();
-  while (static_cast<int64_t>(order.size()) < count) {
-    const auto t = static_cast<int64_t>(order.size());
+  // What is chosen stays beside the features, and with it how much each gained: a device that is asked for
+  // every choice would wait every time. From the first one on that gains nothing the rest means nothing.
+  at::Tensor order = at::empty({count}, unit.options().dtype(at::kLong)),
+             gains = at::full({count}, chosen, unit.options());
+  for (int64_t t = 0; t < count; ++t) {
     gain.masked_fill_(gain <= rounding, chosen);
-    const int64_t best = gain.argmax().item<int64_t>();
-    const float d = gain[best].item<float>();
-    if (!(d > 0)) break;
-    at::Tensor row = cosines.row(best) * r * r[best];
+    const at::Tensor best = gain.argmax(0, true), d = gain.index_select(0, best);
+    if (d.is_cpu() && !(*d.const_data_ptr<float>() > 0)) break;
+    order.narrow(0, t, 1).copy_(best);
+    gains.narrow(0, t, 1).copy_(d);
+    at::Tensor row = cosines.row(best) * r * r.index_select(0, best);
     if (t > 0) {
-      // The known rows' share, on this thread: a product so small is not worth waking others hundreds of
-      // times.
-      const at::Tensor weights = factor.narrow(0, 0, t).select(1, best).contiguous();
-      flop_count::add(2 * t * n);
-      kernels::mix(weights.const_data_ptr<float>(), t, 1, t, factor.const_data_ptr<float>(), n,
-                   known.data_ptr<float>());
+      mix_rows(factor.narrow(0, 0, t).index_select(1, best).view(t), factor.narrow(0, 0, t), known);
       row -= known;
     }
-    row /= std::sqrt(d);
+    row /= d.sqrt();
     factor[t].copy_(row);
     gain -= row * row;
-    gain[best] = chosen;
-    order.push_back(best);
+    gain.index_fill_(0, best, chosen);
   }
-  at::Tensor left = r.clone();
-  for (const int64_t token : order) left[token] = chosen;
-  while (static_cast<int64_t>(order.size()) < count) {
-    order.push_back(left.argmax().item<int64_t>());
-    left[order.back()] = chosen;
+  // One copy for all; float64 holds indices and float32 alike.
+  const at::Tensor all = at::cat({order.to(at::kDouble), gains.to(at::kDouble), r.to(at::kDouble)}).cpu();
+  const double *const index = all.const_data_ptr<double>(), *const gained = index + count;
+  std::vector<int64_t> out;
+  for (int64_t t = 0; t < count && gained[t] > 0; ++t) out.push_back(static_cast<int64_t>(index[t]));
+  std::vector<double> left(gained + count, gained + count + n);
+  for (const int64_t token : out) left[token] = chosen;
+  while (std::ssize(out) < count) {
+    out.push_back(std::max_element(left.begin(), left.end()) - left.begin());
+    left[out.back()] = chosen;
   }
-  return order;
+  return out;
 }
 
 // [living] of one image's tokens.
 at::Tensor CdPruner::relevance(const View& view, const ImageShare& share) const {
   if (options_.relevance == "clip") {
-    const at::Tensor tokens = view.living.narrow(0, share.first, share.living);
+    const at::Tensor tokens = view.index.narrow(0, share.first, share.living);
     return cdpruner_relevance(view.shared_image.index_select(0, tokens), view.shared_question, true);
   }
-  if (view.question.numel() == 0) return at::ones({share.living});
+  if (view.question.numel() == 0) return at::ones({share.living}, view.hidden.options().dtype(at::kFloat));
   const at::Tensor words = view.text_hidden.index_select(0, view.question).to(at::kFloat);
   return cdpruner_relevance(view.hidden.narrow(0, share.first, share.living), words.mean(0, true), false);
 }

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "glimpse/base/check.h"
-#include "glimpse/nn/device.h"
+#include "glimpse/nn/index_tensor.h"
 
 namespace glimpse {
 
@@ -91,19 +91,22 @@ at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, 
   const auto dropped_guide = [&](int64_t row) { return drop_guide && living.guide == row; };
   const std::vector<int64_t> positions =
       filter(living.rows, [&](int64_t row) { return !dropped_visual(row) && !dropped_guide(row); });
-  std::vector<int64_t> last_kept;  // mostly the same rows in all layers
+  // Mostly all layers hold the same rows, so what to keep of them is found once.
+  std::vector<int64_t> before, after, kept;
   at::Tensor index;
   for (size_t l = 0; l < living.cached.size(); ++l) {
     std::vector<int64_t>& cached = living.cached[l];
-    const size_t before = cached.size();
-    const std::vector<int64_t> kept = filter(cached, [&](int64_t row) {
-      if (dropped_guide(row)) return false;
-      return !cut.trims_cache || has(living.rows, row);
-    });
-    if (kept.size() == before) continue;
-    if (!index.defined() || kept != last_kept)
-      index = to_device(at::tensor(kept, at::kLong), cache.layers[l].keys().device());
-    last_kept = kept;
+    if (l == 0 || cached != before) {
+      before = after = cached;
+      kept = filter(after, [&](int64_t row) {
+        if (dropped_guide(row)) return false;
+        return !cut.trims_cache || has(living.rows, row);
+      });
+      index.reset();
+    }
+    if (kept.size() == before.size()) continue;
+    if (!index.defined()) index = index_tensor(kept, cache.layers[l].keys().device());
+    cached = after;
     cache.layers[l].keep(index);
   }
   living.visual = std::move(visual);

@@ -20,8 +20,10 @@ Fields Dart::Options::fields() {
 std::vector<int64_t> dart_tokens(const at::Tensor& features, const at::Tensor& text, int64_t count,
                                  const Dart::Options& options) {
   const auto l1 = [](const at::Tensor& x) { return x.to(at::kFloat).abs().sum(1); };
-  std::vector<int64_t> keep = top_indices(l1(features), std::min(options.image_pivots, count));
-  const std::vector<int64_t> words = top_indices(l1(text), options.text_pivots);
+  const at::Tensor lengths = at::cat({l1(features), l1(text)}).cpu();
+  const int64_t n = features.size(0);
+  std::vector<int64_t> keep = top_indices(lengths.narrow(0, 0, n), std::min(options.image_pivots, count));
+  const std::vector<int64_t> words = top_indices(lengths.narrow(0, n, text.size(0)), options.text_pivots);
   const at::Tensor pivots =
       unit_rows(at::cat({rows_of(features, keep), rows_of(text, words).to(features.scalar_type())}));
   flop_count::add(2 * pivots.size(0) * features.numel());

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "glimpse/nn/index_tensor.h"
 #include "glimpse/prune/shares.h"
 
 namespace glimpse {
@@ -19,18 +20,18 @@ std::vector<int64_t> divprune_order(const at::Tensor& features, int64_t count, i
   if (count <= 0) return {};
   constexpr float chosen = 2;  // above every cosine
   const Cosines cosines(unit_rows(features), at_once);
+  at::Tensor order = at::empty({count}, features.options().dtype(at::kLong));
   // First the token whose nearest neighbour is farthest.
-  std::vector<int64_t> order = {cosines.nearest().argmin().item<int64_t>()};
-  std::vector<float> nearest(n, -chosen);  // each token's cosine with its nearest chosen one
-  while (true) {
-    const int64_t newest = order.back();
-    const at::Tensor row = cosines.row(newest);
-    const float* const cosine = row.const_data_ptr<float>();
-    for (int64_t i = 0; i < n; ++i) nearest[i] = std::max(nearest[i], cosine[i]);
-    nearest[newest] = chosen;
-    if (static_cast<int64_t>(order.size()) == count) return order;
-    order.push_back(std::min_element(nearest.begin(), nearest.end()) - nearest.begin());
+  at::Tensor nearest = cosines.nearest(), newest = nearest.argmin(0, true);
+  nearest.fill_(-chosen);  // from here on each token's cosine with its nearest chosen one
+  // What is chosen stays beside the features: a device that is asked for every choice would wait every time.
+  for (int64_t i = 0; i < count; ++i) {
+    order.narrow(0, i, 1).copy_(newest);
+    at::maximum_out(nearest, nearest, cosines.row(newest));
+    nearest.index_fill_(0, newest, chosen);
+    newest = nearest.argmin(0, true);
   }
+  return list_of(order);
 }
 
 Selection DivPrune::select(const View& view, const Cut&, const Budget& budget) const {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <functional>
 
-#include "glimpse/nn/device.h"
 #include "glimpse/nn/ops.h"
 #include "glimpse/prune/shares.h"
 
@@ -149,26 +148,22 @@ Taps GlimpsePruner::taps() const {
 
 at::Tensor GlimpsePruner::logits(const View& view) const {
   const GlimpseConfig& c = modules_->config;
-  std::vector<int64_t> row, col, image;
-  for (const TokenPlace& place : view.places()) {
-    row.push_back(place.row);
-    col.push_back(place.col);
-    image.push_back(place.image);
-  }
-  const auto tensor = [&](const std::vector<int64_t>& values) {
-    return to_device(at::tensor(values, at::kLong), view.living.device());
-  };
   // A predictor without parameters works image by image, whatever the window setting.
   const bool by_image = c.attn_fuse_global || c.vip.type == VipConfig::Type::dummy;
-  const VipPlaces places{tensor(row), tensor(col),
-                         by_image ? at::tensor(image, at::kLong) : view.windows.index_select(0, view.living)};
+  VipPlaces places;
+  for (const TokenPlace& place : view.places()) {
+    const int64_t token = view.living[places.row.size()];
+    places.row.push_back(place.row);
+    places.col.push_back(place.col);
+    places.group.push_back(by_image ? place.image : view.windows[token]);
+  }
   std::vector<at::Tensor> states;
-  for (const at::Tensor& state : view.vision_states) states.push_back(state.index_select(0, view.living));
+  for (const at::Tensor& state : view.vision_states) states.push_back(state.index_select(0, view.index));
   return modules_->vip(view.attention, states, places);
 }
 
 Selection GlimpsePruner::select(const View& view, const Cut&, const Budget& budget) const {
-  const at::Tensor decisive = logits(view)[-1];
+  const at::Tensor decisive = logits(view)[-1].cpu();  // the host needs to know nothing else
   Selection out;
   out.scores = decisive.sigmoid();
   out.keep = budget.of(view.total()) ? top_tokens(view, decisive, budget, 0)

@@ -63,14 +63,12 @@ std::vector<int64_t> KeepRule::corners(const View& view) const {
   std::vector<int64_t> out;
   if (anchors.empty() || view.images.size() != 1) return out;
   const ImageSpan& image = view.images[0];
-  const at::Tensor living = view.living.cpu();
   for (const std::string& anchor : anchors) {
     check(anchor == "tl" || anchor == "tr" || anchor == "bl" || anchor == "br",
           "anchors: expected tl, tr, bl or br, got '", anchor, "'");
     const int64_t row = anchor[0] == 't' ? 0 : image.rows - 1, col = anchor[1] == 'l' ? 0 : image.cols - 1;
-    const int64_t* begin = living.const_data_ptr<int64_t>();
-    const int64_t* found = std::find(begin, begin + living.numel(), row * image.cols + col);
-    if (found != begin + living.numel()) out.push_back(found - begin);
+    const auto found = std::find(view.living.begin(), view.living.end(), row * image.cols + col);
+    if (found != view.living.end()) out.push_back(found - view.living.begin());
   }
   std::sort(out.begin(), out.end());
   out.erase(std::unique(out.begin(), out.end()), out.end());

@@ -20,10 +20,8 @@ TokenPlace place_of(std::span<const ImageSpan> images, int64_t source) {
 }
 
 std::vector<TokenPlace> View::places() const {
-  const at::Tensor sources = living.to(at::kCPU, at::kLong).contiguous();
   std::vector<TokenPlace> out;
-  for (int64_t i = 0; i < sources.numel(); ++i)
-    out.push_back(place_of(images, sources.const_data_ptr<int64_t>()[i]));
+  for (const int64_t source : living) out.push_back(place_of(images, source));
   return out;
 }
 

@@ -83,15 +83,16 @@ struct Taps {
 /// by source index: S is N, or N + images where a method of the composition cuts at the encoder's output.
 struct View {
   std::span<const ImageSpan> images;
-  uint64_t pictures = 0;   ///< pictures_hash() of what the encoder takes, if asked for
-  at::Tensor living;       ///< [n] int64: source index of each living token (see place_of). At the
-                           ///< encoder's output an image's class token stands before its patches
-  at::Tensor hidden;       ///< [n, D]: their hidden states; [n, Dv] at the encoder's output
-  at::Tensor text_hidden;  ///< [T, D]: hidden states of the other rows (guide excluded); undefined
-                           ///< at the encoder's output
-  at::Tensor question;     ///< [Q] int64: which of these rows hold the question
+  uint64_t pictures = 0;        ///< pictures_hash() of what the encoder takes, if asked for
+  std::vector<int64_t> living;  ///< [n]: source index of each living token (see place_of). At the
+                                ///< encoder's output an image's class token stands before its patches
+  at::Tensor index;             ///< [n] int64: the same beside the other tensors, to pick from them
+  at::Tensor hidden;            ///< [n, D]: their hidden states; [n, Dv] at the encoder's output
+  at::Tensor text_hidden;       ///< [T, D]: hidden states of the other rows (guide excluded); undefined
+                                ///< at the encoder's output
+  at::Tensor question;          ///< [Q] int64: which of these rows hold the question
   std::vector<at::Tensor> vision_states;          ///< [S, Dv] each, in the order of Taps::vision_layers
-  at::Tensor windows;                             ///< [S] int64: encoder window of each token
+  std::span<const int64_t> windows;               ///< [S]: encoder window of each token
   at::Tensor attention;                           ///< [n, layers * H] float32, layer-major
   std::vector<VisionAttention> vision_attention;  ///< in the order of Taps::vision_attention
   at::Tensor shared_image;                        ///< [S, P]: see Taps::shared_space
@@ -99,6 +100,7 @@ struct View {
   at::Tensor ahead;                         ///< [n] float32: see Cut; softmax over all rows, mean over heads
   std::span<const std::vector<Box>> boxes;  ///< reference boxes per image, normalised; may be empty
 
+  int64_t count() const { return std::ssize(living); }
   int64_t total() const { return images.empty() ? 0 : images.back().first + images.back().count(); }
   /// Of the living tokens.
   std::vector<TokenPlace> places() const;
@@ -122,7 +124,7 @@ struct Budget {
 struct Selection {
   std::vector<int64_t> keep;
   at::Tensor features;  ///< [keep, D] new hidden states (merging), or undefined
-  at::Tensor scores;    ///< [n] float32 probability per living token, or undefined
+  at::Tensor scores;    ///< [n] float32 on the CPU: probability per living token, or undefined
 };
 
 /// A pruning method. It declares when it cuts and what it reads, then purely says which tokens stay.

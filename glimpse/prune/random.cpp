@@ -47,7 +47,7 @@ Selection RandomPruner::select(const View& view, const Cut&, const Budget& budge
                            [&](const ImageShare& share) { return choose(share.living, share.keep); });
   Budget own;
   own.keep = options_.keep;
-  return choose(view.living.size(0), budget.of(view.total()).value_or(*own.of(view.total())));
+  return choose(view.count(), budget.of(view.total()).value_or(*own.of(view.total())));
 }
 
 }  // namespace glimpse

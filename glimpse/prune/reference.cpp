@@ -19,7 +19,7 @@ Selection ReferencePruner::select(const View& view, const Cut&, const Budget& bu
   constexpr float infinity = std::numeric_limits<float>::infinity();
   const std::vector<TokenPlace> places = view.places();
   Selection out;
-  out.scores = at::zeros({view.living.size(0)});
+  out.scores = at::zeros({view.count()});
   auto boxes = view.boxes.begin();
   for (const ImageShare& share : image_shares(view, {}, [](int64_t n) { return n; })) {
     const ImageSpan& image = share.image;

@@ -29,18 +29,16 @@ Budget grown(const Budget& budget, int64_t total, double factor) {
 std::vector<ImageShare> image_shares(const View& view, const Budget& budget,
                                      const std::function<int64_t(int64_t)>& own) {
   const auto given = budget.of(view.images);
-  const at::Tensor living = view.living.to(at::kCPU, at::kLong).contiguous();
-  const int64_t* const sources = living.const_data_ptr<int64_t>();
   std::vector<ImageShare> shares;
   int64_t first = 0;
   for (size_t i = 0; i < view.images.size(); ++i) {
     const ImageSpan& image = view.images[i];
     int64_t last = first;
-    while (last < living.numel() && place_of(view.images, sources[last]).image == static_cast<int64_t>(i))
+    while (last < view.count() && place_of(view.images, view.living[last]).image == static_cast<int64_t>(i))
       ++last;
     const int64_t wanted = given ? (*given)[i] : std::max<int64_t>(own(image.count()), 1);
     shares.push_back({image, first, last - first, std::clamp<int64_t>(wanted, 0, last - first),
-                      given.has_value(), last > first && sources[first] >= view.total()});
+                      given.has_value(), last > first && view.living[first] >= view.total()});
     first = last;
   }
   return shares;
@@ -63,8 +61,9 @@ std::vector<int64_t> top_tokens(const View& view, const at::Tensor& scores, cons
                                 int64_t own) {
   if (budget.counts.empty())
     return top_indices(scores, budget.of(view.total()).value_or(std::max<int64_t>(own, 1)));
+  const at::Tensor own_scores = scores.cpu();
   const auto choose = [&](const ImageShare& share) {
-    return Selection{top_indices(scores.narrow(0, share.first, share.living), share.keep), {}, {}};
+    return Selection{top_indices(own_scores.narrow(0, share.first, share.living), share.keep), {}, {}};
   };
   return select_by_image(view, budget, {}, choose).keep;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "glimpse/nn/flop_count.h"
+#include "glimpse/nn/index_tensor.h"
 
 namespace glimpse {
 
@@ -20,7 +21,7 @@ void block_of_cosines(const at::Tensor& unit, int64_t i, at::Tensor& block) {
 }  // namespace
 
 at::Tensor rows_of(const at::Tensor& x, const std::vector<int64_t>& index) {
-  return x.index_select(0, at::tensor(index, at::kLong).to(x.device()));
+  return x.index_select(0, index_tensor(index, x.device()));
 }
 
 at::Tensor unit_rows(const at::Tensor& x) {
@@ -43,14 +44,14 @@ at::Tensor cosines(const at::Tensor& unit) {
 
 Cosines::Cosines(at::Tensor unit, int64_t at_once) : unit_(std::move(unit)) {
   if (unit_.size(0) > at_once) return;
-  all_ = cosines(unit_).cpu();
+  all_ = cosines(unit_);
   all_.diagonal().fill_(kSelf);
 }
 
-at::Tensor Cosines::row(int64_t i) const {
-  if (all_.defined()) return all_[i];
+at::Tensor Cosines::row(const at::Tensor& i) const {
+  if (all_.defined()) return all_.index_select(0, i).squeeze(0);
   flop_count::add(2 * unit_.numel());
-  return at::mv(unit_, unit_[i]).cpu();
+  return at::mv(unit_, unit_.index_select(0, i).squeeze(0));
 }
 
 at::Tensor Cosines::nearest() const {
@@ -68,21 +69,22 @@ at::Tensor Cosines::nearest() const {
     raise(i, block.amax(1));
     raise(i, block.amax(0));
   }
-  return best.cpu();
+  return best;
 }
 
 Assignment assign(const at::Tensor& unit, std::vector<int64_t> dropped, const std::vector<int64_t>& targets) {
   Assignment out{std::move(dropped), {}};
+  if (out.dropped.empty()) return out;
   const at::Tensor candidates = rows_of(unit, targets).t();
+  std::vector<at::Tensor> best;
   for (size_t first = 0; first < out.dropped.size(); first += kBlock) {
     const size_t last = std::min(out.dropped.size(), first + static_cast<size_t>(kBlock));
     const std::vector<int64_t> block(out.dropped.begin() + static_cast<std::ptrdiff_t>(first),
                                      out.dropped.begin() + static_cast<std::ptrdiff_t>(last));
     flop_count::add(2 * std::ssize(block) * candidates.numel());
-    const at::Tensor best = at::mm(rows_of(unit, block), candidates).argmax(1).cpu();
-    out.target.insert(out.target.end(), best.const_data_ptr<int64_t>(),
-                      best.const_data_ptr<int64_t>() + best.numel());
+    best.push_back(at::mm(rows_of(unit, block), candidates).argmax(1));
   }
+  out.target = list_of(at::cat(best));
   return out;
 }
 
@@ -90,7 +92,7 @@ Assigned sum_assigned(const at::Tensor& features, const Assignment& assignment, 
   const at::TensorOptions wide = features.options().dtype(at::kFloat);
   Assigned out{at::zeros({targets, features.size(1)}, wide), at::zeros({targets, 1}, wide)};
   if (assignment.dropped.empty()) return out;
-  const at::Tensor target = at::tensor(assignment.target, at::kLong).to(features.device());
+  const at::Tensor target = index_tensor(assignment.target, features.device());
   out.sum.index_add_(0, target, rows_of(features, assignment.dropped).to(at::kFloat));
   out.count.index_add_(0, target, at::ones({target.size(0), 1}, wide));
   return out;

@@ -21,9 +21,9 @@ class Cosines {
  public:
   static constexpr int64_t most_at_once = 8192;
   explicit Cosines(at::Tensor unit, int64_t at_once = Cosines::most_at_once);
-  /// [n] float32 on the CPU: of row i with each other one; its own place holds no cosine.
-  at::Tensor row(int64_t i) const;
-  /// [n] float32 on the CPU: of each row with the most similar other one.
+  /// [n] float32: of row i, [1] int64, with each other one; its own place holds no cosine.
+  at::Tensor row(const at::Tensor& i) const;
+  /// [n] float32: of each row with the most similar other one.
   at::Tensor nearest() const;
 
  private:

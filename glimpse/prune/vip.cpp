@@ -1,10 +1,14 @@
 #include "glimpse/prune/vip.h"
 
+#include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <numeric>
 
 #include "glimpse/base/check.h"
 #include "glimpse/nn/attention.h"
-#include "glimpse/nn/device.h"
+#include "glimpse/nn/index_tensor.h"
 #include "glimpse/nn/ops.h"
 
 namespace glimpse {
@@ -13,10 +17,35 @@ namespace {
 
 constexpr double kNormEps = 1e-6;
 
-/// Sizes of the groups, when tokens are sorted by group [n] int64.
-std::vector<int64_t> group_lengths(const at::Tensor& sorted_group) {
-  const at::Tensor counts = std::get<2>(at::unique_consecutive(sorted_group, false, true));
-  return {counts.const_data_ptr<int64_t>(), counts.const_data_ptr<int64_t>() + counts.numel()};
+// While it lives, a GPU may multiply float32 matrices in TF32, whose operands have 11 bits of mantissa.
+class Tf32 {
+ public:
+  explicit Tf32(bool on) : before_(at::globalContext().allowTF32CuBLAS()) {
+    if (on) at::globalContext().setAllowTF32CuBLAS(true);
+  }
+  ~Tf32() { at::globalContext().setAllowTF32CuBLAS(before_); }
+  Tf32(const Tf32&) = delete;
+
+ private:
+  const bool before_;
+};
+
+// n tokens by group, so that groups are runs of rows, and how long these are.
+struct Grouped {
+  std::vector<int64_t> order, lengths;
+};
+Grouped by_group(const std::vector<int64_t>& group) {
+  Grouped out{std::vector<int64_t>(group.size()), {}};
+  std::iota(out.order.begin(), out.order.end(), int64_t{0});
+  std::stable_sort(out.order.begin(), out.order.end(),
+                   [&](int64_t a, int64_t b) { return group[a] < group[b]; });
+  int64_t last = -1;
+  for (const int64_t token : out.order) {
+    if (group[token] != last) out.lengths.push_back(0);
+    ++out.lengths.back();
+    last = group[token];
+  }
+  return out;
 }
 
 }  // namespace
@@ -55,16 +84,18 @@ Vip Vip::load(const VipConfig& c, const Weights& weights, at::Device device) {
 }
 
 // No parameters: the heads' mean as a distribution over each image's tokens, stretched to [0, 1].
-at::Tensor Vip::dummy(const at::Tensor& attention, const at::Tensor& group) const {
-  at::Tensor out = at::empty({attention.size(0)}, attention.options());
-  const at::Tensor mean = attention.mean(1);
-  const at::Tensor images = std::get<0>(at::_unique(group));
-  for (int64_t i = 0; i < images.size(0); ++i) {
-    const at::Tensor index = to_device((group == images[i]).nonzero().squeeze(1), mean.device()),
-                     own = mean.index_select(0, index);
+at::Tensor Vip::dummy(const at::Tensor& attention, const std::vector<int64_t>& group) const {
+  const Grouped images = by_group(group);
+  const at::Tensor order = index_tensor(images.order, attention.device());
+  const at::Tensor mean = attention.mean(1).index_select(0, order);
+  at::Tensor out = at::empty_like(mean);
+  int64_t first = 0;
+  for (const int64_t length : images.lengths) {
+    const at::Tensor own = mean.narrow(0, first, length);
     const at::Tensor p = config_.log_softmax_input ? own.exp() : own.softmax(0);
     const at::Tensor low = p.min(), span = (p.max() - low).clamp_min(1e-30);
-    out.index_copy_(0, index, (p - low) / span);
+    out.index_copy_(0, order.narrow(0, first, length), (p - low) / span);
+    first += length;
   }
   return out.unsqueeze(0);
 }
@@ -74,28 +105,31 @@ at::Tensor Vip::operator()(const at::Tensor& attention, const std::vector<at::Te
   if (config_.type == VipConfig::Type::dummy) return dummy(attention, places.group);
   const int64_t heads = config_.heads;
   // Groups become runs of consecutive rows for the attention; the result goes back to the given order.
-  const at::Device device = attention.device();
-  const auto [group, host_order] = places.group.cpu().sort(/*stable=*/true, 0, false);
-  const Segments lengths(group_lengths(group));
-  const bool in_order = host_order.equal(at::arange(host_order.size(0)));
-  const at::Tensor order = in_order ? at::Tensor() : to_device(host_order, device);
+  const Grouped groups = by_group(places.group);
+  const Segments lengths(groups.lengths);
+  const bool in_order = std::is_sorted(places.group.begin(), places.group.end());
+  std::vector<int64_t> back(groups.order.size());
+  for (size_t i = 0; i < back.size(); ++i) back[groups.order[i]] = static_cast<int64_t>(i);
+  const auto tables = index_tensors({places.row, places.col, groups.order, back}, attention.device());
   const auto sorted = [&](const at::Tensor& t) {
-    return in_order ? t.to(at::kFloat) : t.to(at::kFloat).index_select(0, order);
+    return in_order ? t.to(at::kFloat) : t.to(at::kFloat).index_select(0, tables[2]);
   };
 
-  // A GPU's fused attention in float32 costs as much as several layers of the language model. The modules of
-  // a bf16 model were made in bf16 (method.md section 4), so their attention may run in it.
+  // In float32 a GPU takes as long for the predictor as for several layers of the language model. The modules
+  // of a bf16 model were made in bf16 (method.md section 4), so they may be multiplied in TF32 and attend in
+  // bf16.
   const bool narrow = attention.is_cuda() && !states.empty() && states[0].scalar_type() == at::kBFloat16 &&
                       !at::GradMode::is_enabled();
+  const Tf32 tf32(narrow);
   const auto attend = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                           const Segments& segments) {
     const auto operand = [&](const at::Tensor& t) { return narrow ? t.to(at::kBFloat16) : t; };
     return segment_attention(operand(q), operand(k), operand(v), segments).to(at::kFloat);
   };
   const int64_t head_dim = layers_[0].q_proj.weight.size(0) / heads;
-  const at::Tensor frequencies = to_device(inverse_frequencies(head_dim / 2, 10000.0), device);
-  const Rope rope = rope_from_angles(
-      at::cat({at::outer(sorted(places.row), frequencies), at::outer(sorted(places.col), frequencies)}, 1));
+  const at::Tensor frequencies = inverse_frequencies(head_dim / 2, 10000.0, attention.device());
+  const auto angles = [&](const at::Tensor& place) { return at::outer(sorted(place), frequencies); };
+  const Rope rope = rope_from_angles(at::cat({angles(tables[0]), angles(tables[1])}, 1));
 
   at::Tensor x = attn_in_proj_(sorted(attention));
   std::vector<at::Tensor> logits;
@@ -117,7 +151,7 @@ at::Tensor Vip::operator()(const at::Tensor& attention, const std::vector<at::Te
     if (config_.deep_supervision || last)
       logits.push_back(attn_out_projs_[last ? attn_out_projs_.size() - 1 : i](x).squeeze(1));
   }
-  return in_order ? at::stack(logits) : at::stack(logits).index_select(1, order.argsort());
+  return in_order ? at::stack(logits) : at::stack(logits).index_select(1, tables[3]);
 }
 
 }  // namespace glimpse

@@ -22,8 +22,8 @@ struct VipConfig {
 
 /// Where each token stands, and which tokens see each other.
 struct VipPlaces {
-  at::Tensor row, col;  ///< [n] int64: place in its image's grid
-  at::Tensor group;     ///< [n] int64: image, or encoder window
+  std::vector<int64_t> row, col;  ///< [n]: place in its image's grid
+  std::vector<int64_t> group;     ///< [n]: image, or encoder window
 };
 
 /// Visual importance predictor (method.md section 3): attention of the glimpse token + encoder states -> one
@@ -46,7 +46,7 @@ class Vip {
     at::Tensor norm1, norm2;
     Linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
   };
-  at::Tensor dummy(const at::Tensor& attention, const at::Tensor& group) const;
+  at::Tensor dummy(const at::Tensor& attention, const std::vector<int64_t>& group) const;
 
   VipConfig config_;
   Linear attn_in_proj_;

@@ -92,7 +92,7 @@ Selection VScan::at_encoder(const View& view, const Budget& budget) const {
   return select_by_image(view, budget, own, [&](const ImageShare& share) {
     const auto mine = [&](const at::Tensor& t) { return t.narrow(0, share.first, share.living); };
     const auto scores = [&](int64_t tap) {
-      return mine(view.vision_attention[tap].received.index_select(0, view.living));
+      return mine(view.vision_attention[tap].received.index_select(0, view.index));
     };
     const ImageSpan& image = share.image;
     const int64_t windows = vscan_windows(image.rows, image.cols, options_.window), half = share.keep / 2;
@@ -114,8 +114,7 @@ Selection VScan::select(const View& view, const Cut& cut, const Budget& budget) 
   for (auto i = stage + 1; i < std::ssize(options_.layers); ++i) later *= options_.layer_keep[i];
   const Budget now = grown(budget, view.total(), 1 / std::max(later, 1e-9));
   if (cut.layer == 0) return at_encoder(view, now);
-  return {
-      top_tokens(view, view.ahead, now, part_of(view.living.size(0), options_.layer_keep[stage])), {}, {}};
+  return {top_tokens(view, view.ahead, now, part_of(view.count(), options_.layer_keep[stage])), {}, {}};
 }
 
 }  // namespace glimpse

@@ -2,9 +2,12 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include <numeric>
+
 #include "glimpse/base/check.h"
 #include "glimpse/engine/sequence.h"
 #include "glimpse/nn/attention.h"
+#include "glimpse/nn/index_tensor.h"
 
 namespace glimpse {
 
@@ -15,6 +18,7 @@ struct Lane {
   const Example& example;
   EmbeddedPrompt prompt;
   KvCache cache;
+  at::Tensor visual;        // rows of the visual tokens
   int64_t glimpse_row = 0;  // in the ragged batch
   int64_t answer_rows() const { return static_cast<int64_t>(example.answer.size()); }
   int64_t prompt_rows() const { return prompt.rows.size(0); }
@@ -33,7 +37,7 @@ void run_prompts(const Vlm& model, std::vector<Lane>& lanes) {
     rows.push_back(lane.prompt.rows);
     positions.push_back(lane.example.prompt.position_ids);
   }
-  batch.rope = model.rope(at::cat(positions, 1).to(decoder.options().device()));
+  batch.rope = model.rope(to_device(at::cat(positions, 1), decoder.options().device()));
   at::Tensor x = at::cat(rows);
   for (int64_t l = 0; l < decoder.config().layers; ++l) x = decoder.layer(l, x, batch);
 }
@@ -55,15 +59,17 @@ ExampleLoss losses(const Lane& lane, const GlimpsePruner& pruner, const at::Tens
   const at::Device device = token_logits.device();
   const Example& example = lane.example;
   ExampleLoss out;
-  out.le = at::cross_entropy_loss(token_logits, at::tensor(example.answer, at::kLong).to(device));
+  out.le = at::cross_entropy_loss(token_logits, index_tensor(example.answer, device));
   View view;
   view.images = example.prompt.images;
-  view.living = at::arange(view.total(), at::TensorOptions(at::kLong).device(device));
+  view.index = at::arange(view.total(), at::TensorOptions(at::kLong).device(device));
+  view.living.resize(view.total());
+  std::iota(view.living.begin(), view.living.end(), int64_t{0});
   view.vision_states = lane.prompt.vision.states;
   view.windows = lane.prompt.vision.windows;
   view.attention = at::cat(lane.attention, 1);
   out.vip_logits = pruner.logits(view);
-  const at::Tensor reference = example.reference.to(device);
+  const at::Tensor reference = to_device(example.reference, device);
   out.dice = dice_loss(out.vip_logits, reference);
   out.bce = bce_loss(out.vip_logits, reference);
   out.loc = (options.dice_weight * out.dice + options.bce_weight * out.bce).sum();
@@ -102,6 +108,7 @@ std::vector<ExampleLoss> training_losses(const Vlm& model, std::shared_ptr<const
     lanes.push_back({example,
                      embed_prompt(model, example.prompt, config.selected_visual_layers),
                      KvCache(decoder.config().layers),
+                     index_tensor(example.prompt.visual_rows, device),
                      0,
                      {},
                      {}});
@@ -121,7 +128,7 @@ std::vector<ExampleLoss> training_losses(const Vlm& model, std::shared_ptr<const
       positions.push_back(prompt.position_ids);
     }
     rows.push_back(modules->token.added[0].unsqueeze(0));
-    rows.push_back(decoder.embed(at::tensor(lane.example.answer, at::kLong).to(device)));
+    rows.push_back(decoder.embed(index_tensor(lane.example.answer, device)));
     // Consecutive places after the prompt, unlike in inference, where the answer takes the glimpse token's
     // own.
     const int64_t next = prompt.next_position, components = prompt.position_ids.size(0);
@@ -131,9 +138,9 @@ std::vector<ExampleLoss> training_losses(const Vlm& model, std::shared_ptr<const
     batch.sequences.push_back({&lane.cache, count, nullptr, before});
     first += count;
   }
-  batch.rope = model.rope(at::cat(positions, 1).to(device));
+  batch.rope = model.rope(to_device(at::cat(positions, 1), device));
   at::Tensor x = at::cat(rows);
-  const at::Tensor glimpses = at::tensor(glimpse_rows, at::kLong).to(device);
+  const at::Tensor glimpses = index_tensor(glimpse_rows, device);
 
   for (int64_t l = 0; l < decoder.config().layers; ++l) {
     const auto& selected = config.selected_layers;
@@ -146,9 +153,8 @@ std::vector<ExampleLoss> training_losses(const Vlm& model, std::shared_ptr<const
     for (Lane& lane : lanes) {
       if (tapped) {
         const at::Tensor logits = attention_logits(lane.query, lane.cache.layers[l]);  // [H, all keys]
-        const at::Tensor visual = at::tensor(lane.example.prompt.visual_rows, at::kLong).to(device);
         const at::Tensor row = config.use_attention_logits ? logits : logits.log_softmax(1);
-        lane.attention.push_back(row.index_select(1, visual).t());
+        lane.attention.push_back(row.index_select(1, lane.visual).t());
       }
       lane.cache.layers[l] = LayerCache();  // autograd keeps what the gradients need
     }

@@ -47,13 +47,13 @@ struct Trainer::Sums {
   void add(const ExampleLoss& loss, const Example& example, const KeepRule& rule) {
     const at::NoGradGuard no_grad;
     examples += 1;
-    le += loss.le.item<double>();
-    loc += loss.loc.item<double>();
-    dice += loss.dice.sum().item<double>();
-    bce += loss.bce.sum().item<double>();
-    total += loss.total.item<double>();
-    const at::Tensor mask = example.reference.cpu().contiguous();
-    const std::vector<int64_t> keep = rule.apply(loss.vip_logits[-1].detach().cpu());
+    const at::Tensor parts =
+        at::stack({loss.le, loss.loc, loss.dice.sum(), loss.bce.sum(), loss.total}).to(at::kFloat);
+    const at::Tensor known = at::cat({parts, loss.vip_logits[-1]}).cpu();  // one copy from the device
+    double* const sums[] = {&le, &loc, &dice, &bce, &total};
+    for (int64_t i = 0; i < 5; ++i) *sums[i] += double{known.const_data_ptr<float>()[i]};
+    const at::Tensor mask = example.reference.contiguous();
+    const std::vector<int64_t> keep = rule.apply(known.narrow(0, 5, mask.numel()));
     for (const int64_t token : keep) kept_reference += mask.const_data_ptr<float>()[token];
     kept += static_cast<double>(keep.size());
     reference += mask.sum().item<double>();

@@ -41,7 +41,8 @@ int64_t number_of(const char* name) {
 
 class Group : public World {
  public:
-  Group(int rank, int size, const std::string& host, uint16_t port, const at::Device& device) {
+  Group(int rank, int size, const std::string& host, uint16_t port, const at::Device& device)
+      : device_(device) {
     rank_ = rank;
     size_ = size;
     c10d::TCPStoreOptions store;
@@ -65,7 +66,8 @@ class Group : public World {
     // One message for all of them.
     std::vector<at::Tensor> flat;
     for (const at::Tensor& tensor : tensors) flat.push_back(tensor.flatten());
-    std::vector<at::Tensor> message = {at::cat(flat)};
+    // Each kind of process group has its own device, whatever the tensors are on.
+    std::vector<at::Tensor> message = {at::cat(flat).to(device_)};
     try {
       group_->allreduce(message)->wait(kTimeout);
     } catch (const std::exception& error) {
@@ -97,6 +99,7 @@ class Group : public World {
     return c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank_, size_, options);
   }
 
+  const at::Device device_;
   c10::intrusive_ptr<c10d::Backend> group_;
 };
 

@@ -47,7 +47,7 @@ class Stopping : public Pruner {
   std::vector<Cut> cuts() const override { return {{Cut::Place::after, 1, true}}; }
   Selection select(const View& view, const Cut&, const Budget&) const override {
     source_.request_stop();
-    Ids all(view.living.size(0));
+    Ids all(view.count());
     std::iota(all.begin(), all.end(), int64_t{0});
     return {all, {}, {}};
   }

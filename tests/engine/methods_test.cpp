@@ -181,7 +181,7 @@ std::shared_ptr<Witness> at_the_end(const Subject& subject) {
     using Given::Given;
     Selection select(const View& view, const Cut&, const Budget&) const override {
       Selection all;
-      for (int64_t i = 0; i < view.living.size(0); ++i) all.keep.push_back(i);
+      for (int64_t i = 0; i < view.count(); ++i) all.keep.push_back(i);
       return all;
     }
   };
@@ -255,12 +255,12 @@ TEST_CASE("text is never lost and order is kept") {
         CHECK(witness->seen.text_hidden.size(0) == text);
         CHECK(done.sequence.cache.layers.back().length() == text + std::ssize(kept));
 
-        const at::Tensor living = witness->seen.living;
+        const Ids& living = witness->seen.living;
         const bool zipped = method == "visionzip" && subject.engine.model().has_class_token();
         if (zipped)  // class token and dominant tokens, contextual tokens behind
-          CHECK(place_of(prompt.images, living[0].item<int64_t>()).image == 0);
+          CHECK(place_of(prompt.images, living[0]).image == 0);
         else
-          CHECK(at::equal(living.cpu(), at::tensor(kept, at::kLong)));
+          CHECK(living == kept);
         const bool renumbered =
             prompt.position_ids.size(0) == 1 && !method.starts_with("glimpse") && method != "random";
         if (renumbered) {

@@ -162,7 +162,7 @@ TEST_CASE("entries never change, and their bytes are what they hold") {
   REQUIRE(prefix != nullptr);
   REQUIRE(prefix->layers.size() == 4);
   std::vector<at::Tensor> before;
-  size_t bytes = prefix->hidden.nbytes() + prefix->vision.windows.nbytes() + prefix->position_ids.nbytes();
+  size_t bytes = prefix->hidden.nbytes() + 8 * prefix->vision.windows.size() + prefix->position_ids.nbytes();
   for (const at::Tensor& state : prefix->vision.states) bytes += state.nbytes();
   for (const LayerCache& layer : prefix->layers) {
     CHECK(layer.length() == end->tokens);

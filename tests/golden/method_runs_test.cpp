@@ -36,7 +36,7 @@ class Recorder : public Pruner {
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override {
     Selection selection = inner_->select(view, cut, budget);
     Ids kept;
-    for (const int64_t index : selection.keep) kept.push_back(view.living[index].item<int64_t>());
+    for (const int64_t index : selection.keep) kept.push_back(view.living[index]);
     seen[cut.layer] = {view, selection, kept};
     return selection;
   }
@@ -109,7 +109,7 @@ class Entrance : public Pruner {
   std::vector<Cut> cuts() const override { return {{.place = Cut::Place::before}}; }
   Selection select(const View& view, const Cut&, const Budget&) const override {
     seen = view;
-    Ids all(view.living.size(0));
+    Ids all(view.count());
     std::iota(all.begin(), all.end(), int64_t{0});
     return {all, {}, {}};
   }
@@ -137,7 +137,7 @@ void check_selection(const GoldenCase& golden, const Seen& seen, int64_t heads) 
     compare("scores", scores, golden["scores"], 1e-5);
     compare("cls_attention", scores, golden["cls_attention"].sum(0), 1e-5);
     const at::Tensor keys = view.vision_attention.at(0).keys;
-    compare("metric", keys.index_select(0, view.living), golden["metric"], 3e-5);
+    compare("metric", keys.index_select(0, view.index), golden["metric"], 3e-5);
     check_visionzip(golden, scores, keys.narrow(0, 0, n), settings["dominant"].get<int64_t>() - 1,
                     settings["contextual"]);
     compare("selected_hidden", seen.selection.features, golden["selected_hidden"], 2e-4);

@@ -117,7 +117,8 @@ TEST_CASE("a decoding step over caches of different lengths" * doctest::skip(kNo
         std::vector<KvCache*> pointers;
         for (KvCache& cache : caches) pointers.push_back(&cache);
         REQUIRE(cuda::DecodeTable::possible(caches[0]));
-        const cuda::DecodeTable table(pointers);
+        cuda::DecodeTable table = cuda::DecodeTable::reserve(pointers);
+        table.entries = table.entries.to(at::kCUDA);
         for (int64_t l = 0; l < 2; ++l) {
           const at::Tensor got = cuda::decode_attention(q.clone(), k, v, rope, table, l);
           const at::Tensor expected = plainly([&] {

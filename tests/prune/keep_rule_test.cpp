@@ -123,7 +123,7 @@ TEST_CASE("anchors are the corners of a single image") {
   CHECK(r.corners(views.view) == Ids{0, 11});
   r.anchors = {"tl", "tr", "bl", "br"};
   CHECK(r.corners(views.view) == Ids{0, 3, 8, 11});
-  views.view.living = at::tensor({2, 3, 5, 8}, at::kLong);  // the corners that are left
+  views.set_living({2, 3, 5, 8});  // the corners that are left
   CHECK(r.corners(views.view) == Ids{1, 3});
   CHECK(r.corners(test::Views({{3, 4}, {2, 2}}).view).empty());
   CHECK(r.corners(test::Views({{1, 1}}).view) == Ids{0});  // once, though all four are there

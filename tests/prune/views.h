@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <numeric>
 #include <vector>
 
 #include "glimpse/prune/pruner.h"
@@ -20,9 +21,15 @@ struct Views {
       first += rows * cols;
     }
     view.images = images;
-    view.living = at::arange(first, at::kLong);
+    std::vector<int64_t> all(first);
+    std::iota(all.begin(), all.end(), int64_t{0});
+    set_living(all);
   }
   Views(const Views&) = delete;
+  void set_living(const std::vector<int64_t>& sources) {
+    view.living = sources;
+    view.index = at::tensor(sources, at::kLong);
+  }
   void set_boxes(std::vector<std::vector<Box>> given) {
     boxes = std::move(given);
     view.boxes = boxes;
