@@ -12,7 +12,7 @@
 namespace glimpse {
 
 Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
-    : model_(model), sequence_(sequence), cache_(cache) {
+    : model_(model), sequence_(sequence), cache_(cache), cut_time_(model.decoder().options().device()) {
   if (!sequence.prompt.images.empty())
     for (const auto& pruner : sequence.pruners) {
       stages_.push_back({pruner.get(), pruner->taps(), pruner->cuts(), 0, 0, {}});
@@ -314,8 +314,7 @@ void Lane::renumber(const Cut& cut) {
 }
 
 at::Tensor Lane::cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden) {
-  synchronise(hidden.device());  // the layers before are not the cut's time
-  const Timer timer;
+  cut_time_.start();
   const Selection selection = choose(stage, cut, view_of(stage, cut, hidden));
   // What stages with cuts to come recorded about the dropped tokens goes too.
   if (&cut == &stage.cuts.back()) stage.attention.clear();
@@ -333,7 +332,7 @@ at::Tensor Lane::cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden
   at::Tensor left = hidden.index_select(0, to_device(stays, hidden.device()));
   if (selection.features.defined())
     left.index_copy_(0, indices().visual, selection.features.to(left.options()));
-  sequence_.times.prune += timer.ms();
+  cut_time_.stop();
   return left;
 }
 

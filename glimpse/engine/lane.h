@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "glimpse/engine/prefix_cache.h"
+#include "glimpse/nn/device_timer.h"
 
 namespace glimpse {
 
@@ -43,6 +44,8 @@ class Lane {
   at::Tensor pass(int64_t when, at::Tensor hidden);
 
   void finish();
+  /// Notes how long the cuts took, when the device has ended them.
+  void note_times() { sequence_.times.prune += cut_time_.take(); }
 
   Sequence& sequence() const { return sequence_; }
 
@@ -78,6 +81,7 @@ class Lane {
   const Vlm& model_;
   Sequence& sequence_;
   PrefixCache* cache_;
+  DeviceTimer cut_time_;
   std::vector<Stage> stages_;
   Stage *guided_ = nullptr, *last_ = nullptr;
   VisionTaps taps_;

@@ -187,7 +187,10 @@ at::Tensor PrefillBatch::finish() {
   }
   const at::Tensor logits = model_.decoder().logits(x_.index_select(0, index_tensor(last, x_.device())));
   synchronise(x_.device());
-  for (Lane& lane : lanes_) lane.sequence().times.prefill += timer.ms();
+  for (Lane& lane : lanes_) {
+    lane.sequence().times.prefill += timer.ms();
+    lane.note_times();
+  }
   return logits;
 }
 

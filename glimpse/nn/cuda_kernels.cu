@@ -250,30 +250,31 @@ void start_few_rows(const T* x, int64_t k, const Factors<T>& factors, int64_t co
 
 // ---- decoding
 
-// A block per sequence.
+// A block per head of a sequence: first those of the queries, then those of keys and values.
 template <class T>
 __global__ void rotate_and_append_kernel(T* q, const T* k, const T* v, const float* cos, const float* sin,
-                                         const CacheEntry* caches, int64_t heads, int64_t kv_heads,
-                                         int64_t half) {
-  const int64_t s = blockIdx.x, d = 2 * half;
-  const CacheEntry cache = caches[s];
-  q += s * heads * d;
-  k += s * kv_heads * d;
-  v += s * kv_heads * d;
+                                         const CacheEntry* caches, int heads, int kv_heads, int half) {
+  const int64_t s = blockIdx.y, d = 2 * half;
+  const int head = blockIdx.x;
   cos += s * half;
   sin += s * half;
-  for (int64_t i = threadIdx.x; i < heads * half; i += blockDim.x)
-    rotate_pair(q + i / half * d + i % half, half, cos[i % half], sin[i % half]);
-  T* const keys = static_cast<T*>(cache.keys) + (cache.length - 1) * d;
-  T* const values = static_cast<T*>(cache.values) + (cache.length - 1) * d;
-  for (int64_t i = threadIdx.x; i < kv_heads * half; i += blockDim.x) {
-    const int64_t head = i / half, at = i % half;
-    T pair[2] = {k[head * d + at], k[head * d + half + at]};
-    rotate_pair(pair, 1, cos[at], sin[at]);
-    keys[head * cache.head_stride + at] = pair[0];
-    keys[head * cache.head_stride + half + at] = pair[1];
-    values[head * cache.head_stride + at] = v[head * d + at];
-    values[head * cache.head_stride + half + at] = v[head * d + half + at];
+  if (head < heads) {
+    q += (s * heads + head) * d;
+    for (int i = threadIdx.x; i < half; i += blockDim.x) rotate_pair(q + i, half, cos[i], sin[i]);
+    return;
+  }
+  const CacheEntry cache = caches[s];
+  const int64_t from = (s * kv_heads + head - heads) * d,
+                to = (head - heads) * cache.head_stride + (cache.length - 1) * d;
+  T* const keys = static_cast<T*>(cache.keys) + to;
+  T* const values = static_cast<T*>(cache.values) + to;
+  for (int i = threadIdx.x; i < half; i += blockDim.x) {
+    T pair[2] = {k[from + i], k[from + half + i]};
+    rotate_pair(pair, 1, cos[i], sin[i]);
+    keys[i] = pair[0];
+    keys[half + i] = pair[1];
+    values[i] = v[from + i];
+    values[half + i] = v[from + half + i];
   }
 }
 
@@ -525,8 +526,10 @@ void few_row_products(const T* x, int64_t m, int64_t k, const Factor<T>* factors
 template <class T>
 void rotate_and_append(T* q, const T* k, const T* v, const float* cos, const float* sin,
                        const CacheEntry* caches, const DecodeShape& shape, cudaStream_t stream) {
-  rotate_and_append_kernel<<<static_cast<int>(shape.sequences), 256, 0, stream>>>(
-      q, k, v, cos, sin, caches, shape.heads, shape.kv_heads, shape.d / 2);
+  const dim3 grid(static_cast<int>(shape.heads + shape.kv_heads), static_cast<int>(shape.sequences));
+  rotate_and_append_kernel<<<grid, 64, 0, stream>>>(q, k, v, cos, sin, caches, static_cast<int>(shape.heads),
+                                                    static_cast<int>(shape.kv_heads),
+                                                    static_cast<int>(shape.d / 2));
 }
 
 Parts decode_parts(const DecodeShape& shape, int64_t longest) {

@@ -22,10 +22,10 @@ DecodeTable DecodeTable::reserve(std::span<KvCache* const> caches) {
     for (KvCache* const cache : caches) {
       LayerCache& layer = cache->layers[l];
       layer.grow(1);
-      const at::Tensor keys = layer.keys(), values = layer.values();
-      *to++ = reinterpret_cast<int64_t>(keys.data_ptr());
-      *to++ = reinterpret_cast<int64_t>(values.data_ptr());
-      *to++ = keys.stride(0);
+      const LayerCache::Memory memory = layer.memory();
+      *to++ = reinterpret_cast<int64_t>(memory.keys);
+      *to++ = reinterpret_cast<int64_t>(memory.values);
+      *to++ = memory.head_stride;
       *to++ = layer.length();
       table.longest[l] = std::max(table.longest[l], layer.length());
     }

@@ -19,6 +19,13 @@ class LayerCache {
   void append(const at::Tensor& k, const at::Tensor& v, int64_t more = 0);
   /// Makes room for `count` more rows at the end, which the caller fills. There are some already.
   void grow(int64_t count);
+  /// Where the first row of the first head lies, and how many elements the heads lie apart: what keys() and
+  /// values() begin with, at less cost where it is asked for every layer and sequence of a decoding step.
+  struct Memory {
+    void *keys, *values;
+    int64_t head_stride;
+  };
+  Memory memory() const { return {keys_.data_ptr(), values_.data_ptr(), keys_.stride(0)}; }
   /// Keeps the rows `index` [n] int64 only, in that order, and frees the memory of the rest.
   void keep(const at::Tensor& index);
   /// Drops the last `count` rows.
