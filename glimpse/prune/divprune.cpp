@@ -27,7 +27,7 @@ std::vector<int64_t> divprune_order(const at::Tensor& features, int64_t count, i
   // What is chosen stays beside the features: a device that is asked for every choice would wait every time.
   for (int64_t i = 0; i < count; ++i) {
     order.narrow(0, i, 1).copy_(newest);
-    at::maximum_out(nearest, nearest, cosines.row(newest));
+    at::fmax_out(nearest, nearest, cosines.row(newest));  // which a NaN does not change
     nearest.index_fill_(0, newest, chosen);
     newest = nearest.argmin(0, true);
   }

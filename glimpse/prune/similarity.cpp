@@ -76,15 +76,17 @@ Assignment assign(const at::Tensor& unit, std::vector<int64_t> dropped, const st
   Assignment out{std::move(dropped), {}};
   if (out.dropped.empty()) return out;
   const at::Tensor candidates = rows_of(unit, targets).t();
-  std::vector<at::Tensor> best;
+  // Made at once: small results between large temporary ones would leave holes in the heap.
+  at::Tensor best = at::empty({std::ssize(out.dropped)}, unit.options().dtype(at::kLong));
   for (size_t first = 0; first < out.dropped.size(); first += kBlock) {
     const size_t last = std::min(out.dropped.size(), first + static_cast<size_t>(kBlock));
     const std::vector<int64_t> block(out.dropped.begin() + static_cast<std::ptrdiff_t>(first),
                                      out.dropped.begin() + static_cast<std::ptrdiff_t>(last));
     flop_count::add(2 * std::ssize(block) * candidates.numel());
-    best.push_back(at::mm(rows_of(unit, block), candidates).argmax(1));
+    at::Tensor own = best.narrow(0, static_cast<int64_t>(first), std::ssize(block));
+    at::argmax_out(own, at::mm(rows_of(unit, block), candidates), 1);
   }
-  out.target = list_of(at::cat(best));
+  out.target = list_of(best);
   return out;
 }
 

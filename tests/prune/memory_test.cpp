@@ -23,9 +23,10 @@ TEST_CASE("no method needs a matrix of all pairs" * doctest::skip(!test::kMeasur
   views.set_boxes({{{0.1, 0.1, 0.4, 0.4}}});
   // That is what would be seen:
   CHECK(test::grown_mib([&] { divprune_order(view.hidden, 2, n); }) > 1000);
-  for (const char* method : {"divprune(keep=0.01)", "cdpruner(keep=0.01)", "dart", "visionzip",
-                             "visionzip(dominant=100,contextual=10)", "vscan(layers=none,layer_keep=none)",
-                             "pyramiddrop(layers=4,keep=0.1)", "random", "reference"}) {
+  for (const std::string method :
+       {"divprune(keep=0.01)", "cdpruner(keep=0.01)", "dart", "visionzip",
+        "visionzip(dominant=100,contextual=10)", "vscan(layers=none,layer_keep=none)",
+        "pyramiddrop(layers=4,keep=0.1)", "random", "reference"}) {
     CAPTURE(method);
     const PrunerChain chain = make_pruners(method, {28, nullptr, 7});
     Selection selection;
