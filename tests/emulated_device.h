@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <ostream>
 
 namespace glimpse::test {
 
@@ -23,6 +24,10 @@ struct Transfers {
   }
   bool operator==(const Transfers&) const = default;
 };
+inline std::ostream& operator<<(std::ostream& out, const Transfers& t) {
+  return out << t.to_host << " to the host, " << t.to_device << " to the device (" << t.blocking
+             << " waited for)";
+}
 Transfers transfers();
 
 }  // namespace glimpse::test

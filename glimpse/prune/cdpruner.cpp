@@ -78,19 +78,20 @@ std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor
              gains = at::full({count}, chosen, unit.options());
   for (int64_t t = 0; t < count; ++t) {
     gain.masked_fill_(gain <= rounding, chosen);
-    const at::Tensor best = gain.argmax(0, true), d = gain.index_select(0, best);
+    const at::Tensor best = gain.argmax(0, true), d = picked(gain, 0, best);
     if (d.is_cpu() && !(*d.const_data_ptr<float>() > 0)) break;
     order.narrow(0, t, 1).copy_(best);
-    gains.narrow(0, t, 1).copy_(d);
-    at::Tensor row = cosines.row(best) * r * r.index_select(0, best);
+    gains[t].copy_(d);
+    at::Tensor row = cosines.row(best) * r * picked(r, 0, best);
     if (t > 0) {
-      mix_rows(factor.narrow(0, 0, t).index_select(1, best).view(t), factor.narrow(0, 0, t), known);
+      const at::Tensor rows = factor.narrow(0, 0, t);
+      mix_rows(picked(rows, 1, best).contiguous(), rows, known);
       row -= known;
     }
     row /= d.sqrt();
     factor[t].copy_(row);
     gain -= row * row;
-    gain.index_fill_(0, best, chosen);
+    strike(gain, best, chosen);
   }
   // One copy for all; float64 holds indices and float32 alike.
   const at::Tensor all = at::cat({order.to(at::kDouble), gains.to(at::kDouble), r.to(at::kDouble)}).cpu();

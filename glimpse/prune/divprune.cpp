@@ -14,6 +14,21 @@ Fields DivPrune::Options::fields() {
   return fields;
 }
 
+namespace {
+
+// nearest = max(nearest, row), which a NaN does not change.
+void take_larger(at::Tensor& nearest, const at::Tensor& row) {
+  if (!nearest.is_cpu()) {
+    at::fmax_out(nearest, nearest, row);
+    return;
+  }
+  float* const to = nearest.data_ptr<float>();
+  const float* const from = row.const_data_ptr<float>();
+  for (int64_t i = 0; i < nearest.numel(); ++i) to[i] = std::max(to[i], from[i]);
+}
+
+}  // namespace
+
 std::vector<int64_t> divprune_order(const at::Tensor& features, int64_t count, int64_t at_once) {
   const int64_t n = features.size(0);
   count = std::min(count, n);
@@ -27,8 +42,8 @@ std::vector<int64_t> divprune_order(const at::Tensor& features, int64_t count, i
   // What is chosen stays beside the features: a device that is asked for every choice would wait every time.
   for (int64_t i = 0; i < count; ++i) {
     order.narrow(0, i, 1).copy_(newest);
-    at::fmax_out(nearest, nearest, cosines.row(newest));  // which a NaN does not change
-    nearest.index_fill_(0, newest, chosen);
+    take_larger(nearest, cosines.row(newest));
+    strike(nearest, newest, chosen);
     newest = nearest.argmin(0, true);
   }
   return list_of(order);

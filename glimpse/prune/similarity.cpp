@@ -24,6 +24,18 @@ at::Tensor rows_of(const at::Tensor& x, const std::vector<int64_t>& index) {
   return x.index_select(0, index_tensor(index, x.device()));
 }
 
+at::Tensor picked(const at::Tensor& x, int64_t dim, const at::Tensor& chosen) {
+  return x.is_cpu() ? x.select(dim, *chosen.const_data_ptr<int64_t>())
+                    : x.index_select(dim, chosen).squeeze(dim);
+}
+
+void strike(at::Tensor& x, const at::Tensor& chosen, float value) {
+  if (x.is_cpu())
+    x.data_ptr<float>()[*chosen.const_data_ptr<int64_t>()] = value;
+  else
+    x.index_fill_(0, chosen, value);
+}
+
 at::Tensor unit_rows(const at::Tensor& x) {
   at::Tensor wide = x.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
   return wide.div_(wide.norm(2, 1, true).clamp_min(1e-12));
@@ -49,9 +61,9 @@ Cosines::Cosines(at::Tensor unit, int64_t at_once) : unit_(std::move(unit)) {
 }
 
 at::Tensor Cosines::row(const at::Tensor& i) const {
-  if (all_.defined()) return all_.index_select(0, i).squeeze(0);
+  if (all_.defined()) return picked(all_, 0, i);
   flop_count::add(2 * unit_.numel());
-  return at::mv(unit_, unit_.index_select(0, i).squeeze(0));
+  return at::mv(unit_, picked(unit_, 0, i));
 }
 
 at::Tensor Cosines::nearest() const {

@@ -12,6 +12,12 @@ at::Tensor rows_of(const at::Tensor& x, const std::vector<int64_t>& index);
 /// Rows of x [n, D] scaled to length one, float32.
 at::Tensor unit_rows(const at::Tensor& x);
 
+/// What x has along `dim` at the place `chosen` [1] int64, which need not come to the host: looking at it
+/// would wait for the device. On the CPU it costs nothing, and what it picks is not copied.
+at::Tensor picked(const at::Tensor& x, int64_t dim, const at::Tensor& chosen);
+/// Sets that place of x [n] float32 to `value`.
+void strike(at::Tensor& x, const at::Tensor& chosen, float value);
+
 /// Cosines between all rows of unit [n, D]: [n, n] float32. Symmetric blocks are computed once.
 at::Tensor cosines(const at::Tensor& unit);
 

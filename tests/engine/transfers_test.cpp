@@ -1,7 +1,12 @@
 // What an accelerator and its host wait for each other, on the emulated device: nothing between layers, one
 // answer of the device for a decision that the host has to know.
+#include <functional>
+
 #include "builtin.h"
 #include "emulated_device.h"
+#include "glimpse/engine/scheduler.h"
+#include "glimpse/nn/device.h"
+#include "glimpse/nn/ops.h"
 
 #undef CHECK
 #include <doctest/doctest.h>
@@ -77,12 +82,77 @@ TEST_CASE("no layer waits for the device, a cut asks it once") {
   }
 }
 
+TEST_CASE("what each method asks the device for") {
+  const std::pair<const char*, int64_t> answers[] = {
+      {"none", 0},
+      {"random", 0},
+      {"random(layer=-1)", 0},
+      {"divprune", 1},
+      {"cdpruner", 1},
+      {"dart", 2},                                // lengths, then cosines with the pivots
+      {"visionzip", 2},                           // scores, then where the others merge
+      {"vscan(layers=none,layer_keep=none)", 3},  // two scores, then where the others merge
+      {"pyramiddrop(layers=2+4,keep=0.5+0.2)", 2},
+      {"divprune(keep=0.5)+glimpse", 2}};
+  for (const auto& [prune, expected] : answers) {
+    CAPTURE(prune);
+    Sequence sequence = sequence_of(0, prune);
+    int64_t asked = 0;
+    const std::vector<Transfers> parts = by_layer(sequence);
+    for (const Transfers& part : parts) asked += part.to_host;
+    for (size_t layer = 1; layer < parts.size(); ++layer) CHECK(parts[layer].blocking == 0);
+    CHECK(asked == expected);
+  }
+}
+
+TEST_CASE("the next tokens of all sequences come to the host in one copy") {
+  Scheduler scheduler(emulated_engine());
+  std::vector<std::future<Answer>> answers;
+  for (const int row : {0, 9, 16}) {
+    Request request = row_request(row);
+    request.ignore_eos = true;
+    if (row == 9)
+      request.sampling = {.temperature = 2, .top_p = 0.9, .top_k = 20, .repetition_penalty = 1.1, .seed = 1};
+    answers.push_back(scheduler.submit(request));
+  }
+  for (int i = 0; i < 10; ++i) scheduler.step();  // the prefills, and some tokens
+  CHECK(scheduler.state().running == 3);
+  for (int i = 0; i < 5; ++i)  // down go tokens and positions, and what the penalty is for
+    CHECK(during([&] { scheduler.step(); }) == Transfers{.to_host = 1, .to_device = 2, .blocking = 0});
+  scheduler.run();
+}
+
 TEST_CASE("the emulated device refuses what CUDA refuses") {
   test::register_emulated_device();
-  const at::Tensor host = at::arange(6, at::kFloat), x = host.to(at::Device(test::kEmulated));
-  CHECK_THROWS_AS(x + host, c10::Error);
-  CHECK(at::equal((x + 1).cpu(), host + 1));
-  CHECK(during([&] { x.cpu(); }).to_host == 1);
-  CHECK(during([&] { x.sum().item(); }).to_host == 1);
-  CHECK(during([&] { x.softmax(0); }) == Transfers{});
+  const at::Device device(test::kEmulated);
+  const at::Tensor host = at::arange(6, at::kFloat), x = host.to(device), index = at::tensor({1}, at::kLong);
+  CHECK(!has_kernel(x));
+  CHECK((reinterpret_cast<uintptr_t>(x.data_ptr()) >> 57) != 0);  // no address of a process
+  for (const std::function<at::Tensor()>& mixed : std::vector<std::function<at::Tensor()>>{
+           [&] { return x + host; },
+           [&] {
+             return at::cat({x, host});
+           },
+           [&] { return x.index_select(0, index); }, [&] { return host.index_select(0, index.to(device)); }})
+    CHECK_THROWS_WITH_AS(mixed(), doctest::Contains("xpected all tensors"), c10::Error);
+  CHECK(at::equal((x + host[5]).cpu(), host + 5));
+  CHECK(during([&] { x.cpu(); }) == Transfers{1, 0, 0});
+  CHECK(during([&] { x.sum().item(); }) == Transfers{1, 0, 0});
+  CHECK(during([&] { x.nonzero(); }) == Transfers{1, 0, 0});
+  CHECK(during([&] { host.to(device); }) == Transfers{0, 1, 1});
+  CHECK(during([&] { to_device(host, device); }) == Transfers{0, 1, 0});
+  CHECK(during([&] { x.softmax(0).argmax(); }) == Transfers{});
+}
+
+TEST_CASE("views, results that grow and gradients on the emulated device") {
+  test::register_emulated_device();
+  const at::Tensor x = at::arange(6, at::kFloat).to(at::Device(test::kEmulated));
+  x.view({2, 3}).t().narrow(0, 1, 1).add_(10);
+  CHECK(at::equal(x.cpu(), at::tensor({0.f, 11.f, 2.f, 3.f, 14.f, 5.f})));
+  at::Tensor grown = at::empty({0}, x.options());
+  at::cat_out(grown, {x, x});
+  CHECK(at::equal(grown.cpu(), at::cat({x.cpu(), x.cpu()})));
+  const at::Tensor weight = at::ones({3}, x.options()).requires_grad_();
+  (x.view({2, 3}) * weight).square().sum().backward();
+  CHECK(at::equal(weight.grad().cpu(), at::tensor({18.f, 634.f, 58.f})));
 }
