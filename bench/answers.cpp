@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "bench/workload.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/base/timer.h"
 #include "glimpse/engine/engine.h"
@@ -12,15 +13,6 @@ namespace {
 
 nlohmann::json model_config(const Question& question) {
   return read_json(question.checkpoint / "model" / "config.json");
-}
-
-// What decoding a token reads; in 4 bits a group of 64 has a multiple of 1 byte, and the head has 8 bits.
-double weight_bytes(const DecoderConfig& c, const std::string& weights) {
-  const double layers = static_cast<double>(c.layers) * layer_weights(c),
-               head = static_cast<double>(c.hidden_size * c.vocab_size);
-  return weights == "int8"   ? layers + head
-         : weights == "int4" ? layers * (0.5 + 1.0 / 64) + head
-                             : 2 * (layers + head);
 }
 
 std::string tera(double flops) {
@@ -145,26 +137,11 @@ VisionShape vision_shape(const Question& question) {
 }
 
 Grid patch_grid(const Question& question, int64_t merge) {
-  auto rows = static_cast<int64_t>(std::sqrt(static_cast<double>(question.visual)));
-  while (question.visual % rows != 0) --rows;
-  return {1, static_cast<int>(rows * merge), static_cast<int>(question.visual / rows * merge)};
+  return patch_grid(question.visual, merge);
 }
 
 Prompt make_prompt(const Question& question, const Vlm& model) {
-  const nlohmann::json config = model_config(question);
-  const VisionShape vision = vision_shape(question);
-  // What marks an image's place: its token, and those around it if the family has them.
-  std::vector<int64_t> image;
-  for (const char* key :
-       {"vision_start_token_id", "image_token_id", "image_token_index", "vision_end_token_id"})
-    if (config.contains(key)) image.push_back(config.at(key));
-  at::manual_seed(0);
-  const at::Tensor text =
-      at::randint(0, 500, {question.text + 1 - static_cast<int64_t>(image.size())}, at::kLong);
-  std::vector<int64_t> ids(text.const_data_ptr<int64_t>(), text.const_data_ptr<int64_t>() + text.numel());
-  ids.insert(ids.begin() + std::min<int64_t>(10, text.numel()), image.begin(), image.end());
-  const Grid grid = patch_grid(question, vision.merge);
-  return model.prompt(ids, {{at::randn({int64_t{grid.h} * grid.w, vision.patch_values}), grid}});
+  return make_prompt(model_config(question), question.visual, question.text, model);
 }
 
 std::unique_ptr<Engine> load_engine(const Question& question) {

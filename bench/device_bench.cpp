@@ -5,11 +5,11 @@
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
-#include <set>
 
 #include "bench/profile.h"
 #include "bench/random_model.h"
 #include "bench/rows.h"
+#include "bench/workload.h"
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/base/timer.h"
@@ -28,7 +28,7 @@ using nlohmann::json;
 
 struct Options {
   std::string device = "cuda", shape, shapes = "bench/shapes", json_file, profile;
-  std::vector<std::string> only = {"limits", "decode", "prefill", "vision", "attention", "batch", "training"};
+  std::vector<std::string> only = {"limits", "decode", "prefill", "attention", "batch", "training"};
   std::vector<int64_t> sizes = {1024, 4096, 256, 16384};
   int64_t text = 30, steps = 32, together = 32, gemm = 8192, copy_mib = 4096, answer = 20, rounds = 3,
           examples = 8;
@@ -127,24 +127,8 @@ class Bench {
     row({.name = "read", .value = read / 1e9, .unit = "GB/s", .note = "summed up"});
   }
 
-  VisionShape vision() const { return VisionShape::from_json(shape_.at("model")); }
-
   Prompt prompt(int64_t visual) const {
-    const VisionShape shape = vision();
-    auto rows = static_cast<int64_t>(std::sqrt(static_cast<double>(visual)));
-    while (visual % rows != 0) --rows;
-    const Grid grid{1, static_cast<int>(rows * shape.merge), static_cast<int>(visual / rows * shape.merge)};
-    std::vector<int64_t> ids;
-    for (int64_t i = 0; i < options_.text - 2; ++i) ids.push_back((7 * i + 3) % 500);
-    const json& model = shape_.at("model");
-    std::vector<int64_t> image;
-    for (const char* key :
-         {"vision_start_token_id", "image_token_id", "image_token_index", "vision_end_token_id"})
-      if (model.contains(key)) image.push_back(model.at(key));
-    ids.insert(ids.begin() + 10, image.begin(), image.end());
-    at::manual_seed(0);
-    const at::Tensor pixels = at::randn({int64_t{grid.h} * grid.w, shape.patch_values});
-    return engine_->model().prompt(ids, {{pixels, grid}});
+    return make_prompt(shape_.at("model"), visual, options_.text, engine_->model());
   }
 
   struct Prefilled {
@@ -193,8 +177,7 @@ class Bench {
                  pruned_flops = pruned_prefill_flops(c, modules.vip, tokens, static_cast<double>(visual),
                                                      static_cast<double>(left),
                                                      static_cast<double>(modules.reduce_layer));
-    Grid grid = asked.patches[0].grid;
-    const double encoder = vision_flops(vision(), grid);
+    const double encoder = vision_flops(VisionShape::from_json(shape_.at("model")), asked.patches[0].grid);
     row({at("vision_ms"), seen.best(), "ms", seen.median(), share_of_flops(encoder, seen.best())});
     row({at("prefill_ms"),
          full.best(),
@@ -262,10 +245,9 @@ class Bench {
       for (int64_t i = 0; i < options_.steps; ++i) step();
       times.add(timer.ms() / static_cast<double>(options_.steps));
     }
-    const double weights = 2 * (static_cast<double>(c.layers) * layer_weights(c) +
-                                static_cast<double>(c.hidden_size * c.vocab_size));
-    const double bytes = weights + kv_row_bytes(c) * static_cast<double>(count) *
-                                       (static_cast<double>(rows) + static_cast<double>(options_.steps));
+    const double bytes =
+        weight_bytes(c, "bf16") + kv_row_bytes(c) * static_cast<double>(count) *
+                                      (static_cast<double>(rows) + static_cast<double>(options_.steps));
     const std::string name =
         count == 1 ? concat("decode_ms_", visual) : concat("decode_batch", count, "_ms_", visual);
     row({.name = name,

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <functional>
 #include <list>
+#include <memory>
 #include <mutex>
-#include <string>
+#include <vector>
 
 #include "glimpse/nn/cuda_graph.h"
 #include "glimpse/nn/cuda_ops.h"

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <map>
 
+#include "glimpse/nn/device.h"
 #include "glimpse/nn/flash.h"
 #include "glimpse/nn/flop_count.h"
 #include "glimpse/nn/kernels.h"
@@ -261,7 +262,7 @@ const at::Tensor& Segments::offsets(at::Device device) const {
   if (!offsets_.defined() || offsets_.device() != device) {
     std::vector<int> ends = {0};
     for (const int64_t length : lengths) ends.push_back(ends.back() + static_cast<int>(length));
-    offsets_ = at::tensor(ends, at::kInt).to(device);
+    offsets_ = to_device(at::tensor(ends, at::kInt), device);
   }
   return offsets_;
 }
@@ -309,7 +310,7 @@ at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at:
   at::Tensor out = at::empty({q.size(0), heads * v.size(2)}, q.options());
   for (const auto& [length, firsts] : starts) {
     const at::Tensor first = at::tensor(firsts, at::kLong);
-    const at::Tensor index = (first.unsqueeze(1) + at::arange(length)).flatten().to(q.device());
+    const at::Tensor index = to_device((first.unsqueeze(1) + at::arange(length)).flatten(), q.device());
     const auto pick = [&](const at::Tensor& t) { return t.index_select(0, index); };
     out.index_copy_(0, index, attend(pick(q), pick(k), pick(v), length));
   }

@@ -104,13 +104,11 @@ at::Tensor apply_rope(const at::Tensor& x, const Rope& rope) {
 }
 
 bool has_few_row_kernel(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  const auto fits = [&](const at::Tensor& t) {
-    return has_kernel(t) && t.scalar_type() == x.scalar_type() &&
-           reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  const auto aligned = [](const at::Tensor& t) {
+    return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
   };
-  const bool offset = !bias.defined() || (has_kernel(bias) && bias.scalar_type() == x.scalar_type());
-  return x.is_cuda() && x.size(0) > 0 && x.size(0) <= max_few_rows &&
-         x.size(1) * x.element_size() % 16 == 0 && fits(x) && fits(weight) && offset;
+  return has_kernel(x, weight) && (!bias.defined() || has_kernel(x, bias)) && x.size(0) > 0 &&
+         x.size(0) <= max_few_rows && x.size(1) * x.element_size() % 16 == 0 && aligned(x) && aligned(weight);
 }
 
 std::vector<at::Tensor> few_row_products(const at::Tensor& x, std::span<const DenseWeight> weights) {

@@ -17,6 +17,11 @@ void use_kernels(bool use);
 
 /// Whether the kernels can take `x`: contiguous bf16 or float32 on a CUDA device, no gradients.
 bool has_kernel(const at::Tensor& x);
+/// Whether they can take all of these together, which then have one type.
+template <class... Others>
+bool has_kernel(const at::Tensor& x, const Others&... others) {
+  return has_kernel(x) && ((has_kernel(others) && others.scalar_type() == x.scalar_type()) && ...);
+}
 
 /// As the functions of these names in nn/ops.h and nn/rotary.h say; all operands have the same type.
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);

@@ -13,7 +13,7 @@ c10::Event DeviceTimer::mark() const {
 
 void DeviceTimer::start() {
   if (device_.is_cuda())
-    open_.push_back(mark());
+    open_.emplace(mark());
   else
     timer_.restart();
 }
@@ -23,8 +23,8 @@ void DeviceTimer::stop() {
     ms_ += timer_.ms();
     return;
   }
-  parts_.emplace_back(std::move(open_.back()), mark());
-  open_.clear();
+  parts_.emplace_back(std::move(*open_), mark());
+  open_.reset();
 }
 
 double DeviceTimer::take() {

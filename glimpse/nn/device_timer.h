@@ -2,6 +2,7 @@
 
 #include <c10/core/Event.h>
 
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -26,7 +27,7 @@ class DeviceTimer {
   Timer timer_;
   double ms_ = 0;
   std::vector<std::pair<c10::Event, c10::Event>> parts_;
-  std::vector<c10::Event> open_;
+  std::optional<c10::Event> open_;  // the beginning of a part that has not ended
 };
 
 }  // namespace glimpse

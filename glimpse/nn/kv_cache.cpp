@@ -45,8 +45,7 @@ void LayerCache::append(const at::Tensor& k, const at::Tensor& v, int64_t more) 
 }
 
 void LayerCache::grow(int64_t count) {
-  if (length_ + count > keys_.size(1) || keys_.use_count() > 1)
-    reserve(length_ + count, keys_.size(0), keys_.size(2), keys_.options());
+  reserve(length_ + count, keys_.size(0), keys_.size(2), keys_.options());
   length_ += count;
 }
 

@@ -44,8 +44,7 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
     at::Tensor rows = x.contiguous();
     return norm_kernel(rows, {}, weight, eps);
   }
-  if (cuda::has_kernel(x) && cuda::has_kernel(weight) && weight.scalar_type() == x.scalar_type())
-    return cuda::rms_norm(x, weight, eps);
+  if (cuda::has_kernel(x, weight)) return cuda::rms_norm(x, weight, eps);
   // Fused with its gradient, so that training is not busy with starting kernels.
   if (x.is_cuda()) return at::rms_norm(x, {x.size(-1)}, weight.to(x.scalar_type()), eps);
   const at::Tensor wide = x.to(at::kFloat);
@@ -56,15 +55,13 @@ at::Tensor add_rms_norm(at::Tensor& x, const at::Tensor& delta, const at::Tensor
   if (has_kernel(x) && has_kernel(delta) && has_kernel(weight) && x.is_contiguous() &&
       weight.scalar_type() == x.scalar_type())
     return norm_kernel(x, delta.contiguous(), weight, eps);
-  if (cuda::has_kernel(x) && cuda::has_kernel(delta) && cuda::has_kernel(weight) &&
-      delta.scalar_type() == x.scalar_type() && weight.scalar_type() == x.scalar_type())
-    return cuda::add_rms_norm(x, delta, weight, eps);
+  if (cuda::has_kernel(x, delta, weight)) return cuda::add_rms_norm(x, delta, weight, eps);
   x = x + delta;
   return rms_norm(x, weight, eps);
 }
 
 at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up) {
-  if (cuda::has_kernel(gate) && cuda::has_kernel(up)) return cuda::silu_mul(gate, up);
+  if (cuda::has_kernel(gate, up)) return cuda::silu_mul(gate, up);
   if (!has_kernel(gate) || !has_kernel(up)) return at::silu(gate) * up;
   const at::Tensor g = gate.contiguous(), u = up.contiguous();
   at::Tensor out = at::empty(g.sizes(), g.options());

@@ -1,0 +1,39 @@
+#include "bench/workload.h"
+
+#include <cmath>
+
+#include "glimpse/eval/flops.h"
+
+namespace glimpse::bench {
+
+Grid patch_grid(int64_t visual, int64_t merge) {
+  auto rows = static_cast<int64_t>(std::sqrt(static_cast<double>(visual)));
+  while (visual % rows != 0) --rows;
+  return {1, static_cast<int>(rows * merge), static_cast<int>(visual / rows * merge)};
+}
+
+Prompt make_prompt(const nlohmann::json& config, int64_t visual, int64_t text, const Vlm& model) {
+  const VisionShape vision = VisionShape::from_json(config);
+  // What marks an image's place: its token, and those around it if the family has them.
+  std::vector<int64_t> image;
+  for (const char* key :
+       {"vision_start_token_id", "image_token_id", "image_token_index", "vision_end_token_id"})
+    if (config.contains(key)) image.push_back(config.at(key));
+  at::manual_seed(0);
+  const at::Tensor words = at::randint(0, 500, {text + 1 - static_cast<int64_t>(image.size())}, at::kLong);
+  std::vector<int64_t> ids(words.const_data_ptr<int64_t>(), words.const_data_ptr<int64_t>() + words.numel());
+  ids.insert(ids.begin() + std::min<int64_t>(10, words.numel()), image.begin(), image.end());
+  const Grid grid = patch_grid(visual, vision.merge);
+  return model.prompt(ids, {{at::randn({int64_t{grid.h} * grid.w, vision.patch_values}), grid}});
+}
+
+// In 4 bits a group of 64 has a multiple of 1 byte, and the head has 8 bits.
+double weight_bytes(const DecoderConfig& c, const std::string& weights) {
+  const double layers = static_cast<double>(c.layers) * layer_weights(c),
+               head = static_cast<double>(c.hidden_size * c.vocab_size);
+  return weights == "int8"   ? layers + head
+         : weights == "int4" ? layers * (0.5 + 1.0 / 64) + head
+                             : 2 * (layers + head);
+}
+
+}  // namespace glimpse::bench

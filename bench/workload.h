@@ -1,0 +1,19 @@
+#pragma once
+
+#include <string>
+
+#include "glimpse/models/vlm.h"
+
+namespace glimpse::bench {
+
+/// The patch grid of an image: as near to a square as its visual tokens allow.
+Grid patch_grid(int64_t visual, int64_t merge);
+
+/// The prompt that everything is timed with: one image of `visual` tokens and `text` others, those around the
+/// image included; random ids and noise, the same in every run. `config`: the model's config.json.
+Prompt make_prompt(const nlohmann::json& config, int64_t visual, int64_t text, const Vlm& model);
+
+/// What decoding a token reads of a language model whose linear layers are "bf16", "int8" or "int4".
+double weight_bytes(const DecoderConfig& c, const std::string& weights);
+
+}  // namespace glimpse::bench
