@@ -9,7 +9,7 @@ export CCACHE_SLOPPINESS := pch_defines,time_macros,include_file_mtime,include_f
 # A libtorch of your own: make Torch_DIR=... or CMAKE_PREFIX_PATH=... (also from the environment).
 export Torch_DIR CMAKE_PREFIX_PATH
 configure = cmake --preset $(1) $(foreach v,Torch_DIR CMAKE_PREFIX_PATH,$(if $($(v)),-D$(v)="$($(v))"))
-build = $(if $(wildcard build/$(1)/build.ninja),,$(call configure,$(1)) &&) cmake --build build/$(1) -j$(JOBS)
+build = $(if $(wildcard build/$(1)/build.ninja),,$(call configure,$(1)) &&) cmake --build build/$(1) -j$(JOBS) $(2)
 
 .PHONY: build
 build: setup ## Build everything into build/release
@@ -20,7 +20,8 @@ setup: ## Install what is missing: Debian packages, .venv, test assets
 	@tools/setup
 
 .PHONY: demo
-demo: build ## Ask the built-in model about a picture and see what was pruned
+demo: setup ## Build the program alone, ask the built-in model about a picture and see what was pruned
+	@$(call build,release,--target glimpse_cli)
 	@tools/demo
 
 .PHONY: test

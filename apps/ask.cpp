@@ -42,20 +42,21 @@ std::filesystem::path numbered(const std::filesystem::path& file, size_t index, 
 
 void write_pictures(const AskFlags& flags, const Answer& answer, const std::vector<Image>& images) {
   for (size_t i = 0; i < images.size(); ++i) {
-    const int rows = static_cast<int>(answer.images[i].rows), cols = static_cast<int>(answer.images[i].cols);
+    const int rows = static_cast<int>(answer.segments[i].rows),
+              cols = static_cast<int>(answer.segments[i].cols);
     if (!flags.overlay_out.empty())
-      save_png(draw_kept(images[i], rows, cols, answer.keep[i], answer.images[i].area),
+      save_png(draw_kept(images[i], rows, cols, answer.keep[i], answer.segments[i].area),
                numbered(flags.overlay_out, i, images.size()));
     if (flags.mask_out.empty()) continue;
-    std::vector<uint8_t> mask(answer.images[i].count());
+    std::vector<uint8_t> mask(answer.segments[i].count());
     for (const int64_t token : answer.keep[i]) mask[token] = 1;
     save_mask_png(mask, rows, cols, images[i].width, images[i].height,
-                  numbered(flags.mask_out, i, images.size()), answer.images[i].area);
+                  numbered(flags.mask_out, i, images.size()), answer.segments[i].area);
   }
 }
 
 nlohmann::json image_json(const Answer& answer, size_t i) {
-  const ImageSpan& image = answer.images[i];
+  const Segment& image = answer.segments[i];
   return {{"rows", image.rows},
           {"cols", image.cols},
           {"visual_tokens", image.count()},
@@ -66,8 +67,8 @@ nlohmann::json image_json(const Answer& answer, size_t i) {
 void write_scores(const std::string& path, const Answer& answer) {
   check(!answer.scores.empty(), "--scores-out: no method with scores ran (use --prune glimpse and an image)");
   nlohmann::json list = nlohmann::json::array();
-  for (size_t i = 0; i < answer.images.size(); ++i) {
-    const ImageSpan& image = answer.images[i];
+  for (size_t i = 0; i < answer.segments.size(); ++i) {
+    const Segment& image = answer.segments[i];
     const auto begin = answer.scores.begin() + image.first;
     nlohmann::json entry = image_json(answer, i);
     entry["probability"] = std::vector<float>(begin, begin + image.count());
@@ -80,7 +81,7 @@ void write_scores(const std::string& path, const Answer& answer) {
 
 nlohmann::json answer_json(const Answer& answer) {
   nlohmann::json images = nlohmann::json::array();
-  for (size_t i = 0; i < answer.images.size(); ++i) images.push_back(image_json(answer, i));
+  for (size_t i = 0; i < answer.segments.size(); ++i) images.push_back(image_json(answer, i));
   return {{"answer", answer.text},
           {"token_ids", answer.ids},
           {"finish_reason", answer.finish_reason},

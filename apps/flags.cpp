@@ -64,10 +64,12 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
   app.add_option("--mmproj", options.mmproj, "the vision encoder's .gguf file, for a --model that is one")
       ->type_name("FILE")
       ->group(group);
-  app.add_option("--new-modules", options.new_modules,
-                 "directory of the pruning modules (config.json, "
-                 "new_modules_gp.pt or .safetensors)")
+  app.add_option(
+         "--new-modules", options.new_modules,
+         "directory of the pruning modules (config.json, new_modules_gp.pt or .safetensors); repeatable "
+         "with names, as in coarse=DIR for glimpse(modules=coarse)")
       ->type_name("DIR")
+      ->allow_extra_args(false)
       ->group(group);
   app.add_option(
          "--clip", options.clip,
@@ -101,6 +103,7 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
       ->type_name("DEVICE")
       ->capture_default_str()
       ->group(group);
+  options.threads = 0;
   app.add_option("-t,--threads", options.threads, "CPU threads (0: one per core)")
       ->type_name("N")
       ->check(CLI::Range(0, 4096))
@@ -109,11 +112,13 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
 }
 
 nlohmann::json model_settings(const EngineOptions& options) {
-  nlohmann::json settings = {{"model", options.model.empty() ? "built-in" : options.model},
-                             {"new_modules", options.new_modules},
-                             {"adapters", options.adapters},
-                             {"dtype", options.dtype},
-                             {"weights", options.weights}};
+  nlohmann::json settings = {
+      {"model", options.model.empty() ? "built-in" : options.model},
+      {"new_modules", options.new_modules.size() == 1 ? nlohmann::json(options.new_modules[0])
+                                                      : nlohmann::json(options.new_modules)},
+      {"adapters", options.adapters},
+      {"dtype", options.dtype},
+      {"weights", options.weights}};
   if (!options.mmproj.empty()) settings["mmproj"] = options.mmproj;
   if (!options.clip.empty()) settings["clip"] = options.clip;
   return settings;

@@ -84,8 +84,7 @@ int run(const InspectFlags& flags) {
   if (tower) out["text_tower"] = {{"layers", tower->layers}, {"hidden_size", tower->hidden_size}};
   const GlimpseModules* modules = engine->modules();
   if (modules) {
-    const auto folder = flags.engine.new_modules.empty() ? builtin_model_dir() / "new_modules"
-                                                         : resolve_model_dir(flags.engine.new_modules);
+    const auto folder = module_dirs(flags.engine).at(0).second;
     const GlimpseConfig& g = modules->config;
     const auto file = std::filesystem::exists(folder / "new_modules_gp.safetensors")
                           ? "new_modules_gp.safetensors"

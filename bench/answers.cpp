@@ -147,7 +147,7 @@ Prompt make_prompt(const Question& question, const Vlm& model) {
 std::unique_ptr<Engine> load_engine(const Question& question) {
   EngineOptions options;
   options.model = (question.checkpoint / "model").string();
-  options.new_modules = (question.checkpoint / "new_modules").string();
+  options.new_modules = {(question.checkpoint / "new_modules").string()};
   options.threads = question.threads;
   options.weights = question.weights;
   return Engine::load(options);

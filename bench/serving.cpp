@@ -56,7 +56,7 @@ Prefilled prefilled(const Vlm& model, const Prompt& prompt, const PrunerChain& p
   out.sequence.budget.keep = keep;
   const Timer timer;
   if (const auto end = prefix_end(prompt, pruners, model.decoder().config().layers); cache && end)
-    out.sequence.prefix_key = prefix_key(out.sequence, *end);
+    out.sequence.prefix_key = prefix_key(out.sequence, *end, model.weights_version());
   PrefillBatch batch(model, cache);
   batch.add(out.sequence);
   while (!batch.done())

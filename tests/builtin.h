@@ -23,10 +23,11 @@ inline std::filesystem::path tiny_dir() {
 
 /// The built-in model and its modules in float32 on test_device(), loaded once.
 inline const Engine& tiny_engine() {
-  static const std::unique_ptr<Engine> engine = Engine::load({.model = tiny_dir() / "model",
-                                                              .new_modules = tiny_dir() / "new_modules",
-                                                              .dtype = "fp32",
-                                                              .device = device_name()});
+  static const std::unique_ptr<Engine> engine =
+      Engine::load({.model = tiny_dir() / "model",
+                    .new_modules = {(tiny_dir() / "new_modules").string()},
+                    .dtype = "fp32",
+                    .device = device_name()});
   return *engine;
 }
 

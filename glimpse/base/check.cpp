@@ -6,6 +6,16 @@
 
 namespace glimpse {
 
+Error::Kind kind_of(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const Error& own) {
+    return own.kind();
+  } catch (...) {
+    return Error::Kind::internal;
+  }
+}
+
 size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);
   std::iota(row.begin(), row.end(), size_t{0});

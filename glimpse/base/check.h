@@ -1,5 +1,6 @@
 #pragma once
 
+#include <exception>
 #include <source_location>
 #include <sstream>
 #include <stdexcept>
@@ -12,8 +13,23 @@ namespace glimpse {
 /// what was expected, what came, and where. Programs print it and exit with a non-zero status.
 class Error : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  /// What who answers for others (a server) has to tell apart.
+  enum class Kind {
+    wrong,      ///< the request cannot be answered as it is
+    too_large,  ///< it is more than fits here
+    busy,       ///< it may be asked again later
+    cancelled,  ///< somebody stopped it
+    internal    ///< not the caller's mistake
+  };
+  explicit Error(const std::string& text, Kind kind = Kind::wrong) : std::runtime_error(text), kind_(kind) {}
+  Kind kind() const { return kind_; }
+
+ private:
+  Kind kind_;
 };
+
+/// The kind of any exception: of an Error its own, else internal.
+Error::Kind kind_of(const std::exception_ptr& error);
 
 /// Joins `parts` with operator<<.
 template <class... Parts>
@@ -34,6 +50,17 @@ template <class... Parts>
 void check(bool condition, const Parts&... parts) {
   if (!condition) [[unlikely]]
     throw Error(concat(parts...));
+}
+
+/// The same with a kind.
+template <class... Parts>
+[[noreturn]] void fail_as(Error::Kind kind, const Parts&... parts) {
+  throw Error(concat(parts...), kind);
+}
+template <class... Parts>
+void check_as(Error::Kind kind, bool condition, const Parts&... parts) {
+  if (!condition) [[unlikely]]
+    throw Error(concat(parts...), kind);
 }
 
 /// For mistakes of this program itself: throws std::logic_error naming the place.

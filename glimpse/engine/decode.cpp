@@ -5,6 +5,7 @@
 #include "glimpse/engine/decode_graphs.h"
 #include "glimpse/engine/sequence.h"
 #include "glimpse/nn/device.h"
+#include "glimpse/nn/forward.h"
 
 namespace glimpse {
 
@@ -37,7 +38,7 @@ at::Tensor decode_step(const Vlm& model, std::span<Sequence* const> sequences,
   RaggedBatch batch;
   std::vector<KvCache*> caches;
   for (Sequence* sequence : sequences) {
-    batch.sequences.push_back({&sequence->cache, 1, nullptr});
+    batch.sequences.push_back({&sequence->cache, 1});
     caches.push_back(&sequence->cache);
   }
   // The tokens, then the positions from each turn on.
@@ -49,14 +50,13 @@ at::Tensor decode_step(const Vlm& model, std::span<Sequence* const> sequences,
 
   const auto step = [&](const at::Tensor& in, const std::optional<cuda::DecodeTable>& table) {
     batch.table = table;
-    at::Tensor x = decoder.embed(in[0]);
     int64_t turn = 0;
-    for (int64_t layer = 0; layer < layers; ++layer) {
+    LayerHooks hooks;
+    hooks.before = [&](int64_t layer, at::Tensor&, RaggedBatch& all) {
       if (turn < std::ssize(turns) && turns[turn] == layer)
-        batch.rope = model.rope(in[++turn].expand({components, -1}));
-      x = decoder.layer(layer, x, batch);
-    }
-    return decoder.logits(x);
+        all.rope = model.rope(in[++turn].expand({components, -1}));
+    };
+    return decoder.logits(Forward(decoder, decoder.embed(in[0]), batch, hooks).run());
   };
 
   at::Tensor logits;

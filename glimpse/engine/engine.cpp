@@ -54,7 +54,10 @@ Fields EngineOptions::fields() {
            "model directory, hub id in the local Hugging Face cache, or .gguf file (default: the built-in "
            "model)")
       .add("mmproj", mmproj, "the vision encoder's .gguf file, for a model that is one")
-      .add("new_modules", new_modules, "directory of the pruning modules (config.json, new_modules_gp.pt)")
+      .add(
+          "new_modules", new_modules,
+          "directory of pruning modules (config.json, new_modules_gp.pt); NAME=DIR for glimpse(modules=NAME) "
+          "(repeatable)")
       .add("clip", clip, "directory of a whole CLIP, for its text tower (cdpruner)")
       .add("adapter", adapters, "PEFT adapter directory to merge (repeatable)")
       .add("dtype", dtype, "arithmetic: auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32")
@@ -62,7 +65,7 @@ Fields EngineOptions::fields() {
            "bits of the linear layers' weights: auto (as stored), bf16 (as --dtype), int8 or int4")
       .add("device", device, "cpu, cuda or cuda:i")
       .add("kernels", kernels, "CPU kernels: auto, or at most avx512, avx2, sse4 or scalar")
-      .add("threads", threads, "CPU threads (0: one per core)", {0, 4096});
+      .add("threads", threads, "CPU threads (0: one per core; -1: as they are)", {-1, 4096});
   return fields;
 }
 
@@ -103,6 +106,24 @@ std::unique_ptr<ModelSource> model_source(const EngineOptions& options) {
   return open_model_dir(builtin_model_dir() / "model");
 }
 
+std::vector<std::pair<std::string, std::filesystem::path>> module_dirs(const EngineOptions& options) {
+  std::vector<std::pair<std::string, std::filesystem::path>> sets;
+  for (const std::string& given : options.new_modules) {
+    // A path may have an equals sign; a name has nothing that only paths have.
+    const size_t equals = given.find('=');
+    const bool named = equals != std::string::npos && equals > 0 && given.find_first_of("/\\.") > equals &&
+                       !std::filesystem::exists(given);
+    const std::string name = named ? given.substr(0, equals) : "";
+    for (const auto& [other, dir] : sets)
+      check(other != name,
+            "new_modules: ", name.empty() ? "two sets have no name" : "two sets are named " + name,
+            "; name them as in coarse=DIR");
+    sets.emplace_back(name, resolve_model_dir(named ? given.substr(equals + 1) : given));
+  }
+  if (sets.empty() && options.model.empty()) sets.emplace_back("", builtin_model_dir() / "new_modules");
+  return sets;
+}
+
 LoadOptions load_options(const EngineOptions& options, const json& config) {
   LoadOptions load;
   check(options.dtype == "auto" || options.dtype == "bf16" || options.dtype == "fp32",
@@ -117,7 +138,7 @@ LoadOptions load_options(const EngineOptions& options, const json& config) {
   return load;
 }
 
-Engine::Engine(std::unique_ptr<Vlm> model, std::shared_ptr<const GlimpseModules> modules, size_t cache_mb)
+Engine::Engine(std::unique_ptr<Vlm> model, ModuleSets modules, size_t cache_mb)
     : model_(std::move(model)),
       modules_(std::move(modules)),
       decode_graphs_(std::make_unique<DecodeGraphs>()) {
@@ -125,23 +146,19 @@ Engine::Engine(std::unique_ptr<Vlm> model, std::shared_ptr<const GlimpseModules>
 }
 
 std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
-  set_threads(options.threads);
+  if (options.threads >= 0) set_threads(options.threads);
   choose_kernels(options.kernels);
   const std::unique_ptr<ModelSource> source = model_source(options);
-  std::filesystem::path new_modules;
-  if (!options.new_modules.empty())
-    new_modules = resolve_model_dir(options.new_modules);
-  else if (options.model.empty())
-    new_modules = builtin_model_dir() / "new_modules";
+  const auto sets = module_dirs(options);
 
   const json config = source->config();
   LoadOptions load = load_options(options, config);
-  if (!new_modules.empty()) load.config_overrides = read_json(new_modules / "config.json");
+  if (!sets.empty()) load.config_overrides = read_json(sets[0].second / "config.json");
 
   std::unique_ptr<Vlm> model = load_vlm(*source, load);
-  std::shared_ptr<const GlimpseModules> modules;
-  if (!new_modules.empty())
-    modules = GlimpseModules::load(new_modules, base_shape(*model), model->decoder().options());
+  ModuleSets modules;
+  for (const auto& [name, dir] : sets)
+    modules.add(name, GlimpseModules::load(dir, base_shape(*model), model->decoder().options()));
   auto engine = std::make_unique<Engine>(std::move(model), modules, options.cache_mb);
 
   try {
@@ -156,7 +173,7 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
 }
 
 std::string Engine::default_prune() const {
-  return modules_ ? "glimpse" : "none";
+  return modules_.find("") ? "glimpse" : "none";
 }
 
 Answer Engine::ask(const Request& request) const {
@@ -166,11 +183,21 @@ Answer Engine::ask(const Request& request) const {
 std::vector<Answer> Engine::ask(std::span<const Request> requests) const {
   if (requests.empty()) return {};
   Scheduler scheduler(*this, {.max_sequences = std::ssize(requests), .waiting_bytes = 0});
+  std::exception_ptr first_error;
+  const auto noting_errors = [&](const auto& work) {
+    try {
+      work();
+    } catch (...) {
+      if (!first_error) first_error = std::current_exception();
+    }
+  };
   std::vector<std::future<Answer>> futures;
-  for (const Request& request : requests) futures.push_back(scheduler.submit(request));
+  for (const Request& request : requests)
+    noting_errors([&] { futures.push_back(scheduler.submit(request)); });
   scheduler.run();
   std::vector<Answer> answers;
-  for (std::future<Answer>& future : futures) answers.push_back(future.get());
+  for (std::future<Answer>& future : futures) noting_errors([&] { answers.push_back(future.get()); });
+  if (first_error) std::rethrow_exception(first_error);
   return answers;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "glimpse/engine/decode_graphs.h"
+#include "glimpse/engine/events.h"
 #include "glimpse/engine/prefix_cache.h"
 #include "glimpse/engine/sampling.h"
 
@@ -15,9 +16,11 @@ namespace glimpse {
 
 /// What to load and where to run it.
 struct EngineOptions {
-  std::string model;                  ///< directory, hub id in the local Hugging Face cache, or .gguf file
-  std::string mmproj;                 ///< the vision encoder's .gguf file beside a .gguf model
-  std::string new_modules;            ///< directory of the pruning modules, or ""
+  std::string model;   ///< directory, hub id in the local Hugging Face cache, or .gguf file
+  std::string mmproj;  ///< the vision encoder's .gguf file beside a .gguf model
+  /// Directories of pruning modules; NAME=DIR names a set for glimpse(modules=NAME). One without a name is
+  /// what methods take that name none.
+  std::vector<std::string> new_modules;
   std::string clip;                   ///< a whole CLIP for its text tower, beside a model that has none
   std::vector<std::string> adapters;  ///< PEFT directories, merged at load
   std::string dtype = "auto";         ///< auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32
@@ -25,7 +28,8 @@ struct EngineOptions {
   std::string device = "cpu";    ///< cpu, cuda or cuda:i
   std::string kernels = "auto";  ///< best instruction set for the CPU kernels (nn/target.h), of the process:
                                  ///< the first engine chooses, auto accepts its choice, another is an Error
-  int threads = 0;               ///< of the process: each load sets them. 0: as many as this process may use
+  int threads = -1;              ///< of the process: each load sets them. 0: as many as this process may use,
+                                 ///< -1: leave them as they are
   size_t cache_mb = 0;  ///< MiB of image prefixes kept for further questions (see PrefixCache); 0: none
 
   Fields fields();  ///< all but cache_mb, which only pays where there are many questions
@@ -42,16 +46,21 @@ struct Request {
   SamplingOptions sampling;
   int64_t max_new_tokens = 512;
   bool ignore_eos = false;
-  std::stop_token stop;                             ///< checked between layers and between tokens
-  std::function<void(const std::string&)> on_text;  ///< called with whole characters as they come
+  std::vector<std::string> stop_strings;  ///< the answer ends before the first of these
+  std::optional<int64_t> logprobs;  ///< report each token's log-probability and as many of the likeliest
+  std::stop_token stop;             ///< checked between layers and between tokens
+  /// Called with whole characters as they come, by the thread that steps, which waits for it.
+  std::function<void(const std::string&)> on_text;
+  std::shared_ptr<EventQueue> events = {};  ///< receives what happens; nothing waits for its reader
 };
 
 /// What came of it.
 struct Answer {
   std::string text;
   std::vector<int64_t> ids;       ///< the end token not included
+  std::vector<TokenInfo> tokens;  ///< the same with log-probabilities, if these were asked for
   std::string finish_reason;      ///< "stop", "length" or "cancelled"
-  std::vector<ImageSpan> images;  ///< token grids
+  std::vector<Segment> segments;  ///< token grids
   /// Per image, row-major indices of the visual tokens kept. A class token (VisionZip) has no place and is
   /// counted in `kept_tokens` only.
   std::vector<std::vector<int64_t>> keep;
@@ -72,16 +81,17 @@ class Engine {
  public:
   /// Errors name what was wrong with which file.
   static std::unique_ptr<Engine> load(const EngineOptions& options);
-  Engine(std::unique_ptr<Vlm> model, std::shared_ptr<const GlimpseModules> modules, size_t cache_mb = 0);
+  Engine(std::unique_ptr<Vlm> model, ModuleSets modules, size_t cache_mb = 0);
 
   /// Answers one request. May be called from several threads.
   Answer ask(const Request& request) const;
-  /// Answers several together (see Scheduler): each result equals that of ask(). A request that was stopped
-  /// does not disturb the others; the first error is thrown once the others are answered.
+  /// Answers several together (see Scheduler), each as ask() does within what Scheduler says of rounding. A
+  /// request that was stopped or is wrong does not disturb the others; the first error is thrown once the
+  /// others are answered.
   std::vector<Answer> ask(std::span<const Request> requests) const;
 
   const Vlm& model() const { return *model_; }
-  const GlimpseModules* modules() const { return modules_.get(); }
+  const GlimpseModules* modules() const { return modules_.find("").get(); }
   PrunerContext pruner_context() const {
     return {model_->decoder().config().layers, modules_, model_->shallow_block(), model_->has_class_token(),
             model_->text_tower().has_value()};
@@ -99,7 +109,7 @@ class Engine {
 
  private:
   std::unique_ptr<Vlm> model_;
-  std::shared_ptr<const GlimpseModules> modules_;
+  ModuleSets modules_;
   std::unique_ptr<PrefixCache> prefix_cache_;
   std::unique_ptr<DecodeGraphs> decode_graphs_;
   SamplingOptions default_sampling_;
@@ -121,6 +131,10 @@ WeightOptions::Format parse_weight_format(const std::string& name);
 
 /// Where the model that the options name is loaded from; the built-in one if they name none.
 std::unique_ptr<ModelSource> model_source(const EngineOptions& options);
+
+/// Names and directories of the pruning modules that the options name; those of the built-in model if they
+/// name neither modules nor model. Errors: two with one name.
+std::vector<std::pair<std::string, std::filesystem::path>> module_dirs(const EngineOptions& options);
 
 /// How to load a checkpoint with this config as the options say: dtype, device, adapters.
 LoadOptions load_options(const EngineOptions& options, const nlohmann::json& config);

@@ -4,14 +4,27 @@
 
 namespace glimpse {
 
+namespace {
+
+SamplingOptions for_choice(SamplingOptions options, int64_t choice) {
+  if (options.seed) *options.seed += choice;
+  return options;
+}
+
+}  // namespace
+
 Job::Job(const Engine& engine, const Request& request)
     : engine_(engine),
       max_new_tokens_(request.max_new_tokens),
       ignore_eos_(request.ignore_eos),
+      logprobs_(request.logprobs),
       on_text_(request.on_text),
+      events_(request.events),
       sampler_(request.sampling),
-      decoder_(engine.model().tokenizer()) {
+      decoder_(engine.model().tokenizer()),
+      stop_strings_(request.stop_strings) {
   check(max_new_tokens_ > 0, "max_new_tokens: ", max_new_tokens_, " is not positive");
+  check(logprobs_.value_or(0) >= 0, "logprobs: ", logprobs_.value_or(0), " is negative");
   const Vlm& model = engine.model();
   sequence.prompt = model.prompt(request.messages, request.images, request.bounds);
   sequence.pruners =
@@ -22,13 +35,28 @@ Job::Job(const Engine& engine, const Request& request)
   sequence.next_position = sequence.prompt.next_position;
   if (engine.prefix_cache())
     if (const auto end = prefix_end(sequence.prompt, sequence.pruners, model.decoder().config().layers))
-      sequence.prefix_key = prefix_key(sequence, *end);
+      sequence.prefix_key = prefix_key(sequence, *end, model.weights_version());
   seen_ = sequence.prompt.ids;
 }
 
-std::vector<at::Tensor> next_candidates(std::span<const std::unique_ptr<Job>> jobs,
-                                        const at::Tensor& logits) {
-  std::vector<at::Tensor> parts = {logits.argmax(1).to(at::kDouble).expand({2, -1})};
+Job::Job(const Job& first, const Request& request, int64_t choice)
+    : engine_(first.engine_),
+      max_new_tokens_(first.max_new_tokens_),
+      ignore_eos_(first.ignore_eos_),
+      logprobs_(first.logprobs_),
+      on_text_(request.on_text),
+      events_(request.events),
+      sampler_(for_choice(request.sampling, choice)),
+      decoder_(engine_.model().tokenizer()),
+      stop_strings_(request.stop_strings),
+      seen_(first.seen_) {
+  sequence.stop = request.stop;
+  sequence.next_position = first.sequence.next_position;
+}
+
+std::vector<at::Tensor> next_candidates(std::span<Job* const> jobs, const at::Tensor& logits) {
+  std::vector<at::Tensor> parts = {
+      at::stack({logits.argmax(1).to(at::kDouble), logits.amax(1).to(at::kDouble)})};
   std::vector<std::pair<int64_t, int64_t>> columns;  // first and number of each job's
   int64_t next = std::ssize(jobs);
   for (int64_t i = 0; i < std::ssize(jobs); ++i) {
@@ -46,14 +74,47 @@ std::vector<at::Tensor> next_candidates(std::span<const std::unique_ptr<Job>> jo
   return out;
 }
 
-std::string Job::accept(const at::Tensor& candidates) {
-  const int64_t id = sampler_.draw(candidates);
+std::string Job::accept(const at::Tensor& candidates, const at::Tensor& logits) {
+  int64_t id = 0;
+  try {
+    id = sampler_.draw(candidates);
+  } catch (const Error& error) {
+    fail_as(error.kind(), error.what(), where_numbers_end());
+  }
   const std::vector<int64_t>& stops = engine_.stop_ids();
   if (!ignore_eos_ && std::find(stops.begin(), stops.end(), id) != stops.end()) return "stop";
   answer_.ids.push_back(id);
   seen_.push_back(id);
-  say(decoder_.push(id));
-  return tokens_left() == 0 ? "length" : "";
+  const TokenInfo token = info_of(id, logits);
+  if (logprobs_) answer_.tokens.push_back(token);
+  const std::string text = stop_strings_.push(decoder_.push(id));
+  say(text);
+  if (events_) events_->push(NextToken{token, text});
+  return stop_strings_.found() ? "stop" : tokens_left() == 0 ? "length" : "";
+}
+
+TokenInfo Job::info_of(int64_t id, const at::Tensor& logits) const {
+  TokenInfo out{id, {}, {}};
+  if (!logprobs_) return out;
+  const at::Tensor all = logits.log_softmax(0).cpu();
+  const auto [values, ids] = all.topk(std::min(*logprobs_, all.size(0)));
+  out.logprob = all[id].item<float>();
+  for (int64_t i = 0; i < ids.size(0); ++i)
+    out.top.emplace_back(ids[i].item<int64_t>(), values[i].item<float>());
+  return out;
+}
+
+// Where, as far as the caches show it: a layer's keys are made from the hidden states that enter it.
+std::string Job::where_numbers_end() const {
+  const auto& layers = sequence.cache.layers;
+  for (size_t layer = 0; layer < layers.size(); ++layer)
+    if (layers[layer].length() > 0 && !layers[layer].keys().isfinite().all().item<bool>())
+      return layer == 0
+                 ? "; the embeddings or layer 0 gave values that are not finite, as with damaged weights"
+                 : concat("; layer ", layer - 1, " or layer ", layer,
+                          "'s projections gave the first values that are not finite, as with damaged "
+                          "weights or in bf16 arithmetic that does not reach (try --dtype fp32)");
+  return "; the last layer or the head gave values that are not finite, as with damaged weights";
 }
 
 int64_t Job::tokens_left() const {
@@ -73,41 +134,47 @@ void Job::say(const std::string& text) {
 }
 
 void Job::prefilled() {
-  answer_.kv_bytes = sequence.cache.bytes();
-}
-
-void Job::finish(const std::string& reason) try {
-  say(decoder_.flush());
   Answer& answer = answer_;
-  answer.finish_reason = reason;
+  answer.kv_bytes = sequence.cache.bytes();
   answer.times = sequence.times;
-  answer.images = sequence.prompt.images;
+  answer.segments = sequence.prompt.segments;
   answer.prompt_tokens = std::ssize(sequence.prompt.ids);
   answer.cached_tokens = sequence.cached_tokens;
   answer.question_rows = sequence.question_rows;
   answer.visual_tokens = std::ssize(sequence.prompt.visual_rows);
   answer.kept_tokens = std::ssize(sequence.kept);
-  answer.keep.resize(answer.images.size());
+  answer.keep.resize(answer.segments.size());
   for (const int64_t token : sequence.kept)
     if (token < answer.visual_tokens) {
-      const int64_t image = place_of(answer.images, token).image;
-      answer.keep[image].push_back(token - answer.images[image].first);
+      const int64_t segment = place_of(answer.segments, token).segment;
+      answer.keep[segment].push_back(token - answer.segments[segment].first);
     }
   if (sequence.scores.defined()) {
-    const float* score = sequence.scores.const_data_ptr<float>();
-    answer.scores.assign(score, score + sequence.scores.numel());
+    const at::Tensor scores = sequence.scores.detach();
+    const float* score = scores.const_data_ptr<float>();
+    answer.scores.assign(score, score + scores.numel());
   }
   answer.pruning = nlohmann::json::array();
   for (const auto& pruner : sequence.pruners)
     answer.pruning.push_back({{"method", pruner->name()}, {"settings", pruner->settings()}});
+  if (events_) events_->push(PrefillDone{std::make_shared<Answer>(answer)});
+}
+
+void Job::finish(const std::string& reason) try {
+  const std::string text = stop_strings_.push(decoder_.flush()) + stop_strings_.flush();
+  say(text);
+  answer_.finish_reason = reason;
+  answer_.times = sequence.times;
   sequence = {};
-  promise_.set_value(std::move(answer));
+  if (events_) events_->push(Ended{std::make_shared<Answer>(answer_), text, nullptr});
+  promise_.set_value(std::move(answer_));
 } catch (...) {
   fail(std::current_exception());  // of who listens to the text
 }
 
 void Job::fail(std::exception_ptr error) {
   sequence = {};
+  if (events_) events_->push(Ended{nullptr, "", error});
   promise_.set_exception(std::move(error));
 }
 

@@ -13,14 +13,14 @@ namespace glimpse {
 
 Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
     : model_(model), sequence_(sequence), cache_(cache), cut_time_(model.decoder().options().device()) {
-  if (!sequence.prompt.images.empty())
+  if (!sequence.prompt.segments.empty())
     for (const auto& pruner : sequence.pruners) {
-      stages_.push_back({pruner.get(), pruner->taps(), pruner->cuts(), 0, 0, {}});
+      stages_.push_back({pruner.get(), pruner->taps(), pruner->cuts(), 0, 0, {}, {}});
       std::sort(stages_.back().cuts.begin(), stages_.back().cuts.end(),
                 [](const Cut& a, const Cut& b) { return a.when() < b.when(); });
     }
   for (Stage& stage : stages_) {
-    if (stage.taps.guide) guided_ = &stage;
+    if (stage.taps.guide) guides_.push_back(&stage);
     if (!last_ || stage.cuts.back().when() >= last_->cuts.back().when()) last_ = &stage;
     const auto add = [](auto& all, const auto& own) {
       all.insert(all.end(), own.begin(), own.end());
@@ -42,10 +42,10 @@ Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
   sequence_.shift.clear();
   sequence_.question_rows.clear();
   sequence_.times = {};
-  living_.emplace(static_cast<int64_t>(prompt.ids.size()), prompt.visual_rows, guided_ != nullptr, layers());
+  living_.emplace(static_cast<int64_t>(prompt.ids.size()), prompt.visual_rows, layers());
   if (prefix_)
     resume();
-  else if (!prompt.images.empty())
+  else if (!prompt.segments.empty())
     encoding_ = model_.encoding(prompt.patches, taps_);
 }
 
@@ -73,33 +73,34 @@ at::Tensor Lane::embed() {
     if (taps_.class_tokens) visual = cut_encoder(visual);
   }
   std::vector<int64_t> ids;
-  for (const int64_t row : std::span(living_->rows).subspan(skipped()))
-    if (row != living_->guide) ids.push_back(prompt.ids[row]);
-  at::Tensor x = embed_rows(model_, ids, living_->visual_positions(), visual);
+  for (const int64_t row : std::span(living_->rows).subspan(skipped())) ids.push_back(prompt.ids[row]);
+  at::Tensor x = embed_rows(model_, ids, living_->visual_positions(), visual,
+                            living_->positions(prompt.structure_rows), std::exchange(vision_.structure, {}));
   if (taps_.shared) {
     question_ = model_.encode_text(prompt.question);
     sequence_.question_rows = question_.rows;
   }
-  if (guided_) {
-    x = at::cat({x, guided_->taps.guide->added[0].unsqueeze(0)});
+  std::vector<at::Tensor> rows = {x}, positions = {sequence_.position_ids};
+  for (const Stage* stage : guides_) {
+    rows.push_back(stage->taps.guide->added[0].unsqueeze(0));
     const int64_t shift = sequence_.shift.empty() ? 0 : sequence_.shift[0];
-    const at::Tensor position =
-        at::full({prompt.position_ids.size(0), 1}, prompt.next_position - shift, at::kLong);
-    sequence_.position_ids = at::cat({sequence_.position_ids, position}, 1);
+    positions.push_back(at::full({prompt.position_ids.size(0), 1}, prompt.next_position - shift, at::kLong));
   }
-  return x;
+  if (guides_.empty()) return x;
+  sequence_.position_ids = at::cat(positions, 1);
+  return at::cat(rows);
 }
 
 // Runs the cuts at the encoder's output [S, Dv], where tokens have no rows yet; returns what enters the
 // language model.
 at::Tensor Lane::cut_encoder(const at::Tensor& embeds) {
   const Timer timer;
-  const auto& images = sequence_.prompt.images;
+  const auto& segments = sequence_.prompt.segments;
   std::vector<int64_t> tokens;
-  for (const ImageSpan& image : images) {
-    const int64_t class_token = std::ssize(sequence_.prompt.visual_rows) + (&image - images.data());
+  for (const Segment& segment : segments) {
+    const int64_t class_token = std::ssize(sequence_.prompt.visual_rows) + (&segment - segments.data());
     if (class_token < embeds.size(0)) tokens.push_back(class_token);
-    for (int64_t i = 0; i < image.count(); ++i) tokens.push_back(image.first + i);
+    for (int64_t i = 0; i < segment.count(); ++i) tokens.push_back(segment.first + i);
   }
   living_->source = tokens;
   at::Tensor left = embeds.index_select(0, index_tensor(tokens, embeds.device()));
@@ -114,10 +115,8 @@ at::Tensor Lane::cut_encoder(const at::Tensor& embeds) {
                                           : left.index_select(0, index_tensor(selection.keep, left.device()));
       last = cut;
     }
-  living_->enter(living_->source, images);
-  std::vector<int64_t> rows = living_->rows;
-  if (living_->guide) rows.pop_back();
-  sequence_.position_ids = sequence_.position_ids.index_select(1, at::tensor(rows, at::kLong));
+  living_->enter(living_->source, segments);
+  sequence_.position_ids = sequence_.position_ids.index_select(1, at::tensor(living_->rows, at::kLong));
   invariant(
       last->renumbers && sequence_.position_ids.size(0) == 1,
       "a cut at the encoder's output, whose tokens leave their places, needs positions that count rows");
@@ -156,7 +155,7 @@ void Lane::leave_prefix(const at::Tensor& hidden) const {
   const auto rows = std::ssize(prefix->rows);
   prefix->visual = living_->visual;
   prefix->source = living_->source;
-  for (int64_t l = 0; l < (end_->when + 1) / 2; ++l)
+  for (int64_t l = 0; l < end_->when.layers_run; ++l)
     prefix->layers.push_back(sequence_.cache.layers[l].first(rows));
   if (hidden.defined()) {  // else nothing is cut any more
     prefix->hidden = hidden.narrow(0, 0, rows).clone();
@@ -173,39 +172,46 @@ Rope Lane::rope() const {
   return model_.rope(to_device(positions, model_.decoder().options().device()));
 }
 
-void Lane::add_guide(int64_t layer, at::Tensor rows) const {
-  if (layer == 0 || !living_->guide) return;
-  const at::Tensor& added = guided_->taps.guide->added[layer];
-  if (added.defined()) rows[-1] += added;
+void Lane::add(int64_t layer, at::Tensor rows) {
+  const std::vector<at::Tensor>& additions = vision_.additions;
+  if (layer < std::ssize(additions) && additions[layer].defined() && joined_)
+    rows.index_add_(0, indices().visual, additions[layer].index_select(0, indices().living));
+  if (layer == 0) return;  // the guide tokens' first vectors are what was embedded
+  for (int64_t i = 0; i < guides(); ++i) {
+    const at::Tensor& added = guides_[i]->taps.guide->added[layer];
+    if (added.defined()) rows[prompt_rows() + i] += added;
+  }
 }
 
-// Where the layer should leave the last row's query, if a pruner wants its attention there.
-at::Tensor* Lane::wanted_query(int64_t layer) {
-  const auto wants = [&](const Stage& stage) {
-    const auto& wanted = stage.taps.attention_layers;
-    return std::find(wanted.begin(), wanted.end(), layer) != wanted.end();
-  };
-  return std::any_of(stages_.begin(), stages_.end(), wants) ? &query_ : nullptr;
+bool Lane::Stage::taps_layer(int64_t layer) const {
+  const auto& wanted = taps.attention_layers;
+  return std::find(wanted.begin(), wanted.end(), layer) != wanted.end();
 }
 
-SequenceRows Lane::batch_rows(int64_t layer, int64_t begin, int64_t end) {
-  at::Tensor* const query = end == rows() ? wanted_query(layer) : nullptr;
-  return {&sequence_.cache, end - begin, query, end - begin - 1, rows() - end};
+SequenceRows Lane::sequence_rows(int64_t layer) {
+  SequenceRows out{&sequence_.cache, rows(), {}, guides()};
+  for (Stage& stage : stages_) {
+    if (!stage.taps_layer(layer)) continue;
+    // Its own guide token's attention, or that of the prompt's last row.
+    const auto guide = std::find(guides_.begin(), guides_.end(), &stage);
+    const int64_t row =
+        guide == guides_.end() ? prompt_rows() - 1 : prompt_rows() + (guide - guides_.begin());
+    out.taps.push_back({row, &stage.logits});
+  }
+  return out;
 }
 
 void Lane::after_layer(int64_t layer) {
   living_->cached[layer] = living_->rows;
-  if (!wanted_query(layer)) return;
-  const at::Tensor logits = attention_logits(query_, sequence_.cache.layers[layer]);  // [H, rows]
   for (Stage& stage : stages_) {
-    const auto& wanted = stage.taps.attention_layers;
-    if (std::find(wanted.begin(), wanted.end(), layer) == wanted.end()) continue;
+    if (!stage.taps_layer(layer)) continue;
+    const at::Tensor logits = std::exchange(stage.logits, {});
     const at::Tensor row = stage.taps.log_softmax ? logits.log_softmax(1) : logits;
     stage.attention.push_back(row.index_select(1, indices().visual).t());  // [n, H]
   }
 }
 
-bool Lane::cuts_at(int64_t when) const {
+bool Lane::cuts_at(Moment when) const {
   if (prefix_ && when < end_->when) return false;  // done when the prefix was made
   const auto due = [&](const Cut& cut) { return cut.when() == when; };
   return std::any_of(stages_.begin(), stages_.end(), [&](const Stage& stage) {
@@ -213,11 +219,11 @@ bool Lane::cuts_at(int64_t when) const {
   });
 }
 
-bool Lane::due(int64_t when) const {
+bool Lane::due(Moment when) const {
   return (end_ && when == end_->when) || cuts_at(when);
 }
 
-at::Tensor Lane::pass(int64_t when, at::Tensor hidden) {
+at::Tensor Lane::pass(Moment when, at::Tensor hidden) {
   if (end_ && when == end_->when) {
     if (prefix_)
       hidden = at::cat({prefix_->hidden, hidden});
@@ -233,7 +239,7 @@ at::Tensor Lane::pass(int64_t when, at::Tensor hidden) {
 }
 
 void Lane::finish() {
-  if (end_ && !prefix_ && end_->when == 2 * layers()) leave_prefix({});
+  if (end_ && !prefix_ && end_->when == Moment::before(layers())) leave_prefix({});
   sequence_.kept = living_->source;
   std::sort(sequence_.kept.begin(), sequence_.kept.end());
 }
@@ -242,10 +248,9 @@ void Lane::finish() {
 const Lane::Indices& Lane::indices() {
   if (!indices_) {
     const std::vector<int64_t> visual = living_->visual_positions();
-    const int64_t rows = std::ssize(living_->rows) - (living_->guide ? 1 : 0);
-    const auto made =
-        index_tensors({living_->source, visual, others(rows, visual), sequence_.prompt.question_rows},
-                      model_.decoder().options().device());
+    const auto made = index_tensors(
+        {living_->source, visual, others(std::ssize(living_->rows), visual), sequence_.prompt.question_rows},
+        model_.decoder().options().device());
     indices_ = {made[0], made[1], made[2], made[3]};
   }
   return *indices_;
@@ -258,7 +263,7 @@ View Lane::encoder_view(const Stage& stage, const at::Tensor& hidden, const at::
     return std::vector(begin, begin + static_cast<std::ptrdiff_t>(count));
   };
   View view;
-  view.images = sequence_.prompt.images;
+  view.segments = sequence_.prompt.segments;
   view.pictures = pictures_;
   view.living = living_->source;
   view.index = index;
@@ -283,13 +288,12 @@ View Lane::view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden)
   if (!stage.attention.empty()) view.attention = at::cat(stage.attention, 1);
   if (cut.ahead != Cut::Ahead::none) {
     invariant(cut.place == Cut::Place::before, "a cut reads ahead after its layer");
-    const int64_t prompt_rows = rows() - (living_->guide ? 1 : 0);
-    const Rope all = rope(), tables = {all.cos.narrow(0, 0, prompt_rows), all.sin.narrow(0, 0, prompt_rows)};
+    const int64_t count = prompt_rows();
+    const Rope all = rope(), tables = {all.cos.narrow(0, 0, count), all.sin.narrow(0, 0, count)};
     const bool rotated = cut.ahead == Cut::Ahead::with_rope;
-    view.ahead =
-        model_.decoder()
-            .last_row_attention(cut.layer, hidden.narrow(0, 0, prompt_rows), rotated ? &tables : nullptr)
-            .index_select(0, at_hand.visual);
+    view.ahead = model_.decoder()
+                     .last_row_attention(cut.layer, hidden.narrow(0, 0, count), rotated ? &tables : nullptr)
+                     .index_select(0, at_hand.visual);
   }
   return view;
 }
@@ -298,19 +302,21 @@ Selection Lane::choose(const Stage& stage, const Cut& cut, const View& view) {
   // Of several methods the last one has to meet the budget.
   Selection selection = stage.pruner->select(view, cut, &stage == last_ ? sequence_.budget : Budget());
   if (selection.scores.defined()) {
-    sequence_.scores = at::zeros({view.total() + std::ssize(view.images)});
+    sequence_.scores = at::zeros({view.total() + std::ssize(view.segments)});
     sequence_.scores.index_copy_(0, at::tensor(view.living, at::kLong), selection.scores);
     sequence_.scores = sequence_.scores.narrow(0, 0, view.total());  // without the class tokens
   }
   return selection;
 }
 
-// Positions count the rows that are left, from the first layer after the cut on.
+// Positions count the rows that are left, from the first layer after the cut on. Every guide token stands
+// right behind the prompt.
 void Lane::renumber(const Cut& cut) {
-  sequence_.position_ids = at::arange(sequence_.position_ids.size(1), at::kLong).unsqueeze(0);
+  const int64_t rows = std::ssize(living_->rows);
+  sequence_.position_ids = at::arange(sequence_.position_ids.size(1), at::kLong).clamp_max(rows).unsqueeze(0);
   sequence_.shift.resize(layers());
-  const int64_t shift = sequence_.prompt.next_position - (rows() - (living_->guide ? 1 : 0));
-  std::fill(sequence_.shift.begin() + (cut.when() + 1) / 2, sequence_.shift.end(), shift);
+  std::fill(sequence_.shift.begin() + cut.when().layers_run, sequence_.shift.end(),
+            sequence_.prompt.next_position - rows);
 }
 
 at::Tensor Lane::cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden) {
@@ -325,8 +331,14 @@ at::Tensor Lane::cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden
       attention = attention.index_select(0, keep);
     }
   indices_.reset();
-  const bool last_guided = guided_ == &stage && &cut == &stage.cuts.back();
-  const at::Tensor stays = compact(selection, cut, last_guided, *living_, sequence_.cache);
+  // Behind the prompt's rows those guide tokens stay whose method cuts again.
+  std::vector<int64_t> guide_rows;
+  const auto leaves = [&](const Stage* guide) { return guide == &stage && &cut == &stage.cuts.back(); };
+  for (int64_t i = 0; i < guides(); ++i)
+    if (!leaves(guides_[i])) guide_rows.push_back(prompt_rows() + i);
+  const at::Tensor stays =
+      at::cat({compact(selection, cut, *living_, sequence_.cache), at::tensor(guide_rows, at::kLong)});
+  std::erase_if(guides_, leaves);
   sequence_.position_ids = sequence_.position_ids.index_select(1, stays);
   if (cut.renumbers && sequence_.position_ids.size(0) == 1) renumber(cut);
   at::Tensor left = hidden.index_select(0, to_device(stays, hidden.device()));

@@ -27,21 +27,22 @@ class Lane {
   at::Tensor take_rows() { return std::move(embedded_); }
 
   /// Rows that now run through the layers.
-  int64_t rows() const { return static_cast<int64_t>(living_->rows.size()) - skipped(); }
+  int64_t rows() const { return std::ssize(living_->rows) - skipped() + guides(); }
   /// Rotary tables of these.
   Rope rope() const;
-  /// Adds the guide token's vector of this layer to the last of the rows [rows(), D].
-  void add_guide(int64_t layer, at::Tensor rows) const;
-  /// For a layer that runs the rows from `begin` to `end` of these.
-  SequenceRows batch_rows(int64_t layer, int64_t begin, int64_t end);
+  /// Adds to the rows [rows(), D] what enters them before this layer: the guide tokens' vectors, the
+  /// encoder's features for the visual tokens.
+  void add(int64_t layer, at::Tensor rows);
+  /// These rows as a layer takes them.
+  SequenceRows sequence_rows(int64_t layer);
   /// Notes what a layer that has just run leaves in the cache and the attention that was asked for.
   void after_layer(int64_t layer);
 
-  /// Whether there is something to do to the rows at `when` (see Cut::when()).
-  bool due(int64_t when) const;
+  /// Whether there is something to do to the rows then.
+  bool due(Moment when) const;
   /// Does it: leaves or joins the prefix, runs the cuts on the rows `hidden`; returns those that are there
   /// then.
-  at::Tensor pass(int64_t when, at::Tensor hidden);
+  at::Tensor pass(Moment when, at::Tensor hidden);
 
   void finish();
   /// Notes how long the cuts took, when the device has ended them.
@@ -55,7 +56,9 @@ class Lane {
     Taps taps;
     std::vector<Cut> cuts;
     size_t first_state = 0, first_attention = 0;
+    at::Tensor logits;                  // that the layer which runs leaves: [H, keys]
     std::vector<at::Tensor> attention;  // per tapped layer [n, H]
+    bool taps_layer(int64_t layer) const;
   };
 
   int64_t layers() const { return model_.decoder().config().layers; }
@@ -64,11 +67,12 @@ class Lane {
   void resume();
   at::Tensor embed();
   void leave_prefix(const at::Tensor& hidden) const;
-  bool cuts_at(int64_t when) const;
-  at::Tensor* wanted_query(int64_t layer);
+  bool cuts_at(Moment when) const;
+  int64_t guides() const { return std::ssize(guides_); }
+  int64_t prompt_rows() const { return rows() - guides(); }
   struct Indices {
     at::Tensor living;        // source indices of the living visual tokens
-    at::Tensor visual, text;  // positions of these, and of the other rows but the guide's
+    at::Tensor visual, text;  // positions of these, and of the other rows of the prompt
     at::Tensor question;      // places among the text rows
   };
   const Indices& indices();
@@ -83,7 +87,8 @@ class Lane {
   PrefixCache* cache_;
   DeviceTimer cut_time_;
   std::vector<Stage> stages_;
-  Stage *guided_ = nullptr, *last_ = nullptr;
+  std::vector<const Stage*> guides_;  // whose guide tokens are the last rows
+  const Stage* last_ = nullptr;
   VisionTaps taps_;
   uint64_t pictures_ = 0;               // their hash, if a pruner wants it
   std::unique_ptr<Encoding> encoding_;  // until it has ended
@@ -91,7 +96,6 @@ class Lane {
   at::Tensor embedded_;
   TextOutput question_;
   std::optional<LivingRows> living_;
-  at::Tensor query_;
   std::optional<Indices> indices_;             // of the rows as they are, once they were asked for
   std::optional<PrefixEnd> end_;               // of its image prefix, if there is use for one
   std::shared_ptr<const ImagePrefix> prefix_;  // taken from the cache

@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "glimpse/base/timer.h"
@@ -13,25 +14,35 @@ namespace glimpse {
 
 EmbeddedPrompt embed_prompt(const Vlm& model, const Prompt& prompt, const VisionTaps& taps) {
   EmbeddedPrompt out;
-  if (!prompt.images.empty()) out.vision = model.encode(prompt.patches, taps);
+  if (!prompt.segments.empty()) out.vision = model.encode(prompt.patches, taps);
   const at::Tensor visual = std::exchange(out.vision.embeds, {});  // later only the taps are needed
-  out.rows = embed_rows(model, prompt.ids, prompt.visual_rows, visual);
+  out.rows = embed_rows(model, prompt.ids, prompt.visual_rows, visual, prompt.structure_rows,
+                        std::exchange(out.vision.structure, {}));
   return out;
 }
 
 at::Tensor embed_rows(const Vlm& model, const std::vector<int64_t>& ids,
-                      const std::vector<int64_t>& visual_rows, const at::Tensor& visual) {
+                      const std::vector<int64_t>& visual_rows, const at::Tensor& visual,
+                      const std::vector<int64_t>& structure_rows, const at::Tensor& structure) {
   const at::Device device = model.decoder().options().device();
   at::Tensor rows = model.decoder().embed(index_tensor(ids, device));
   if (!visual.defined()) return rows;
   check(visual.size(0) == std::ssize(visual_rows), "the encoder gave ", visual.size(0), " visual tokens for ",
         visual_rows.size(), " places");
-  return rows.index_copy_(0, index_tensor(visual_rows, device), model.project(visual));
+  rows.index_copy_(0, index_tensor(visual_rows, device), model.project(visual));
+  if (structure.defined())
+    rows.index_copy_(0, index_tensor(structure_rows, device), structure.to(rows.options()));
+  return rows;
+}
+
+void PrefillBatch::record_gradients() {
+  invariant(!cache_, "image prefixes are kept without gradients");
+  gradients_ = true;
 }
 
 void PrefillBatch::add(Sequence& sequence) {
-  const at::NoGradGuard no_grad;
-  invariant(!started_, "a sequence joined a prefill that is under way");
+  const at::AutoGradMode mode(gradients_);
+  invariant(!started(), "a sequence joined a prefill that is under way");
   lanes_.emplace_back(model_, sequence, cache_);
 }
 
@@ -42,151 +53,138 @@ int64_t PrefillBatch::rows() const {
 }
 
 int64_t PrefillBatch::step_rows() const {
-  if (started_) return next_block(rows() - through_.value_or(0), block_rows_);
+  if (started()) return forward_->step_rows();
   for (const Lane& lane : lanes_)
     if (lane.encoder_steps() > 0) return std::ssize(lane.sequence().prompt.visual_rows);
   return 0;
 }
 
 int64_t PrefillBatch::rows_left() const {
-  int64_t sum = rows() * (model_.decoder().config().layers - layer_) - through_.value_or(0);
+  const int64_t layers = model_.decoder().config().layers;
+  int64_t sum = started() ? rows() * (layers - forward_->layer()) - forward_->rows_run() : rows() * layers;
   for (const Lane& lane : lanes_)
     sum += lane.encoder_steps() * std::ssize(lane.sequence().prompt.visual_rows);
   return sum;
 }
 
-// Makes the ragged batch of the lanes' rows.
-void PrefillBatch::assemble(const std::vector<at::Tensor>& rows) {
-  if (lanes_.empty()) {
-    x_.reset();
-    return;
-  }
-  std::vector<at::Tensor> cos, sin;
-  for (const Lane& lane : lanes_) {
-    const Rope own = lane.rope();
-    cos.push_back(own.cos);
-    sin.push_back(own.sin);
-  }
-  rope_ = {at::cat(cos), at::cat(sin)};
-  x_ = at::cat(rows);
-}
-
 void PrefillBatch::remove(const Sequence& sequence) {
-  std::vector<at::Tensor> left;
-  int64_t first = 0, gone = 0;
-  for (auto lane = lanes_.begin(); lane != lanes_.end();) {
-    const int64_t rows = lane->rows();
+  const at::AutoGradMode mode(gradients_);
+  size_t index = 0;
+  for (auto lane = lanes_.begin(); lane != lanes_.end(); ++lane, ++index)
     if (&lane->sequence() == &sequence) {
-      lane = lanes_.erase(lane);
-      if (through_) gone = std::clamp<int64_t>(*through_ - first, 0, rows);
-    } else {
-      if (started_) left.push_back(x_.narrow(0, first, rows));
-      ++lane;
+      if (started()) forward_->remove(index);
+      lanes_.erase(lane);
+      return;
     }
-    first += rows;
-  }
-  if (through_) *through_ -= gone;
-  if (started_) assemble(left);
 }
 
 // A step of the first encoder that has not ended. After the last one the lanes' rows come together.
-void PrefillBatch::encode(std::vector<Failure>& failures) {
+void PrefillBatch::encode() {
   for (auto lane = lanes_.begin(); lane != lanes_.end();) {
     try {
       if (!lane->is_embedded()) lane->encode();
       if (!lane->is_embedded()) return;
       ++lane;
     } catch (const std::exception&) {
-      failures.push_back({&lane->sequence(), std::current_exception()});
-      lane = lanes_.erase(lane);
+      lane = fail(lane);
     }
   }
-  std::vector<at::Tensor> rows;
-  for (Lane& lane : lanes_) rows.push_back(lane.take_rows());
-  assemble(rows);
-  started_ = true;
+  std::vector<at::Tensor> embedded;
+  for (Lane& lane : lanes_) embedded.push_back(lane.take_rows());
+  at::Tensor rows;
+  RaggedBatch batch;
+  assemble(embedded, rows, batch);
+  LayerHooks hooks;
+  hooks.before = [this](int64_t layer, at::Tensor& x, RaggedBatch& all) { before_layer(layer, x, all); };
+  hooks.after = [this](int64_t layer, at::Tensor& x, RaggedBatch& all) { after_layer(layer, x, all); };
+  forward_.emplace(model_.decoder(), rows, std::move(batch), std::move(hooks), 0,
+                   model_.decoder().config().layers,
+                   gradients_ ? std::numeric_limits<int64_t>::max() : block_rows_);
 }
 
-// Does what is due at `when` in every lane and puts the ragged batch together again.
-void PrefillBatch::pass(int64_t when, std::vector<Failure>& failures) {
+// A lane leaves with the error at hand; returns the next one.
+std::list<Lane>::iterator PrefillBatch::fail(std::list<Lane>::iterator lane) {
+  failures_.push_back({&lane->sequence(), std::current_exception()});
+  return lanes_.erase(lane);
+}
+
+// Makes the ragged batch of the lanes' rows.
+void PrefillBatch::assemble(const std::vector<at::Tensor>& own, at::Tensor& rows, RaggedBatch& batch) {
+  batch.sequences.clear();
+  if (lanes_.empty()) return rows.reset();
+  std::vector<at::Tensor> cos, sin;
+  for (Lane& lane : lanes_) {
+    const Rope rope = lane.rope();
+    cos.push_back(rope.cos);
+    sin.push_back(rope.sin);
+    batch.sequences.push_back(lane.sequence_rows(0));
+  }
+  batch.rope = {at::cat(cos), at::cat(sin)};
+  rows = at::cat(own);
+}
+
+// Does what is due in every lane and puts the ragged batch together again.
+void PrefillBatch::pass(Moment when, at::Tensor& rows, RaggedBatch& batch) {
   if (std::none_of(lanes_.begin(), lanes_.end(), [&](const Lane& lane) { return lane.due(when); })) return;
   std::vector<at::Tensor> left;
   int64_t first = 0;
   for (auto lane = lanes_.begin(); lane != lanes_.end();) {
-    const int64_t rows = lane->rows();
+    const int64_t count = lane->rows();
     try {
-      left.push_back(lane->pass(when, x_.narrow(0, first, rows)));
+      left.push_back(lane->pass(when, rows.narrow(0, first, count)));
       ++lane;
     } catch (const std::exception&) {
-      failures.push_back({&lane->sequence(), std::current_exception()});
-      lane = lanes_.erase(lane);
+      lane = fail(lane);
     }
-    first += rows;
+    first += count;
   }
-  assemble(left);
+  assemble(left, rows, batch);
 }
 
-void PrefillBatch::begin_layer(std::vector<Failure>& failures) {
-  pass(Cut{Cut::Place::before, layer_}.when(), failures);
+void PrefillBatch::before_layer(int64_t layer, at::Tensor& rows, RaggedBatch& batch) {
+  pass(Moment::before(layer), rows, batch);
   int64_t first = 0;
-  for (const Lane& lane : lanes_) {
-    lane.add_guide(layer_, x_.narrow(0, first, lane.rows()));
-    first += lane.rows();
-  }
-  through_ = 0;
-}
-
-// The layer over the next rows, in place. Attention goes on from what the caches hold of the rows before.
-void PrefillBatch::run_block() {
-  const int64_t begin = *through_, count = step_rows(), end = begin + count;
-  if (count == 0) return;
-  RaggedBatch batch{{}, {rope_.cos.narrow(0, begin, count), rope_.sin.narrow(0, begin, count)}};
-  int64_t first = 0;
+  auto sequence = batch.sequences.begin();
   for (Lane& lane : lanes_) {
-    const auto own = [&](int64_t row) { return std::clamp<int64_t>(row - first, 0, lane.rows()); };
-    if (own(begin) < own(end)) batch.sequences.push_back(lane.batch_rows(layer_, own(begin), own(end)));
+    lane.add(layer, rows.narrow(0, first, lane.rows()));
+    *sequence++ = lane.sequence_rows(layer);
     first += lane.rows();
   }
-  const at::Tensor block = x_.narrow(0, begin, count), out = model_.decoder().layer(layer_, block, batch);
-  if (!out.is_alias_of(block)) block.copy_(out);
-  through_ = end;
 }
 
-void PrefillBatch::end_layer(const Observer& observe, std::vector<Failure>& failures) {
-  if (observe) observe(layer_, x_);
-  for (Lane& lane : lanes_) lane.after_layer(layer_);
-  pass(Cut{Cut::Place::after, layer_}.when(), failures);
-  ++layer_;
-  through_.reset();
+void PrefillBatch::after_layer(int64_t layer, at::Tensor& rows, RaggedBatch& batch) {
+  if (observe_) observe_(layer, rows);
+  for (Lane& lane : lanes_) lane.after_layer(layer);
+  pass(Moment::after(layer), rows, batch);
 }
 
 std::vector<PrefillBatch::Failure> PrefillBatch::step(const Observer& observe) {
-  const at::NoGradGuard no_grad;
-  std::vector<Failure> failures;
-  if (!started_) {
-    encode(failures);
-    return failures;
+  const at::AutoGradMode mode(gradients_);
+  observe_ = observe;
+  if (!started()) {
+    encode();
+  } else {
+    const Timer timer;
+    forward_->step();
+    for (Lane& lane : lanes_) lane.sequence().times.prefill += timer.ms();
   }
-  const Timer timer;
-  if (!through_) begin_layer(failures);
-  if (!empty()) run_block();
-  if (!empty() && through_ == rows()) end_layer(observe, failures);
-  for (Lane& lane : lanes_) lane.sequence().times.prefill += timer.ms();
-  return failures;
+  return std::exchange(failures_, {});
 }
 
-at::Tensor PrefillBatch::finish() {
-  const at::NoGradGuard no_grad;
+at::Tensor PrefillBatch::finish(int64_t last) {
+  const at::AutoGradMode mode(gradients_);
   const Timer timer;
-  std::vector<int64_t> last;
+  std::vector<int64_t> wanted;
   int64_t first = 0;
   for (Lane& lane : lanes_) {
     lane.finish();
     first += lane.rows();
-    last.push_back(first - 1);
+    for (int64_t row = first - std::min(last, lane.rows()); row < first; ++row) wanted.push_back(row);
   }
-  const at::Tensor logits = model_.decoder().logits(x_.index_select(0, index_tensor(last, x_.device())));
-  synchronise(x_.device());
+  const at::Tensor& rows = forward_->rows();
+  const at::Tensor logits =
+      model_.decoder().logits(rows.index_select(0, index_tensor(wanted, rows.device())));
+  synchronise(rows.device());
   for (Lane& lane : lanes_) {
     lane.sequence().times.prefill += timer.ms();
     lane.note_times();

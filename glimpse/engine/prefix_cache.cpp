@@ -60,7 +60,7 @@ size_t stored(const at::Tensor& tensor) {
 }
 
 bool early(const Cut& cut) {
-  return cut.when() <= 0;  // before the first layer
+  return cut.when() <= Moment::before(0);
 }
 
 }  // namespace
@@ -68,6 +68,7 @@ bool early(const Cut& cut) {
 size_t ImagePrefix::bytes() const {
   size_t sum = stored(vision.shared) + stored(hidden) + stored(position_ids) + stored(scores);
   for (const at::Tensor& state : vision.states) sum += stored(state);
+  for (const at::Tensor& added : vision.additions) sum += stored(added);
   for (const VisionAttention& attention : vision.attention)
     sum += stored(attention.received) + stored(attention.keys);
   for (const LayerCache& layer : layers) sum += layer.bytes();
@@ -77,7 +78,7 @@ size_t ImagePrefix::bytes() const {
 
 std::optional<PrefixEnd> prefix_end(const Prompt& prompt, const PrunerChain& pruners, int64_t layers) {
   if (prompt.visual_rows.empty()) return std::nullopt;
-  PrefixEnd end{2 * layers, prompt.visual_rows.back() + 1};
+  PrefixEnd end{Moment::before(layers), prompt.visual_rows.back() + 1};
   if (end.tokens == static_cast<int64_t>(prompt.ids.size())) return std::nullopt;
   // Cuts inside the model end the prefix whatever they read: text rows still see all visual tokens before.
   // Those at the encoder's output see no text.
@@ -88,10 +89,11 @@ std::optional<PrefixEnd> prefix_end(const Prompt& prompt, const PrunerChain& pru
   return end;
 }
 
-PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end) {
+PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t weights_version) {
   const Prompt& prompt = sequence.prompt;
   Hash hash;
-  hash.add(end.when);
+  hash.add(weights_version);
+  hash.add(std::vector<int64_t>{end.when.layers_run, static_cast<int64_t>(end.when.side)});
   hash.add(std::vector(prompt.ids.begin(), prompt.ids.begin() + end.tokens));
   hash.add(prompt.position_ids.narrow(1, 0, end.tokens));
   for (const Patches& image : prompt.patches) {
@@ -120,8 +122,8 @@ PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end) {
   hash.add(sequence.budget.keep);
   hash.add(sequence.budget.count);
   hash.add(sequence.budget.counts);
-  for (const ImageSpan& image : prompt.images)
-    hash.add(std::vector<double>{image.area.x1, image.area.y1, image.area.x2, image.area.y2});
+  for (const Segment& segment : prompt.segments)
+    hash.add(std::vector<double>{segment.area.x1, segment.area.y1, segment.area.x2, segment.area.y2});
   for (const std::vector<Box>& boxes : sequence.boxes) {
     hash.add(boxes.size());
     for (const Box& box : boxes) hash.add(std::vector<double>{box.x1, box.y1, box.x2, box.y2});

@@ -31,16 +31,18 @@ struct ImagePrefix {
   size_t bytes() const;
 };
 
-/// Where image prefixes end: in time (order of Cut::when(), 2 * layers: no cut is in the way) and in the
+/// Where image prefixes end: in the forward pass (before layer `layers`: no cut is in the way) and in the
 /// prompt. Nothing for a prompt without images, or with nothing after them.
 struct PrefixEnd {
-  int64_t when = 0, tokens = 0;
+  Moment when;
+  int64_t tokens = 0;
 };
 std::optional<PrefixEnd> prefix_end(const Prompt& prompt, const PrunerChain& pruners, int64_t layers);
 
-/// The hash of everything that an image prefix depends on: its tokens and positions, the images' pixels, what
-/// the pruners record of the encoder, and what cuts before the first layer are made from.
-PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end);
+/// The hash of everything that an image prefix depends on: the model's weights (Vlm::weights_version), its
+/// tokens and positions, the images' pixels, what the pruners record of the encoder, and what cuts before the
+/// first layer are made from.
+PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t weights_version);
 
 /// Image prefixes by their keys; the least recently used leave when they together exceed a number of bytes.
 /// May be used from several threads.

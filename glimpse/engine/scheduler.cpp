@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <utility>
 
 #include "glimpse/base/timer.h"
+#include "glimpse/nn/index_tensor.h"
 
 namespace glimpse {
 
@@ -33,36 +35,61 @@ size_t Scheduler::layer_bytes(int64_t rows) const {
 
 size_t Scheduler::most_kv_bytes(const Job& job) const {
   const int64_t rows = std::ssize(job.sequence.prompt.ids) + 1 + job.tokens_left();
-  return static_cast<size_t>(engine_.model().decoder().config().layers) * layer_bytes(rows);
+  return static_cast<size_t>(engine_.model().decoder().config().layers) * layer_bytes(rows) *
+         (1 + job.forks.size());
 }
 
 std::future<Answer> Scheduler::submit(const Request& request) {
-  auto job = std::make_unique<Job>(engine_, request);
-  const size_t most = most_kv_bytes(*job);
-  check(options_.kv_bytes == 0 || most <= options_.kv_bytes, "this request may need ", mib(most),
-        " MiB of KV cache (a prompt of ", job->sequence.prompt.ids.size(), " tokens and up to ",
-        job->tokens_left(), " new ones), but all requests together have ", mib(options_.kv_bytes), " MiB");
-  std::future<Answer> future = job->future();
+  return std::move(submit(request, 1)[0]);
+}
+
+std::vector<std::future<Answer>> Scheduler::submit(const Request& request, int64_t choices,
+                                                   std::span<const std::shared_ptr<EventQueue>> events) {
+  check(choices >= 1 && choices <= options_.max_sequences, choices,
+        " answers to one request were asked for; from 1 to ", options_.max_sequences, " run together");
+  check(events.empty() || std::ssize(events) == choices, "events: ", events.size(), " queues for ", choices,
+        " answers");
+  Request own = request;
+  const auto queue = [&](int64_t choice) { return events.empty() ? request.events : events[choice]; };
+  own.events = queue(0);
+  auto job = std::make_unique<Job>(engine_, own);
+  std::vector<std::future<Answer>> futures;
+  futures.push_back(job->future());
+  for (int64_t choice = 1; choice < choices; ++choice) {
+    own.events = queue(choice);
+    job->forks.push_back(std::make_unique<Job>(*job, own, choice));
+    futures.push_back(job->forks.back()->future());
+  }
+  const size_t most = most_kv_bytes(*job), patches = job->patch_bytes();
+  check_as(Error::Kind::too_large, options_.kv_bytes == 0 || most <= options_.kv_bytes,
+           "this request may need ", mib(most), " MiB of KV cache (a prompt of ",
+           job->sequence.prompt.ids.size(), " tokens and up to ", job->tokens_left(),
+           " new ones), but all requests together have ", mib(options_.kv_bytes), " MiB");
   {
     const std::lock_guard lock(mutex_);
-    size_t held = 0;
-    for (const JobPtr& other : waiting_) held += other->patch_bytes();
-    check(waiting_.empty() || options_.waiting_bytes == 0 ||
-              held + job->patch_bytes() <= options_.waiting_bytes,
-          waiting_.size(), " requests wait with ", mib(held), " MiB of patches; another ",
-          mib(job->patch_bytes()), " MiB are more than the ", mib(options_.waiting_bytes),
-          " MiB of waiting_bytes; submit the request again later");
+    check_as(Error::Kind::busy, options_.max_waiting == 0 || waiting_.size() < options_.max_waiting,
+             waiting_.size(), " requests wait already; submit the request again later");
+    check_as(
+        Error::Kind::busy,
+        waiting_.empty() || options_.waiting_bytes == 0 || waiting_bytes_ + patches <= options_.waiting_bytes,
+        waiting_.size(), " requests wait with ", mib(waiting_bytes_), " MiB of patches; another ",
+        mib(patches), " MiB are more than the ", mib(options_.waiting_bytes),
+        " MiB of waiting_bytes; submit the request again later");
     waiting_.push_back(std::move(job));
+    waiting_bytes_ += patches;
     state_.waiting = waiting_.size();
   }
   wake_.notify_one();
-  return future;
+  return futures;
 }
 
 std::vector<const Job*> Scheduler::running() const {
   std::vector<const Job*> jobs;
   for (const Prompts& prompts : prefilling_)
-    for (const JobPtr& job : prompts.jobs) jobs.push_back(job.get());
+    for (const JobPtr& job : prompts.jobs) {
+      jobs.push_back(job.get());
+      for (const JobPtr& fork : job->forks) jobs.push_back(fork.get());
+    }
   for (const JobPtr& job : decoding_) jobs.push_back(job.get());
   return jobs;
 }
@@ -70,7 +97,8 @@ std::vector<const Job*> Scheduler::running() const {
 // The next request that can start now, in the order of submission. One whose image prefix is just being made
 // lets others go first and then finds it in the cache.
 Scheduler::JobPtr Scheduler::admit() {
-  if (std::ssize(running()) >= options_.max_sequences) return nullptr;
+  const int64_t free = options_.max_sequences - std::ssize(running());
+  if (free <= 0) return nullptr;
   const auto is_being_made = [&](const JobPtr& job) {
     const auto& key = job->sequence.prefix_key;
     const auto makes_it = [&](const JobPtr& other) { return other->sequence.prefix_key == key; };
@@ -81,11 +109,12 @@ Scheduler::JobPtr Scheduler::admit() {
   };
   const std::lock_guard lock(mutex_);
   const auto next = std::find_if_not(waiting_.begin(), waiting_.end(), is_being_made);
-  if (next == waiting_.end()) return nullptr;
+  if (next == waiting_.end() || std::ssize((*next)->forks) + 1 > free) return nullptr;
   const size_t most = most_kv_bytes(**next);
   if (options_.kv_bytes > 0 && reserved_ + most > options_.kv_bytes) return nullptr;
   JobPtr job = std::move(*next);
   waiting_.erase(next);
+  waiting_bytes_ -= job->patch_bytes();
   reserved_ += job->reserved = most;
   return job;
 }
@@ -96,20 +125,29 @@ void Scheduler::start(JobPtr job) {
     const auto& key = job->sequence.prefix_key;
     const auto prefix = key ? engine_.prefix_cache()->find(*key) : nullptr;
     const int64_t rows = std::ssize(job->sequence.prompt.ids) + 1 - (prefix ? prefix->tokens : 0);
-    if (prefilling_.empty() || prefilling_.back().batch.started() ||
+    if (prefilling_.empty() || prefilling_.back().closed || prefilling_.back().batch.started() ||
         prefilling_.back().batch.rows() + rows > options_.chunk_rows) {
       const at::Device device = engine_.model().decoder().options().device();
-      const int64_t most = std::min(max_block_rows(device), chunk_work());
-      prefilling_.push_back({PrefillBatch(engine_.model(), engine_.prefix_cache(), most), {}});
+      prefilling_.emplace_back(engine_, std::min(max_block_rows(device), chunk_work()));
     }
     Prompts& prompts = prefilling_.back();
     prompts.jobs.reserve(prompts.jobs.size() + 1);
     prompts.batch.add(job->sequence);
-    job->sequence.prompt.patches.clear();  // the batch has them
+    // The batch has its patches. A prompt that may share it keeps them, for a second try if another's fails.
+    if (rows > options_.chunk_rows) job->sequence.prompt.patches.clear();
     prompts.jobs.push_back(std::move(job));
   } catch (...) {
     fail(*job, std::current_exception());
   }
+}
+
+// Gives jobs whose common batch has failed another try, each in a batch of its own.
+void Scheduler::start_alone(std::vector<JobPtr> jobs) {
+  for (JobPtr& job : jobs) {
+    if (!prefilling_.empty()) prefilling_.back().closed = true;
+    start(std::move(job));
+  }
+  if (!prefilling_.empty()) prefilling_.back().closed = true;
 }
 
 // Sets `bytes` aside for the job, less than before.
@@ -120,11 +158,15 @@ void Scheduler::shrink(Job& job, size_t bytes) {
 
 void Scheduler::end(Job& job, const std::string& reason) {
   shrink(job, 0);
+  for (const JobPtr& fork : job.forks) fork->finish(reason);
+  job.forks.clear();
   job.finish(reason);
 }
 
 void Scheduler::fail(Job& job, std::exception_ptr error) {
   shrink(job, 0);
+  for (const JobPtr& fork : job.forks) fork->fail(error);
+  job.forks.clear();
   job.fail(std::move(error));
 }
 
@@ -135,30 +177,36 @@ void Scheduler::fail_all(std::vector<JobPtr>& jobs) {
 
 void Scheduler::drop_cancelled() {
   std::vector<JobPtr> dropped;  // ended outside the lock, as they may call back
-  // Asks each job only once: a stop may come at any moment.
-  const auto take = [&](JobPtr& job) {
-    if (!job->cancelled()) return false;
-    dropped.push_back(std::move(job));
-    return true;
+  // Asks each job only once: a stop may come at any moment. Room comes first, so that no job is lost.
+  const auto take_from = [&](auto& jobs, const auto& before_it_leaves) {
+    dropped.reserve(dropped.size() + jobs.size());
+    for (auto job = jobs.begin(); job != jobs.end();) {
+      if (!(*job)->cancelled()) {
+        ++job;
+        continue;
+      }
+      before_it_leaves(**job);
+      dropped.push_back(std::move(*job));
+      job = jobs.erase(job);
+    }
   };
   {
     const std::lock_guard lock(mutex_);
-    std::erase_if(waiting_, take);
+    take_from(waiting_, [&](const Job& job) { waiting_bytes_ -= job.patch_bytes(); });
   }
-  for (Prompts& prompts : prefilling_)
-    std::erase_if(prompts.jobs, [&](JobPtr& job) {
-      if (!take(job)) return false;
-      prompts.batch.remove(dropped.back()->sequence);
-      return true;
-    });
-  std::erase_if(decoding_, take);
+  for (Prompts& prompts : prefilling_) try {
+      take_from(prompts.jobs, [&](const Job& job) { prompts.batch.remove(job.sequence); });
+    } catch (...) {  // the batch is not whole any more
+      fail_all(prompts.jobs);
+    }
+  take_from(decoding_, [](const Job&) {});
   for (const JobPtr& job : dropped) end(*job, "cancelled");
 }
 
 // Takes the next token of a job; false if it has ended.
-bool Scheduler::accept(Job& job, const at::Tensor& candidates) {
+bool Scheduler::accept(Job& job, const at::Tensor& candidates, const at::Tensor& logits) {
   try {
-    const std::string reason = job.accept(candidates);
+    const std::string reason = job.accept(candidates, logits);
     if (reason.empty()) return true;
     end(job, reason);
   } catch (...) {
@@ -190,7 +238,12 @@ void Scheduler::prefill_chunk() {
     try {
       if (!advance(*prompts, work)) return;
     } catch (...) {
-      fail_all(prompts->jobs);
+      std::vector<JobPtr> jobs = std::exchange(prompts->jobs, {});
+      const auto has_patches = [](const JobPtr& job) { return !job->sequence.prompt.patches.empty(); };
+      if (jobs.size() > 1 && std::all_of(jobs.begin(), jobs.end(), has_patches))
+        start_alone(std::move(jobs));
+      else
+        fail_all(jobs);
     }
   }
 }
@@ -215,48 +268,117 @@ bool Scheduler::advance(Prompts& prompts, int64_t& work) {
 }
 
 void Scheduler::finish_prefill(Prompts& prompts) {
-  const std::vector<at::Tensor> candidates = next_candidates(prompts.jobs, prompts.batch.finish());
-  for (size_t i = 0; i < prompts.jobs.size(); ++i) {
-    JobPtr& job = prompts.jobs[i];
-    job->prefilled();
-    size_t bytes = 0;
-    for (const LayerCache& layer : job->sequence.cache.layers)
-      bytes += layer_bytes(layer.length() + job->tokens_left());
-    shrink(*job, std::min(bytes, job->reserved));
-    if (accept(*job, candidates[i])) decoding_.push_back(std::move(job));
+  // Until the candidates are there nothing changes, so that another try is possible.
+  std::vector<Job*> all;
+  std::vector<int64_t> rows;  // of the logits
+  for (const JobPtr& job : prompts.jobs) {
+    rows.insert(rows.end(), 1 + job->forks.size(), rows.empty() ? 0 : rows.back() + 1);
+    all.push_back(job.get());
+    for (const JobPtr& fork : job->forks) all.push_back(fork.get());
   }
-  prompts.jobs.clear();
+  const at::Tensor logits = prompts.batch.finish();
+  const at::Tensor own = logits.index_select(0, index_tensor(rows, logits.device()));
+  const std::vector<at::Tensor> candidates = next_candidates(all, own);
+  decoding_.reserve(decoding_.size() + all.size());
+  int64_t next = 0;
+  for (JobPtr& first : std::exchange(prompts.jobs, {})) {
+    std::vector<JobPtr> choices = std::exchange(first->forks, {});
+    choices.insert(choices.begin(), std::move(first));
+    const size_t each = choices[0]->reserved / choices.size();
+    choices[0]->sequence.prompt.patches.clear();
+    for (size_t i = 0; i < choices.size(); ++i) {
+      choices[i]->reserved = each;
+      if (i > 0) choices[i]->fork(*choices[0]);
+    }
+    for (JobPtr& job : choices) {
+      const int64_t row = next++;
+      if (begin_decoding(*job, candidates[row], own[row])) decoding_.push_back(std::move(job));
+    }
+  }
+}
+
+// Takes the first token of a job whose prefill has ended; false if it has ended with it.
+bool Scheduler::begin_decoding(Job& job, const at::Tensor& candidates, const at::Tensor& logits) {
+  try {
+    job.prefilled();
+    size_t bytes = 0;
+    for (const LayerCache& layer : job.sequence.cache.layers)
+      bytes += layer_bytes(layer.length() + job.tokens_left());
+    shrink(job, std::min(bytes, job.reserved));
+  } catch (...) {
+    fail(job, std::current_exception());
+    return false;
+  }
+  return accept(job, candidates, logits);
 }
 
 void Scheduler::decode() {
+  std::vector<bool> going_on(decoding_.size());
+  if (decode(decoding_, going_on)) {
+    // Something failed: the others go on, and what fails alone ends.
+    for (size_t i = 0; i < decoding_.size(); ++i) {
+      std::vector<bool> one(1);
+      if (const auto error = decode(std::span(&decoding_[i], 1), one)) fail(*decoding_[i], error);
+      going_on[i] = one[0];
+    }
+  }
+  auto next = going_on.begin();
+  std::erase_if(decoding_, [&](const JobPtr&) { return !*next++; });
+}
+
+// A step of these sequences, and who goes on behind it. If it fails they are as they were before.
+std::exception_ptr Scheduler::decode(std::span<const JobPtr> jobs, std::vector<bool>& going_on) {
   const Timer timer;
+  std::vector<Job*> all;
   std::vector<Sequence*> sequences;
-  std::vector<int64_t> tokens;
-  for (const JobPtr& job : decoding_) {
+  std::vector<int64_t> tokens, positions;
+  std::vector<std::vector<int64_t>> lengths;
+  for (const JobPtr& job : jobs) {
+    all.push_back(job.get());
     sequences.push_back(&job->sequence);
     tokens.push_back(job->last_token());
+    positions.push_back(job->sequence.next_position);
+    lengths.emplace_back();
+    for (const LayerCache& layer : job->sequence.cache.layers) lengths.back().push_back(layer.length());
   }
-  const std::vector<at::Tensor> candidates =
-      next_candidates(decoding_, decode_step(engine_.model(), sequences, tokens, &engine_.decode_graphs()));
+  at::Tensor logits;
+  std::vector<at::Tensor> candidates;
+  try {
+    logits = decode_step(engine_.model(), sequences, tokens, &engine_.decode_graphs());
+    candidates = next_candidates(all, logits);
+  } catch (...) {
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      sequences[i]->next_position = positions[i];
+      std::vector<LayerCache>& layers = sequences[i]->cache.layers;
+      for (size_t l = 0; l < layers.size(); ++l) layers[l].drop_last(layers[l].length() - lengths[i][l]);
+    }
+    return std::current_exception();
+  }
   const double ms = timer.ms();
-  auto next = candidates.begin();
-  std::erase_if(decoding_, [&](const JobPtr& job) {
-    job->sequence.times.decode += ms;
-    return !accept(*job, *next++);
-  });
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    jobs[i]->sequence.times.decode += ms;
+    going_on[i] = accept(*jobs[i], candidates[i], logits[static_cast<int64_t>(i)]);
+  }
+  return nullptr;
 }
 
 bool Scheduler::step() {
   const at::NoGradGuard no_grad;
-  drop_cancelled();
-  prefill_chunk();
-  drop_cancelled();
   try {
+    drop_cancelled();
+    prefill_chunk();
+    drop_cancelled();
     if (!decoding_.empty()) decode();
-  } catch (...) {
-    fail_all(decoding_);
+  } catch (...) {  // not even an error can be handled: what runs ends, what waits and comes goes on
+    fail_everything();
   }
   return note_state();
+}
+
+void Scheduler::fail_everything() {
+  for (Prompts& prompts : prefilling_) fail_all(prompts.jobs);
+  prefilling_.clear();
+  fail_all(decoding_);
 }
 
 // Publishes what is going on; whether anything is.
@@ -287,6 +409,7 @@ void Scheduler::serve(std::stop_token stop) {
     const std::lock_guard lock(mutex_);
     std::move(waiting_.begin(), waiting_.end(), std::back_inserter(left));
     waiting_.clear();
+    waiting_bytes_ = 0;
   }
   for (Prompts& prompts : prefilling_)
     std::move(prompts.jobs.begin(), prompts.jobs.end(), std::back_inserter(left));

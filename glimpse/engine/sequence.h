@@ -31,7 +31,7 @@ struct Sequence {
   Prompt prompt;
   PrunerChain pruners;
   Budget budget;
-  std::vector<std::vector<Box>> boxes;  ///< reference boxes per image, normalised
+  std::vector<std::vector<Box>> boxes;  ///< reference boxes per medium, normalised
   std::stop_token stop;
   std::optional<PrefixKey> prefix_key;  ///< under which its image prefix may be found and left (PrefixCache)
 
@@ -55,9 +55,11 @@ struct EmbeddedPrompt {
 
 /// Encodes the images of a prompt, recording what `taps` ask for, and embeds it.
 EmbeddedPrompt embed_prompt(const Vlm& model, const Prompt& prompt, const VisionTaps& taps);
-/// Embeds token ids [T], what the encoder gave for the rows `visual_rows` of them projected in their places.
+/// Embeds token ids [T], what the encoder gave for the rows `visual_rows` of them projected in their places,
+/// and what it gave for `structure_rows`.
 at::Tensor embed_rows(const Vlm& model, const std::vector<int64_t>& ids,
-                      const std::vector<int64_t>& visual_rows, const at::Tensor& visual);
+                      const std::vector<int64_t>& visual_rows, const at::Tensor& visual,
+                      const std::vector<int64_t>& structure_rows, const at::Tensor& structure);
 
 /// Looks at the hidden states on their way: layer, output [R, D] of the whole ragged batch.
 using Observer = std::function<void(int64_t layer, const at::Tensor& hidden)>;

@@ -40,7 +40,7 @@ std::vector<Step> steps_of(const PrunerChain& pruners) {
 // smaller.
 int64_t vscan_start(const Answer& answer, const json& settings) {
   int64_t sum = 0;
-  for (const ImageSpan& image : answer.images) {
+  for (const Segment& image : answer.segments) {
     const int64_t keep = part_of(image.count(), settings.at("keep")), half = keep / 2;
     const int64_t windows = vscan_windows(image.rows, image.cols, settings.at("window"));
     sum += settings.at("whole_shares").get<bool>() ? half / windows * windows + keep - half : keep;
@@ -118,7 +118,7 @@ double Accounting::overhead(const Pruner& pruner, const Cut& cut, const Answer& 
   }
   if (cut.layer == 0 && vision_)
     for (size_t tap = 0; tap < taps.vision_attention.size(); ++tap)
-      for (const ImageSpan& image : answer.images) {
+      for (const Segment& image : answer.segments) {
         const double patches = static_cast<double>(image.count() * vision_->merge * vision_->merge);
         // The class token's row, or all patches' rows.
         sum += vision_->extra_tokens ? 2 * (patches + 1) * static_cast<double>(vision_->hidden)
@@ -157,7 +157,7 @@ AnswerFlops Accounting::of(const Answer& answer, const PrunerChain& pruners, con
   const int64_t layers = decoder_.layers, total = answer.visual_tokens, text = answer.prompt_tokens - total;
   if (vision_) {
     out.vision = 0;
-    for (const ImageSpan& image : answer.images)
+    for (const Segment& image : answer.segments)
       *out.vision += vision_flops(*vision_, {1, static_cast<int>(image.rows * vision_->merge),
                                              static_cast<int>(image.cols * vision_->merge)});
   }
@@ -178,7 +178,7 @@ AnswerFlops Accounting::of(const Answer& answer, const PrunerChain& pruners, con
     // What leaves before the projector is not projected.
     if (step.cut.place == Cut::Place::encoder && out.vision)
       *out.vision -= 2 * static_cast<double>(living - kept) * vision_->projector;
-    const int64_t first = (step.cut.when() + 1) / 2;  // of the layers that run on what is left
+    const int64_t first = step.cut.when().layers_run;  // of the layers that run on what is left
     for (int64_t layer = 0; layer < layers; ++layer) {
       if (layer >= first) rows[layer] = text + kept;
       if (layer >= first || step.cut.trims_cache) cached[layer] = std::min(cached[layer], text + kept);

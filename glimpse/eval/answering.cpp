@@ -48,8 +48,8 @@ json line_of(const TaskRow& row, const Request& request, const Answer& answer, c
       {"peak_mib", peak_mib ? json(rounded(*peak_mib, 10)) : json()}};
   if (flops.vision) line["gflop"]["vision"] = giga(*flops.vision);
   json images = json::array();
-  for (size_t i = 0; i < answer.images.size(); ++i) {
-    const ImageSpan& span = answer.images[i];
+  for (size_t i = 0; i < answer.segments.size(); ++i) {
+    const Segment& span = answer.segments[i];
     images.push_back({{"grid", {span.rows, span.cols}},
                       {"size", {request.images[i].width, request.images[i].height}},
                       {"area", {span.area.x1, span.area.y1, span.area.x2, span.area.y2}}});

@@ -17,29 +17,30 @@ Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, cons
       out.ids.push_back(ids[i]);
       continue;
     }
-    check(out.images.size() < patches.size(), "prompt: more image places than the ", patches.size(),
+    check(out.segments.size() < patches.size(), "prompt: more image places than the ", patches.size(),
           " images given");
-    const Patches& image = patches[out.images.size()];
+    const Patches& image = patches[out.segments.size()];
     const Grid& grid = image.grid;
-    const ImageSpan span{grid.t * grid.h / place.merge, grid.w / place.merge, first, image.area};
+    const Segment span{grid.t * grid.h / place.merge, grid.w / place.merge, first, image.area,
+                       std::ssize(out.segments)};
     size_t run = i;
     while (run < ids.size() && ids[run] == ids[i] && run - i < static_cast<size_t>(span.count())) ++run;
     check(run - i == 1 || static_cast<int64_t>(run - i) == span.count(), "prompt: image ",
-          out.images.size() + 1, " has ", run - i, " places, expected 1 or ", span.count());
+          out.segments.size() + 1, " has ", run - i, " places, expected 1 or ", span.count());
     for (int64_t t = 0; t < span.count(); ++t) {
       out.visual_rows.push_back(static_cast<int64_t>(out.ids.size()));
       out.ids.push_back(place.stored);
     }
-    out.images.push_back(span);
+    out.segments.push_back(span);
     first += span.count();
     i = run - 1;
   }
   check(!out.ids.empty(), "prompt: it is empty");
-  check(out.images.size() == patches.size(), "prompt: ", patches.size(), " images were given but it has ",
-        out.images.size(), " places for them");
-  check(static_cast<int64_t>(out.ids.size()) < max_positions, "prompt: ", out.ids.size(),
-        " tokens do not fit the model's context of ", max_positions,
-        "; lower --max-pixels or give fewer images");
+  check(out.segments.size() == patches.size(), "prompt: ", patches.size(), " images were given but it has ",
+        out.segments.size(), " places for them");
+  check_as(Error::Kind::too_large, std::ssize(out.ids) < max_positions, "prompt: ", out.ids.size(),
+           " tokens do not fit the model's context of ", max_positions,
+           "; lower --max-pixels or give fewer images");
   out.patches = std::move(patches);
   const auto rows = std::ssize(out.ids), visual = std::ssize(out.visual_rows);
   const int64_t after = visual == 0 ? 0 : out.visual_rows.back() + 1 - visual;

@@ -21,10 +21,13 @@ struct Prompt {
   std::vector<int64_t> ids;          ///< [T]; every visual token has the image id
   at::Tensor position_ids;           ///< [components, T] int64 (3 for M-RoPE, 1 for RoPE)
   int64_t next_position = 0;         ///< position of the token after the prompt, in every component
-  std::vector<ImageSpan> images;     ///< token grids, in order of appearance
+  std::vector<Segment> segments;     ///< token grids, in order of appearance
   std::vector<int64_t> visual_rows;  ///< [N]: where the visual tokens stand
-  std::vector<Patches> patches;      ///< encoder input, one per image
-  std::string question;              ///< what is asked, as a text encoder of the family's should read it
+  /// Rows between segments that are neither text nor in a grid (newlines); the encoder gives them, no method
+  /// prunes them. None behind the last visual token: that is where image prefixes end.
+  std::vector<int64_t> structure_rows;
+  std::vector<Patches> patches;  ///< encoder input, one per image
+  std::string question;          ///< what is asked, as a text encoder of the family's should read it
   /// [Q]: which of its text rows (those that are not visual) hold the question; of prompts made from ids
   /// those that follow the last image, or all if none do.
   std::vector<int64_t> question_rows;

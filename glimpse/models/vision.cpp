@@ -44,6 +44,12 @@ VisionOutput joined(const std::vector<VisionOutput>& parts, int64_t class_tokens
   for (size_t i = 0; i < parts[0].attention.size(); ++i)
     out.attention.push_back({all([&](const VisionOutput& part) { return part.attention[i].received; }),
                              all([&](const VisionOutput& part) { return part.attention[i].keys; })});
+  for (size_t layer = 0; layer < parts[0].additions.size(); ++layer)
+    out.additions.push_back(all([&](const VisionOutput& part) { return part.additions[layer]; }));
+  std::vector<at::Tensor> structure;
+  for (const VisionOutput& part : parts)
+    if (part.structure.defined()) structure.push_back(part.structure);
+  if (!structure.empty()) out.structure = at::cat(structure);
   return out;
 }
 

@@ -16,6 +16,10 @@ struct VisionOutput {
   std::vector<int64_t> windows;            ///< [S]: which encoder attention window a token is in
   std::vector<VisionAttention> attention;  ///< of the blocks asked for
   at::Tensor shared;                       ///< [S, P]: in the space shared with texts, if asked for
+  /// Per layer of the language model, from the first on: features [S, D] that are added to the visual tokens
+  /// before it, or undefined.
+  std::vector<at::Tensor> additions;
+  at::Tensor structure;  ///< [Prompt::structure_rows, D]: what separates segments, or undefined
 };
 
 /// What an encoder records on its way.

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <atomic>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -67,8 +68,14 @@ class Vlm {
   virtual Rope rope(const at::Tensor& position_ids) const = 0;
 
   virtual const Decoder& decoder() const = 0;
-  /// The same to be changed: training puts LoRA branches beside its linear layers.
-  Decoder& decoder() { return const_cast<Decoder&>(std::as_const(*this).decoder()); }
+  /// The same to be changed: training puts LoRA branches beside its linear layers. Asking for it counts as a
+  /// change of the weights.
+  Decoder& mutable_decoder() {
+    ++weights_version_;
+    return const_cast<Decoder&>(decoder());
+  }
+  /// Changes whenever the weights may have changed: what was made with other weights is not reused.
+  uint64_t weights_version() const { return weights_version_; }
   virtual const Tokenizer& tokenizer() const = 0;
   /// Encoder depth and width, as the pruning modules refer to them.
   virtual int64_t vision_depth() const = 0;
@@ -77,6 +84,9 @@ class Vlm {
   virtual int64_t shallow_block() const = 0;
   virtual bool has_class_token() const = 0;
   virtual int64_t max_positions() const = 0;
+
+ private:
+  std::atomic<uint64_t> weights_version_ = 0;
 };
 
 /// How to load a model.

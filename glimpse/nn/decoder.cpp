@@ -1,14 +1,18 @@
 #include "glimpse/nn/decoder.h"
 
 #include <ATen/core/grad_mode.h>
-#include "glimpse/nn/attention.h"
 
+#include <algorithm>
+#include <utility>
+
+#include "glimpse/nn/attention.h"
 #include "glimpse/nn/ops.h"
 
 namespace glimpse {
 
 Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std::string& prefix,
-                      const std::string& head, at::TensorOptions options, const WeightOptions& how) {
+                      const std::string& head, at::TensorOptions options, const WeightOptions& how,
+                      const MakeHeadStep& head_step) {
   Decoder model;
   model.config_ = c;
   model.prefix_ = prefix;
@@ -26,7 +30,8 @@ Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std:
                              linear("self_attn.k_proj", kv, d, c.attention_bias),
                              linear("self_attn.v_proj", kv, d, c.attention_bias),
                              linear("self_attn.o_proj", d, q, false), linear("mlp.gate_proj", ff, d, false),
-                             linear("mlp.up_proj", ff, d, false), linear("mlp.down_proj", d, ff, false)});
+                             linear("mlp.up_proj", ff, d, false), linear("mlp.down_proj", d, ff, false),
+                             head_step ? head_step(weights, p, options) : HeadStep()});
   }
   model.norm_ = weights.take(prefix + "norm.weight", {c.hidden_size}, options);
   WeightOptions for_head = how;
@@ -68,6 +73,7 @@ at::Tensor Decoder::attend(int64_t l, const at::Tensor& n, const RaggedBatch& ba
   const auto [wide_q, wide_k, wide_v] = linears(n, layer.q_proj, layer.k_proj, layer.v_proj);
   at::Tensor q = wide_q.view({-1, config_.heads, d}), k = wide_k.view({-1, config_.kv_heads, d});
   const at::Tensor v = wide_v.view({-1, config_.kv_heads, d});
+  if (layer.head_step) layer.head_step(q, k);
   if (batch.table) return cuda::decode_attention(q, k, v, batch.rope, *batch.table, l);
   q = apply_rope(q, batch.rope);
   k = apply_rope(k, batch.rope);
@@ -76,22 +82,29 @@ at::Tensor Decoder::attend(int64_t l, const at::Tensor& n, const RaggedBatch& ba
   // them.
   Segments segments;
   bool fresh = batch.sequences.size() > 1 && has_flash(q, k, v);
+  for (const SequenceRows& sequence : batch.sequences) {
+    fresh = fresh && sequence.apart <= 1 && sequence.cache->layers[l].length() == 0;
+    segments.lengths.push_back(sequence.count);
+  }
+  std::vector<at::Tensor> mixed;
   int64_t row = 0;
   for (const SequenceRows& sequence : batch.sequences) {
     LayerCache& cache = sequence.cache->layers[l];
-    fresh = fresh && cache.length() == 0;
-    segments.lengths.push_back(sequence.count);
-    cache.append(k.narrow(0, row, sequence.count), v.narrow(0, row, sequence.count), sequence.more);
-    if (sequence.query) *sequence.query = q[row + sequence.query_row].clone();
+    // Of the rows that stand apart the first goes with those before, each other by itself.
+    int64_t count = sequence.count - std::max<int64_t>(sequence.apart - 1, 0);
+    for (int64_t first = 0; first < sequence.count; first += std::exchange(count, 1)) {
+      const auto own = [&](const at::Tensor& t) { return t.narrow(0, row + first, count); };
+      cache.append(own(k), own(v), sequence.more);
+      if (!fresh) mixed.push_back(causal_attention(own(q), cache));
+      for (const AttentionTap& tap : sequence.taps)
+        if (const int64_t after = first + count - 1 - tap.row; after >= 0 && after < count)
+          *tap.logits = attention_logits(
+              q[row + tap.row], cache.keys().narrow(1, 0, cache.length() - (tap.all_keys ? 0 : after)));
+      if (sequence.apart > 0) cache.drop_last(1);
+    }
     row += sequence.count;
   }
   if (fresh) return segment_attention(q, k, v, segments, /*causal=*/true);
-  std::vector<at::Tensor> mixed;
-  row = 0;
-  for (const SequenceRows& sequence : batch.sequences) {
-    mixed.push_back(causal_attention(q.narrow(0, row, sequence.count), sequence.cache->layers[l]));
-    row += sequence.count;
-  }
   return mixed.size() == 1 ? mixed[0] : at::cat(mixed);
 }
 
@@ -111,6 +124,7 @@ at::Tensor Decoder::last_row_attention(int64_t l, const at::Tensor& x, const Rop
                    last = n.narrow(0, n.size(0) - 1, 1);
   at::Tensor q = layer.q_proj(last).view({1, config_.heads, config_.head_dim});
   at::Tensor k = layer.k_proj(n).view({n.size(0), config_.kv_heads, config_.head_dim});
+  if (layer.head_step) layer.head_step(q, k);
   if (rope) {
     q = apply_rope(q, {rope->cos.narrow(0, n.size(0) - 1, 1), rope->sin.narrow(0, n.size(0) - 1, 1)});
     k = apply_rope(k, *rope);

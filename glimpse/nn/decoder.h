@@ -24,13 +24,22 @@ struct DecoderConfig {
   bool tied_head = false;       ///< lm_head is the embedding matrix
 };
 
+/// Attention that is asked for: the scaled logits [H, keys] float32 of one of a sequence's rows over the keys
+/// that it sees, or over those of the rows behind it too.
+struct AttentionTap {
+  int64_t row = 0;
+  at::Tensor* logits = nullptr;
+  bool all_keys = false;
+};
+
 /// New rows of one sequence in a ragged batch.
 struct SequenceRows {
   KvCache* cache = nullptr;
-  int64_t count = 0;            ///< rows of the batch that belong to this sequence
-  at::Tensor* query = nullptr;  ///< if set, receives the query after RoPE [H, d] of ...
-  int64_t query_row = 0;        ///< ... this row of the sequence's own
-  int64_t more = 0;             ///< rows that will follow in this layer: its cache makes room for them
+  int64_t count = 0;  ///< rows of the batch that belong to this sequence
+  std::vector<AttentionTap> taps = {};
+  int64_t apart = 0;  ///< of them, at the end: each sees the rows before all of these and itself. They leave
+                      ///< nothing in the cache
+  int64_t more = 0;   ///< rows that will follow in this layer: its cache makes room for them
 };
 
 /// A ragged batch: the rows of all sequences one after the other.
@@ -40,6 +49,12 @@ struct RaggedBatch {
   std::optional<cuda::DecodeTable> table = {};  ///< of a decoding step whose caches have made room already
 };
 
+/// What a family's blocks do to queries and keys [R, H, d] before the rotary embedding (Qwen3: norms).
+using HeadStep = std::function<void(at::Tensor& q, at::Tensor& k)>;
+/// Makes it for the block whose weights' names begin with `block`.
+using MakeHeadStep =
+    std::function<HeadStep(const Weights& weights, const std::string& block, at::TensorOptions options)>;
+
 /// The decoder's weights and its forward pass, layer by layer: linear layers see the rows of all sequences
 /// together, attention runs per sequence, so sequences of different and differently pruned lengths need no
 /// padding.
@@ -48,7 +63,8 @@ class Decoder {
   /// Takes `prefix`embed_tokens..., `prefix`layers.N..., `prefix`norm and `head` (a linear layer's name) from
   /// `weights`. A head beside layers of 4 bits has 8.
   static Decoder load(const DecoderConfig& config, const Weights& weights, const std::string& prefix,
-                      const std::string& head, at::TensorOptions options, const WeightOptions& how = {});
+                      const std::string& head, at::TensorOptions options, const WeightOptions& how = {},
+                      const MakeHeadStep& head_step = {});
 
   const DecoderConfig& config() const { return config_; }
   /// Calls visit(module, layer) for every linear layer of the blocks by its module name in the checkpoint
@@ -59,7 +75,7 @@ class Decoder {
   /// ids [T] int64 -> [T, D].
   at::Tensor embed(const at::Tensor& ids) const;
   /// Runs layer l on x [R, D]: appends every sequence's keys and values to its cache, returns the layer's
-  /// output.
+  /// output (without gradients in x's memory). nn/forward.h runs them one after the other.
   at::Tensor layer(int64_t l, at::Tensor x, const RaggedBatch& batch) const;
   /// How layer l would let the last of x's rows [T, D] attend to all of them: softmax, mean over heads, [T]
   /// float32. Without `rope`, neither query nor keys are rotated.
@@ -71,6 +87,7 @@ class Decoder {
   struct Layer {
     at::Tensor input_layernorm, post_attention_layernorm;
     Linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+    HeadStep head_step;
   };
   at::Tensor attend(int64_t l, const at::Tensor& n, const RaggedBatch& batch) const;
   template <class Self, class Visit>

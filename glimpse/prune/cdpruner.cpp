@@ -108,7 +108,7 @@ std::vector<int64_t> cdpruner_order(const at::Tensor& features, const at::Tensor
 }
 
 // [living] of one image's tokens.
-at::Tensor CdPruner::relevance(const View& view, const ImageShare& share) const {
+at::Tensor CdPruner::relevance(const View& view, const SegmentShare& share) const {
   if (options_.relevance == "clip") {
     const at::Tensor tokens = view.index.narrow(0, share.first, share.living);
     return cdpruner_relevance(view.shared_image.index_select(0, tokens), view.shared_question, true);
@@ -120,7 +120,7 @@ at::Tensor CdPruner::relevance(const View& view, const ImageShare& share) const 
 
 Selection CdPruner::select(const View& view, const Cut&, const Budget& budget) const {
   const auto own = [&](int64_t n) { return std::llround(options_.keep * static_cast<double>(n)); };
-  return select_by_image(view, budget, own, [&](const ImageShare& share) {
+  return select_by_segment(view, budget, own, [&](const SegmentShare& share) {
     if (share.keep == 0) return Selection();
     const at::Tensor features = view.hidden.narrow(0, share.first, share.living);
     Selection out{cdpruner_order(features, relevance(view, share), share.keep), {}, {}};

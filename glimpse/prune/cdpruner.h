@@ -28,7 +28,7 @@ class CdPruner : public Pruner {
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
 
  private:
-  at::Tensor relevance(const View& view, const ImageShare& share) const;
+  at::Tensor relevance(const View& view, const SegmentShare& share) const;
   Options options_;
 };
 

@@ -34,30 +34,28 @@ void check_features(const Selection& selection) {
 
 }  // namespace
 
-LivingRows::LivingRows(int64_t count, const std::vector<int64_t>& visual_rows, bool with_guide,
-                       int64_t layers)
+LivingRows::LivingRows(int64_t count, const std::vector<int64_t>& visual_rows, int64_t layers)
     : visual(visual_rows), cached(layers) {
-  for (int64_t i = 0; i < count + (with_guide ? 1 : 0); ++i) rows.push_back(i);
+  for (int64_t i = 0; i < count; ++i) rows.push_back(i);
   for (size_t i = 0; i < visual.size(); ++i) source.push_back(static_cast<int64_t>(i));
-  if (with_guide) guide = count;
 }
 
-std::vector<int64_t> LivingRows::visual_positions() const {
+std::vector<int64_t> LivingRows::positions(const std::vector<int64_t>& ids) const {
   std::vector<int64_t> positions;
-  for (const int64_t row : visual)
+  for (const int64_t row : ids)
     positions.push_back(std::lower_bound(rows.begin(), rows.end(), row) - rows.begin());
   return positions;
 }
 
-void LivingRows::enter(const std::vector<int64_t>& tokens, std::span<const ImageSpan> images) {
+void LivingRows::enter(const std::vector<int64_t>& tokens, std::span<const Segment> segments) {
   const std::vector<int64_t> all = std::exchange(visual, {});
-  std::vector<int64_t> taken(images.size());
+  std::vector<int64_t> taken(segments.size());
   for (const int64_t token : tokens) {
-    const int64_t image = place_of(images, token).image;
-    invariant(taken[image] < images[image].count(), "a pruner kept more tokens than the image had");
-    visual.push_back(all[images[image].first + taken[image]++]);
+    const int64_t segment = place_of(segments, token).segment;
+    invariant(taken[segment] < segments[segment].count(), "a pruner kept more tokens than a segment had");
+    visual.push_back(all[segments[segment].first + taken[segment]++]);
   }
-  invariant(std::is_sorted(visual.begin(), visual.end()), "a pruner mixed the tokens of several images");
+  invariant(std::is_sorted(visual.begin(), visual.end()), "a pruner mixed the tokens of several segments");
   source = tokens;
   std::erase_if(rows, [&](int64_t row) { return has(all, row) && !has(visual, row); });
 }
@@ -75,8 +73,7 @@ std::vector<int64_t> selected(const Selection& selection, const std::vector<int6
   return left;
 }
 
-at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, LivingRows& living,
-                   KvCache& cache) {
+at::Tensor compact(const Selection& selection, const Cut& cut, LivingRows& living, KvCache& cache) {
   check_features(selection);
   std::vector<int64_t> visual, source;
   int64_t previous = -1;
@@ -88,9 +85,8 @@ at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, 
     previous = index;
   }
   const auto dropped_visual = [&](int64_t row) { return has(living.visual, row) && !has(visual, row); };
-  const auto dropped_guide = [&](int64_t row) { return drop_guide && living.guide == row; };
   const std::vector<int64_t> positions =
-      filter(living.rows, [&](int64_t row) { return !dropped_visual(row) && !dropped_guide(row); });
+      filter(living.rows, [&](int64_t row) { return !dropped_visual(row); });
   // Mostly all layers hold the same rows, so what to keep of them is found once.
   std::vector<int64_t> before, after, kept;
   at::Tensor index;
@@ -98,10 +94,7 @@ at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, 
     std::vector<int64_t>& cached = living.cached[l];
     if (l == 0 || cached != before) {
       before = after = cached;
-      kept = filter(after, [&](int64_t row) {
-        if (dropped_guide(row)) return false;
-        return !cut.trims_cache || has(living.rows, row);
-      });
+      kept = filter(after, [&](int64_t row) { return !cut.trims_cache || has(living.rows, row); });
       index.reset();
     }
     if (kept.size() == before.size()) continue;
@@ -111,7 +104,6 @@ at::Tensor compact(const Selection& selection, const Cut& cut, bool drop_guide, 
   }
   living.visual = std::move(visual);
   living.source = std::move(source);
-  if (drop_guide) living.guide.reset();
   return at::tensor(positions, at::kLong);
 }
 

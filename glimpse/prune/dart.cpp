@@ -41,7 +41,7 @@ std::vector<int64_t> dart_tokens(const at::Tensor& features, const at::Tensor& t
 
 Selection Dart::select(const View& view, const Cut&, const Budget& budget) const {
   const auto own = [&](int64_t n) { return part_of(n, options_.keep); };
-  return select_by_image(view, budget, own, [&](const ImageShare& share) {
+  return select_by_segment(view, budget, own, [&](const SegmentShare& share) {
     return Selection{
         dart_tokens(view.hidden.narrow(0, share.first, share.living), view.text_hidden, share.keep, options_),
         {},

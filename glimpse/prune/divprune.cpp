@@ -54,7 +54,7 @@ Selection DivPrune::select(const View& view, const Cut&, const Budget& budget) c
   const auto own = [&](int64_t n) {
     return static_cast<int64_t>(std::nearbyint(options_.keep * static_cast<double>(n)));
   };
-  return select_by_image(view, budget, own, [&](const ImageShare& share) {
+  return select_by_segment(view, budget, own, [&](const SegmentShare& share) {
     Selection out{divprune_order(view.hidden.narrow(0, share.first, share.living), share.keep), {}, {}};
     std::sort(out.keep.begin(), out.keep.end());
     return out;

@@ -155,7 +155,7 @@ at::Tensor GlimpsePruner::logits(const View& view) const {
     const int64_t token = view.living[places.row.size()];
     places.row.push_back(place.row);
     places.col.push_back(place.col);
-    places.group.push_back(by_image ? place.image : view.windows[token]);
+    places.group.push_back(by_image ? place.segment : view.windows[token]);
   }
   std::vector<at::Tensor> states;
   for (const at::Tensor& state : view.vision_states) states.push_back(state.index_select(0, view.index));

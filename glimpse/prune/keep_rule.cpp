@@ -61,13 +61,14 @@ std::vector<int64_t> KeepRule::apply(const at::Tensor& logits) const {
 
 std::vector<int64_t> KeepRule::corners(const View& view) const {
   std::vector<int64_t> out;
-  if (anchors.empty() || view.images.size() != 1) return out;
-  const ImageSpan& image = view.images[0];
+  if (anchors.empty() || view.segments.size() != 1) return out;
+  const Segment& segment = view.segments[0];
   for (const std::string& anchor : anchors) {
     check(anchor == "tl" || anchor == "tr" || anchor == "bl" || anchor == "br",
           "anchors: expected tl, tr, bl or br, got '", anchor, "'");
-    const int64_t row = anchor[0] == 't' ? 0 : image.rows - 1, col = anchor[1] == 'l' ? 0 : image.cols - 1;
-    const auto found = std::find(view.living.begin(), view.living.end(), row * image.cols + col);
+    const int64_t row = anchor[0] == 't' ? 0 : segment.rows - 1,
+                  col = anchor[1] == 'l' ? 0 : segment.cols - 1;
+    const auto found = std::find(view.living.begin(), view.living.end(), row * segment.cols + col);
     if (found != view.living.end()) out.push_back(found - view.living.begin());
   }
   std::sort(out.begin(), out.end());

@@ -13,20 +13,41 @@
 
 namespace glimpse {
 
-/// The token grid of one image: rows x cols visual tokens, row-major, starting at `first` of the prompt's N.
-struct ImageSpan {
+/// A part of a medium (an image or a video) with a token grid of its own: an image as a whole, a tile of it,
+/// or what a video shows at one time. rows x cols visual tokens, row-major, starting at `first` of the
+/// prompt's N. What separates segments (newlines, timestamps) are rows of the prompt in no grid: never
+/// pruned.
+struct Segment {
   int64_t rows = 0, cols = 0, first = 0;
-  Box area = whole_image;  ///< what the grid covers, in parts of the image's sides (see Patches)
+  Box area = whole_image;  ///< what the grid covers, in parts of the picture's sides (see Patches)
+  int64_t medium = 0;      ///< which of the prompt's images and videos, in order of appearance
+  double seconds = 0;      ///< of a video: where in it
   int64_t count() const { return rows * cols; }
 };
 
-/// Where a visual token stands: its image, and its row and column in that image's grid. A class token stands
-/// nowhere; it counts as the token in the middle.
+/// Tokens of all segments.
+int64_t total_tokens(std::span<const Segment> segments);
+/// Images and videos that the segments, in order of these, are parts of.
+int64_t media_count(std::span<const Segment> segments);
+
+/// Where a visual token stands: its segment, and its row and column in that segment's grid. A class token
+/// stands nowhere; it counts as the token in the middle.
 struct TokenPlace {
-  int64_t image = 0, row = 0, col = 0;
+  int64_t segment = 0, row = 0, col = 0;
 };
-/// Of a token by its source index: 0 to N - 1 are the visual tokens, N + i is the class token of image i.
-TokenPlace place_of(std::span<const ImageSpan> images, int64_t source);
+/// Of a token by its source index: 0 to N - 1 are the visual tokens, N + i is the class token of segment i.
+TokenPlace place_of(std::span<const Segment> segments, int64_t source);
+
+/// A place between the steps of the forward pass, in their order.
+struct Moment {
+  enum class Side { encoder, after, before };
+  int64_t layers_run = 0;     ///< layers of the language model that lie behind it
+  Side side = Side::encoder;  ///< at the encoder's output, after the last layer run or before the next one
+  auto operator<=>(const Moment&) const = default;
+
+  static Moment before(int64_t layer) { return {layer, Side::before}; }
+  static Moment after(int64_t layer) { return {layer + 1, Side::after}; }
+};
 
 /// Where a pruner drops visual tokens: at the encoder's output, which the projector has yet to see and to
 /// which class tokens belong, or before or after a layer of the language model. Before layer 0 it sees the
@@ -44,11 +65,15 @@ struct Cut {
   bool reads_text = true;  ///< whether the choice may depend on the prompt's text. What does not may be
                            ///< reused for other questions about the same images
 
-  /// Order along the forward pass.
-  int64_t when() const { return 2 * layer + (place == Place::after ? 1 : place == Place::encoder ? -1 : 0); }
+  Moment when() const {
+    return place == Place::encoder  ? Moment()
+           : place == Place::before ? Moment::before(layer)
+                                    : Moment::after(layer);
+  }
 };
 
-/// One extra row after the prompt that is dropped at its pruner's cut (method.md section 2).
+/// One extra row after the prompt that is dropped at its pruner's last cut (method.md section 2). It sees the
+/// prompt and itself; nothing sees it.
 struct GuideToken {
   std::vector<at::Tensor> added;  ///< per layer: [D] added to its hidden state before the layer, or
                                   ///< undefined; added[0] is its input embedding
@@ -70,22 +95,24 @@ struct VisionAttention {
 
 /// What the models record for a pruner; nothing else is kept.
 struct Taps {
-  std::vector<int64_t> vision_layers;     ///< encoder blocks whose output is kept
-  std::vector<int64_t> attention_layers;  ///< layers whose attention by the guide (else last) row is kept
-  bool log_softmax = false;               ///< of those logits, over all keys
+  std::vector<int64_t> vision_layers;  ///< encoder blocks whose output is kept
+  std::vector<int64_t>
+      attention_layers;      ///< layers whose attention by its guide token (else the last row) is kept
+  bool log_softmax = false;  ///< of those logits, over all keys
   const GuideToken* guide = nullptr;
   std::vector<VisionAttentionTap> vision_attention;
   bool shared_space = false;  ///< embeddings of image and question in the space that both share (CLIP)
   bool pictures = false;      ///< their hash
 };
 
-/// What a pruner may look at: n living of N visual tokens, image by image. What the encoder says of tokens is
-/// by source index: S is N, or N + images where a method of the composition cuts at the encoder's output.
+/// What a pruner may look at: n living of N visual tokens, segment by segment. What the encoder says of
+/// tokens is by source index: S is N, or N + segments where a method of the composition cuts at the encoder's
+/// output.
 struct View {
-  std::span<const ImageSpan> images;
+  std::span<const Segment> segments;
   uint64_t pictures = 0;        ///< pictures_hash() of what the encoder takes, if asked for
   std::vector<int64_t> living;  ///< [n]: source index of each living token (see place_of). At the
-                                ///< encoder's output an image's class token stands before its patches
+                                ///< encoder's output a segment's class token stands before its patches
   at::Tensor index;             ///< [n] int64: the same beside the other tensors, to pick from them
   at::Tensor hidden;            ///< [n, D]: their hidden states; [n, Dv] at the encoder's output
   at::Tensor text_hidden;       ///< [T, D]: hidden states of the other rows (guide excluded); undefined
@@ -98,10 +125,10 @@ struct View {
   at::Tensor shared_image;                        ///< [S, P]: see Taps::shared_space
   at::Tensor shared_question;                     ///< [M, P]: of the M pieces of the question
   at::Tensor ahead;                         ///< [n] float32: see Cut; softmax over all rows, mean over heads
-  std::span<const std::vector<Box>> boxes;  ///< reference boxes per image, normalised; may be empty
+  std::span<const std::vector<Box>> boxes;  ///< reference boxes per medium, normalised; may be empty
 
   int64_t count() const { return std::ssize(living); }
-  int64_t total() const { return images.empty() ? 0 : images.back().first + images.back().count(); }
+  int64_t total() const { return total_tokens(segments); }
   /// Of the living tokens.
   std::vector<TokenPlace> places() const;
 };
@@ -109,18 +136,20 @@ struct View {
 /// An equal budget for every method: what its last cut leaves of a prompt's N visual tokens. Empty: the
 /// method's own rule.
 struct Budget {
-  std::optional<double> keep;    ///< fraction of all visual tokens, in (0, 1]
+  std::optional<double> keep;  ///< fraction of all visual tokens, in (0, 1]; rounded to the nearest number,
+                               ///< at least 1
   std::optional<int64_t> count;  ///< absolute number
-  std::vector<int64_t> counts;   ///< absolute number for each image
+  std::vector<int64_t> counts;   ///< absolute number for each medium
 
   /// Tokens to keep of `total`, if a budget is set.
   std::optional<int64_t> of(int64_t total) const;
-  /// The same for each image, in proportion to its tokens unless `counts` say otherwise.
-  std::optional<std::vector<int64_t>> of(std::span<const ImageSpan> images) const;
+  /// The same for each segment, in proportion to its tokens: of all, or of its medium where `counts` say what
+  /// that keeps.
+  std::optional<std::vector<int64_t>> of(std::span<const Segment> segments) const;
 };
 
-/// What stays: indices into the living tokens, ascending; at the encoder's output image by image but else in
-/// any order, of each image at most as many as it has visual tokens.
+/// What stays: indices into the living tokens, ascending; at the encoder's output segment by segment but else
+/// in any order, of each segment at most as many as it has visual tokens.
 struct Selection {
   std::vector<int64_t> keep;
   at::Tensor features;  ///< [keep, D] new hidden states (merging), or undefined

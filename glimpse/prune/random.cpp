@@ -43,8 +43,8 @@ Selection RandomPruner::select(const View& view, const Cut&, const Budget& budge
     return Selection{order, {}, {}};
   };
   if (!budget.counts.empty())
-    return select_by_image(view, budget, {},
-                           [&](const ImageShare& share) { return choose(share.living, share.keep); });
+    return select_by_segment(view, budget, {},
+                             [&](const SegmentShare& share) { return choose(share.living, share.keep); });
   Budget own;
   own.keep = options_.keep;
   return choose(view.count(), budget.of(view.total()).value_or(*own.of(view.total())));

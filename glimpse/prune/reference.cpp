@@ -14,25 +14,27 @@ Fields ReferencePruner::Options::fields() {
 
 Selection ReferencePruner::select(const View& view, const Cut&, const Budget& budget) const {
   check(!budget.of(view.total()), "reference: takes no budget; its boxes say what stays");
-  check(view.boxes.size() == view.images.size(), "reference: needs a list of boxes for each of the ",
-        view.images.size(), " images, got ", view.boxes.size(), " (--reference-boxes, or bboxs in the row)");
+  check(std::ssize(view.boxes) == media_count(view.segments),
+        "reference: needs a list of boxes for each of the ", media_count(view.segments), " images, got ",
+        view.boxes.size(), " (--reference-boxes, or bboxs in the row)");
   constexpr float infinity = std::numeric_limits<float>::infinity();
-  const std::vector<TokenPlace> places = view.places();
-  Selection out;
-  out.scores = at::zeros({view.count()});
-  auto boxes = view.boxes.begin();
-  for (const ImageShare& share : image_shares(view, {}, [](int64_t n) { return n; })) {
-    const ImageSpan& image = share.image;
-    const std::vector<uint8_t> mask =
-        boxes_to_mask(*boxes++, static_cast<int>(image.rows), static_cast<int>(image.cols), image.area);
-    std::vector<float> logits;
-    for (int64_t token = share.first; token < share.first + share.living; ++token)
-      logits.push_back(mask[places[token].row * image.cols + places[token].col] ? infinity : -infinity);
-    const at::Tensor given = at::tensor(logits);
-    if (share.class_token) given[0] = -infinity;  // it is in no box
-    for (const int64_t index : options_.rule.apply(given)) out.keep.push_back(share.first + index);
-    out.scores.narrow(0, share.first, share.living).copy_(given.sigmoid());
+  std::vector<std::vector<uint8_t>> masks;  // of the segments
+  for (const Segment& segment : view.segments)
+    masks.push_back(boxes_to_mask(view.boxes[segment.medium], static_cast<int>(segment.rows),
+                                  static_cast<int>(segment.cols), segment.area));
+  std::vector<float> logits;
+  for (const int64_t token : view.living) {
+    const TokenPlace place = place_of(view.segments, token);
+    const bool inside = token < view.total() &&  // a class token is in no box
+                        masks[place.segment][place.row * view.segments[place.segment].cols + place.col];
+    logits.push_back(inside ? infinity : -infinity);
   }
+  const at::Tensor given = at::tensor(logits);
+  Selection out;
+  out.scores = given.sigmoid();
+  for (const MediumRun& run : medium_runs(view))
+    for (const int64_t index : options_.rule.apply(given.narrow(0, run.first, run.living)))
+      out.keep.push_back(run.first + index);
   out.keep = merge_indices(out.keep, options_.rule.corners(view));
   return out;
 }

@@ -38,23 +38,35 @@ std::function<Fields()> fields_of() {
   };
 }
 
-void need_modules(const PrunerContext& context, const char* name) {
-  check(context.modules != nullptr, name,
-        ": no pruning modules were given; name their folder with --new-modules (it holds config.json and "
-        "new_modules_gp.pt)");
+// The set that a method's settings name, and what they say beside.
+std::pair<ModuleSets::Modules, Settings> modules_for(const std::string& method, const PrunerContext& context,
+                                                     Settings settings) {
+  std::string name;
+  std::erase_if(settings, [&](const auto& setting) {
+    if (setting.first == "modules") name = setting.second;
+    return setting.first == "modules";
+  });
+  const ModuleSets::Modules modules = context.modules.find(name);
+  const std::string known = context.modules.names();
+  check(modules != nullptr, method,
+        known.empty() ? ": no pruning modules were given" : ": no pruning modules",
+        known.empty() || name.empty() ? "" : " are named " + name,
+        known.empty() ? "; name their folder with --new-modules (it holds config.json and new_modules_gp.pt)"
+                      : " (known: " + known + ")");
+  return {modules, settings};
 }
 
 std::shared_ptr<const Pruner> make_glimpse(const PrunerContext& context, const Settings& settings) {
-  need_modules(context, "glimpse");
-  KeepRule rule = context.modules->config.rule;
-  set_all(rule.fields(), settings, "glimpse");
-  return std::make_shared<GlimpsePruner>(context.modules, rule);
+  const auto [modules, rest] = modules_for("glimpse", context, settings);
+  KeepRule rule = modules->config.rule;
+  set_all(rule.fields(), rest, "glimpse");
+  return std::make_shared<GlimpsePruner>(modules, rule);
 }
 
 std::shared_ptr<const Pruner> make_least(const PrunerContext& context, const Settings& settings) {
-  need_modules(context, "least");
-  set_all(Fields(), settings, "least");
-  return std::make_shared<LeastPruner>(context.modules);
+  const auto [modules, rest] = modules_for("least", context, settings);
+  set_all(Fields(), rest, "least");
+  return std::make_shared<LeastPruner>(modules);
 }
 
 // Settings whose defaults depend on the model.
@@ -66,7 +78,7 @@ void adapt(RandomPruner::Options& options, const PrunerContext& context) {
 }
 
 void adapt(ReferencePruner::Options& options, const PrunerContext& context) {
-  if (context.modules) options.rule = context.modules->config.rule;
+  if (const auto modules = context.modules.find("")) options.rule = modules->config.rule;
   options.layer = default_cut_layer(context);
 }
 
@@ -179,6 +191,20 @@ std::shared_ptr<const Pruner> make_one(const std::string& stage, const PrunerCon
 
 }  // namespace
 
+ModuleSets::Modules ModuleSets::find(const std::string& name) const {
+  if (name.empty() && sets_.size() == 1) return sets_[0].second;
+  for (const auto& [own, modules] : sets_)
+    if (own == name) return modules;
+  return nullptr;
+}
+
+std::string ModuleSets::names() const {
+  std::string list;
+  for (const auto& [name, modules] : sets_)
+    list += concat(list.empty() ? "" : ", ", name.empty() ? "one without a name" : name);
+  return list;
+}
+
 std::vector<PrunerInfo> known_pruners() {
   std::vector<PrunerInfo> infos;
   for (const Entry& entry : table()) infos.push_back({entry.name, entry.summary, entry.fields().list()});
@@ -186,22 +212,18 @@ std::vector<PrunerInfo> known_pruners() {
 }
 
 int64_t default_cut_layer(const PrunerContext& context) {
-  return context.modules ? context.modules->config.reduce_layer : (2 * context.layers + 2) / 3 - 1;
+  const auto modules = context.modules.find("");
+  return modules ? modules->config.reduce_layer : (2 * context.layers + 2) / 3 - 1;
 }
 
 PrunerChain make_pruners(const std::string& composition, const PrunerContext& context) {
   PrunerChain chain;
   if (trimmed(composition) == "none") return chain;
-  const Pruner* guided = nullptr;
   for (const std::string& stage : split(composition, '+')) {
     chain.push_back(make_one(trimmed(stage), context));
     for (const Cut& cut : chain.back()->cuts())
       check(cut.layer < context.layers, "pruning: '", stage, "' cuts at layer ", cut.layer,
             " but the model has ", context.layers, " layers");
-    if (chain.back()->taps().guide) {
-      check(!guided, "pruning: only one method of a composition can use a guide token");
-      guided = chain.back().get();
-    }
   }
   return chain;
 }

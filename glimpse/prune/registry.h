@@ -1,7 +1,9 @@
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "glimpse/prune/glimpse.h"
@@ -12,13 +14,35 @@ namespace glimpse {
 /// Pruning methods that run one after the other; each sees the survivors of those before it.
 using PrunerChain = std::vector<std::shared_ptr<const Pruner>>;
 
+/// Sets of pruning modules by name; the one named "" is what methods take that name none.
+class ModuleSets {
+ public:
+  using Modules = std::shared_ptr<const GlimpseModules>;
+  ModuleSets() = default;
+  ModuleSets(std::nullptr_t) {}
+  template <class T>
+  ModuleSets(std::shared_ptr<T> unnamed) {
+    add("", std::move(unnamed));
+  }
+  void add(std::string name, Modules modules) {
+    if (modules) sets_.emplace_back(std::move(name), std::move(modules));
+  }
+  /// Null if there is none of this name; a single set also goes without its own.
+  Modules find(const std::string& name) const;
+  /// The names, for messages.
+  std::string names() const;
+
+ private:
+  std::vector<std::pair<std::string, Modules>> sets_;
+};
+
 /// What a composition is made for.
 struct PrunerContext {
-  int64_t layers = 0;                             ///< of the language model
-  std::shared_ptr<const GlimpseModules> modules;  ///< or null, if no pruning modules were given
-  int64_t shallow_block = 0;                      ///< of the encoder: shows local detail
-  bool class_token = false;                       ///< the encoder has one
-  bool text_tower = false;                        ///< the encoder shares a space with a text encoder
+  int64_t layers = 0;  ///< of the language model
+  ModuleSets modules;
+  int64_t shallow_block = 0;  ///< of the encoder: shows local detail
+  bool class_token = false;   ///< the encoder has one
+  bool text_tower = false;    ///< the encoder shares a space with a text encoder
 };
 
 /// A method as `--help` and errors show it.

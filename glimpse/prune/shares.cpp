@@ -26,29 +26,42 @@ Budget grown(const Budget& budget, int64_t total, double factor) {
   return out;
 }
 
-std::vector<ImageShare> image_shares(const View& view, const Budget& budget,
-                                     const std::function<int64_t(int64_t)>& own) {
-  const auto given = budget.of(view.images);
-  std::vector<ImageShare> shares;
+std::vector<MediumRun> medium_runs(const View& view) {
+  std::vector<MediumRun> runs;
+  for (int64_t medium = 0; medium < media_count(view.segments); ++medium) {
+    const int64_t first = runs.empty() ? 0 : runs.back().first + runs.back().living;
+    int64_t end = first;
+    while (end < view.count() &&
+           view.segments[place_of(view.segments, view.living[end]).segment].medium == medium)
+      ++end;
+    runs.push_back({medium, first, end - first});
+  }
+  return runs;
+}
+
+std::vector<SegmentShare> segment_shares(const View& view, const Budget& budget,
+                                         const std::function<int64_t(int64_t)>& own) {
+  const auto given = budget.of(view.segments);
+  std::vector<SegmentShare> shares;
   int64_t first = 0;
-  for (size_t i = 0; i < view.images.size(); ++i) {
-    const ImageSpan& image = view.images[i];
+  for (const Segment& segment : view.segments) {
+    const int64_t i = std::ssize(shares);
     int64_t last = first;
-    while (last < view.count() && place_of(view.images, view.living[last]).image == static_cast<int64_t>(i))
-      ++last;
-    const int64_t wanted = given ? (*given)[i] : std::max<int64_t>(own(image.count()), 1);
-    shares.push_back({image, first, last - first, std::clamp<int64_t>(wanted, 0, last - first),
+    while (last < view.count() && place_of(view.segments, view.living[last]).segment == i) ++last;
+    const int64_t wanted = given ? (*given)[i] : std::max<int64_t>(own(segment.count()), 1);
+    shares.push_back({segment, first, last - first, std::clamp<int64_t>(wanted, 0, last - first),
                       given.has_value(), last > first && view.living[first] >= view.total()});
     first = last;
   }
   return shares;
 }
 
-Selection select_by_image(const View& view, const Budget& budget, const std::function<int64_t(int64_t)>& own,
-                          const std::function<Selection(const ImageShare&)>& choose) {
+Selection select_by_segment(const View& view, const Budget& budget,
+                            const std::function<int64_t(int64_t)>& own,
+                            const std::function<Selection(const SegmentShare&)>& choose) {
   Selection out;
   std::vector<at::Tensor> features;
-  for (const ImageShare& share : image_shares(view, budget, own)) {
+  for (const SegmentShare& share : segment_shares(view, budget, own)) {
     const Selection chosen = choose(share);
     for (const int64_t index : chosen.keep) out.keep.push_back(share.first + index);
     if (chosen.features.defined()) features.push_back(chosen.features);
@@ -62,10 +75,12 @@ std::vector<int64_t> top_tokens(const View& view, const at::Tensor& scores, cons
   if (budget.counts.empty())
     return top_indices(scores, budget.of(view.total()).value_or(std::max<int64_t>(own, 1)));
   const at::Tensor own_scores = scores.cpu();
-  const auto choose = [&](const ImageShare& share) {
-    return Selection{top_indices(own_scores.narrow(0, share.first, share.living), share.keep), {}, {}};
-  };
-  return select_by_image(view, budget, {}, choose).keep;
+  std::vector<int64_t> keep;
+  for (const MediumRun& run : medium_runs(view))
+    for (const int64_t index :
+         top_indices(own_scores.narrow(0, run.first, run.living), budget.counts.at(run.medium)))
+      keep.push_back(run.first + index);
+  return keep;
 }
 
 }  // namespace glimpse

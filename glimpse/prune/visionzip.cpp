@@ -69,8 +69,8 @@ Selection VisionZip::select(const View& view, const Cut&, const Budget& budget) 
   const auto own = [&](int64_t n) { return options_.kept(n); };
   const at::Tensor received = view.vision_attention[0].received.index_select(0, view.index);
   const at::Tensor keys = view.vision_attention[0].keys.index_select(0, view.index);
-  return select_by_image(view, budget, own, [&](const ImageShare& share) {
-    const int64_t count = share.image.count(), keep = share.keep;
+  return select_by_segment(view, budget, own, [&](const SegmentShare& share) {
+    const int64_t count = share.segment.count(), keep = share.keep;
     int64_t merging = options_.merged(count);
     if (share.budgeted) {
       merging = std::llround(static_cast<double>(keep) * options_.merging_part(count));

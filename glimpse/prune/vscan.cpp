@@ -87,20 +87,20 @@ Selection VScan::at_encoder(const View& view, const Budget& budget) const {
   const auto own = [&](int64_t n) { return part_of(n, options_.keep); };
   std::vector<int64_t> grid;  // each token's index in its image's grid
   for (const TokenPlace& place : view.places())
-    grid.push_back(place.row * view.images[place.image].cols + place.col);
+    grid.push_back(place.row * view.segments[place.segment].cols + place.col);
   const at::Tensor places = at::tensor(grid, at::kLong);
-  return select_by_image(view, budget, own, [&](const ImageShare& share) {
+  return select_by_segment(view, budget, own, [&](const SegmentShare& share) {
     const auto mine = [&](const at::Tensor& t) { return t.narrow(0, share.first, share.living); };
     const auto scores = [&](int64_t tap) {
       return mine(view.vision_attention[tap].received.index_select(0, view.index));
     };
-    const ImageSpan& image = share.image;
-    const int64_t windows = vscan_windows(image.rows, image.cols, options_.window), half = share.keep / 2;
+    const Segment& segment = share.segment;
+    const int64_t windows = vscan_windows(segment.rows, segment.cols, options_.window), half = share.keep / 2;
     const bool down = options_.whole_shares && !share.budgeted;
     const int64_t quota = down ? half / windows : (half + windows - 1) / windows;
     Selection out;
     const std::vector<int64_t> local =
-        vscan_local(scores(0), mine(places), image.rows, image.cols, options_.window, quota, half);
+        vscan_local(scores(0), mine(places), segment.rows, segment.cols, options_.window, quota, half);
     const int64_t rest = share.keep - (down ? half : static_cast<int64_t>(local.size()));
     out.keep = merge_indices(local, vscan_global(scores(1), local, rest));
     out.features = vscan_merge(mine(view.hidden), out.keep);

@@ -23,7 +23,7 @@ std::vector<int64_t> answer_ids(const Vlm& model, std::vector<Message> messages,
   return {whole.begin() + static_cast<int64_t>(before.size()), whole.end()};
 }
 
-at::Tensor reference_mask(const TrainRow& row, const Image& image, const ImageSpan& span) {
+at::Tensor reference_mask(const TrainRow& row, const Image& image, const Segment& span) {
   const auto width = static_cast<int>(row.width > 0 ? row.width : image.width);
   const auto height = static_cast<int>(row.height > 0 ? row.height : image.height);
   std::vector<Box> boxes;
@@ -44,7 +44,7 @@ LoadedRow load_row(const Vlm& model, const TrainRow& row, const ImageBounds& bou
         {"user", {{Part::Kind::image, {}}, {Part::Kind::text, row.question}}}};
     out.example.prompt = model.prompt(messages, {out.image}, bounds);
     out.example.answer = answer_ids(model, messages, trimmed(row.answer));
-    out.example.reference = reference_mask(row, out.image, out.example.prompt.images[0]);
+    out.example.reference = reference_mask(row, out.image, out.example.prompt.segments[0]);
     return out;
   } catch (const Error& error) {
     fail(row.file, ":", row.line, ": ", error.what());

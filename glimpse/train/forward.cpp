@@ -6,7 +6,7 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/engine/sequence.h"
-#include "glimpse/nn/attention.h"
+#include "glimpse/nn/forward.h"
 #include "glimpse/nn/index_tensor.h"
 
 namespace glimpse {
@@ -18,11 +18,11 @@ struct Lane {
   const Example& example;
   EmbeddedPrompt prompt;
   KvCache cache;
-  at::Tensor visual;        // rows of the visual tokens
-  int64_t glimpse_row = 0;  // in the ragged batch
+  at::Tensor visual;                       // rows of the visual tokens
+  int64_t first_row = 0, glimpse_row = 0;  // in the ragged batch
   int64_t answer_rows() const { return static_cast<int64_t>(example.answer.size()); }
   int64_t prompt_rows() const { return prompt.rows.size(0); }
-  at::Tensor query;
+  at::Tensor logits;                  // of the glimpse token, from the layer that runs
   std::vector<at::Tensor> attention;  // per selected layer [N, H]
 };
 
@@ -38,8 +38,7 @@ void run_prompts(const Vlm& model, std::vector<Lane>& lanes) {
     positions.push_back(lane.example.prompt.position_ids);
   }
   batch.rope = model.rope(to_device(at::cat(positions, 1), decoder.options().device()));
-  at::Tensor x = at::cat(rows);
-  for (int64_t l = 0; l < decoder.config().layers; ++l) x = decoder.layer(l, x, batch);
+  Forward(decoder, at::cat(rows), batch).run();
 }
 
 at::Tensor dice_loss(const at::Tensor& logits, const at::Tensor& reference) {
@@ -61,7 +60,7 @@ ExampleLoss losses(const Lane& lane, const GlimpsePruner& pruner, const at::Tens
   ExampleLoss out;
   out.le = at::cross_entropy_loss(token_logits, index_tensor(example.answer, device));
   View view;
-  view.images = example.prompt.images;
+  view.segments = example.prompt.segments;
   view.index = at::arange(view.total(), at::TensorOptions(at::kLong).device(device));
   view.living.resize(view.total());
   std::iota(view.living.begin(), view.living.end(), int64_t{0});
@@ -110,6 +109,7 @@ std::vector<ExampleLoss> training_losses(const Vlm& model, std::shared_ptr<const
                      KvCache(decoder.config().layers),
                      index_tensor(example.prompt.visual_rows, device),
                      0,
+                     0,
                      {},
                      {}});
   }
@@ -134,31 +134,40 @@ std::vector<ExampleLoss> training_losses(const Vlm& model, std::shared_ptr<const
     const int64_t next = prompt.next_position, components = prompt.position_ids.size(0);
     positions.push_back(at::arange(next, next + 1 + lane.answer_rows(), at::kLong).expand({components, -1}));
     lane.glimpse_row = first + before;
+    lane.first_row = first;
     glimpse_rows.push_back(lane.glimpse_row);
-    batch.sequences.push_back({&lane.cache, count, nullptr, before});
+    batch.sequences.push_back({&lane.cache, count});
     first += count;
   }
   batch.rope = model.rope(to_device(at::cat(positions, 1), device));
-  at::Tensor x = at::cat(rows);
   const at::Tensor glimpses = index_tensor(glimpse_rows, device);
 
-  for (int64_t l = 0; l < decoder.config().layers; ++l) {
-    const auto& selected = config.selected_layers;
-    const bool tapped = std::find(selected.begin(), selected.end(), l) != selected.end();
-    const at::Tensor& added = modules->token.added[l];
-    if (l > 0 && added.defined())
+  const auto& selected = config.selected_layers;
+  const auto is_tapped = [&](int64_t layer) {
+    return std::find(selected.begin(), selected.end(), layer) != selected.end();
+  };
+  LayerHooks hooks;
+  hooks.before = [&](int64_t layer, at::Tensor& x, RaggedBatch& all) {
+    const at::Tensor& added = modules->token.added[layer];
+    if (layer > 0 && added.defined())
       x = x.index_add(0, glimpses, added.expand({glimpses.size(0), added.size(0)}));
-    for (size_t i = 0; i < lanes.size(); ++i) batch.sequences[i].query = tapped ? &lanes[i].query : nullptr;
-    x = decoder.layer(l, x, batch);
+    for (size_t i = 0; i < lanes.size(); ++i) {
+      all.sequences[i].taps.clear();
+      if (is_tapped(layer))
+        all.sequences[i].taps.push_back(
+            {lanes[i].glimpse_row - lanes[i].first_row, &lanes[i].logits, /*all_keys=*/true});
+    }
+  };
+  hooks.after = [&](int64_t layer, at::Tensor&, RaggedBatch&) {
     for (Lane& lane : lanes) {
-      if (tapped) {
-        const at::Tensor logits = attention_logits(lane.query, lane.cache.layers[l]);  // [H, all keys]
-        const at::Tensor row = config.use_attention_logits ? logits : logits.log_softmax(1);
+      if (is_tapped(layer)) {
+        const at::Tensor row = config.use_attention_logits ? lane.logits : lane.logits.log_softmax(1);
         lane.attention.push_back(row.index_select(1, lane.visual).t());
       }
-      lane.cache.layers[l] = LayerCache();  // autograd keeps what the gradients need
+      lane.cache.layers[layer] = LayerCache();  // autograd keeps what the gradients need
     }
-  }
+  };
+  const at::Tensor x = Forward(decoder, at::cat(rows), batch, hooks).run();
 
   std::vector<ExampleLoss> out;
   for (const Lane& lane : lanes) {

@@ -253,7 +253,7 @@ void Trainer::draw_overlays() {
       sequence.pruners.push_back(std::make_shared<GlimpsePruner>(modules, modules_->config().rule));
       Sequence* const sequences[] = {&sequence};
       prefill(*model_, sequences);
-      const ImageSpan& span = sequence.prompt.images[0];
+      const Segment& span = sequence.prompt.segments[0];
       char name[48];
       std::snprintf(name, sizeof name, "step-%06lld-row-%zu.png", static_cast<long long>(step_), i);
       save_png(draw_kept(row.image, static_cast<int>(span.rows), static_cast<int>(span.cols), sequence.kept,

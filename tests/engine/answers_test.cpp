@@ -35,7 +35,7 @@ TEST_CASE("the first 40 answers recorded with tools/tiny/evaluate.py") {
 
 TEST_CASE("the first 40 answers recorded with the public implementation, on the modules that came before") {
   const auto engine = Engine::load({.model = test::tiny_dir() / "model",
-                                    .new_modules = test::tiny_dir() / "new_modules_reference",
+                                    .new_modules = {(test::tiny_dir() / "new_modules_reference").string()},
                                     .dtype = "fp32",
                                     .device = test::device_name()});
   check_recorded(*engine, "answers_reference.jsonl");

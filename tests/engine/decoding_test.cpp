@@ -6,6 +6,7 @@
 
 #include "builtin.h"
 #include "glimpse/base/check.h"
+#include "glimpse/engine/stop_strings.h"
 
 #undef CHECK
 #include <doctest/doctest.h>
@@ -20,12 +21,16 @@ namespace {
 // On the CPU everywhere: it is drawn from hundreds of thousands of times.
 const at::Tensor kLogits = at::tensor({1.0f, 3.0f, -2.0f, 2.5f, 0.0f});
 
-// How often each of the five tokens is drawn.
-std::vector<double> frequencies(const SamplingOptions& options, const Ids& seen = {}) {
+int64_t next(Sampler& sampler, const at::Tensor& logits, const Ids& seen = {}, int64_t answered = 0) {
+  return sampler.draw(sampler.candidates(logits, seen, answered).cpu());
+}
+
+// How often each of the five tokens is drawn; of those seen the last `answered` are the answer's.
+std::vector<double> frequencies(const SamplingOptions& options, const Ids& seen = {}, int64_t answered = 0) {
   Sampler sampler(options);
   std::vector<double> count(5);
   constexpr int draws = 20000;
-  for (int i = 0; i < draws; ++i) count[sampler.next(kLogits, seen)] += 1.0 / draws;
+  for (int i = 0; i < draws; ++i) count[next(sampler, kLogits, seen, answered)] += 1.0 / draws;
   return count;
 }
 
@@ -60,9 +65,9 @@ class Stopping : public Pruner {
 
 TEST_CASE("greedy takes the highest, the first of equals") {
   Sampler greedy({});
-  CHECK(greedy.next(kLogits, {}) == 1);
-  CHECK(greedy.next(at::tensor({2.0f, 5.0f, 5.0f}), {}) == 1);
-  CHECK(greedy.next(kLogits.to(test::test_device()), {}) == 1);
+  CHECK(next(greedy, kLogits) == 1);
+  CHECK(next(greedy, at::tensor({2.0f, 5.0f, 5.0f})) == 1);
+  CHECK(next(greedy, kLogits.to(test::test_device())) == 1);
 }
 
 TEST_CASE("temperature, top-k and top-p") {
@@ -94,10 +99,118 @@ TEST_CASE("repetition penalty: positive scores are divided, negative multiplied,
   for (int64_t i = 0; i < 5; ++i) expected.push_back(penalised(i, i == 1 || i == 2));
   near(frequencies({.temperature = 1, .repetition_penalty = 1.5, .seed = 1}, {1, 2, 1, 1}), expected);
   Sampler greedy({.repetition_penalty = 1.5});
-  CHECK(greedy.next(kLogits, {1}) == 3);
-  CHECK(greedy.next(kLogits.to(test::test_device()), {1}) == 3);
-  CHECK(greedy.next(kLogits, {}) == 1);
+  CHECK(next(greedy, kLogits, {1}) == 3);
+  CHECK(next(greedy, kLogits.to(test::test_device()), {1}) == 3);
+  CHECK(next(greedy, kLogits) == 1);
   CHECK(kLogits[1].item<float>() == 3.0f);  // the logits are not changed
+}
+
+TEST_CASE("a temperature near 0 is greedy, not a quotient of infinities") {
+  for (const double temperature : {1e-30, 1e-300, 5e-324}) {
+    CAPTURE(temperature);
+    near(frequencies({.temperature = temperature, .seed = 1}), {0, 1, 0, 0, 0});
+  }
+}
+
+TEST_CASE("min-p, penalties of the answer's tokens, biases") {
+  std::vector<double> e;
+  for (int i = 0; i < 5; ++i) e.push_back(std::exp(kLogits[i].item<double>()));
+  // p of the likeliest is e^3: e^2.5 is 0.61 of it, e^1 0.135, e^0 0.05
+  near(frequencies({.temperature = 1, .min_p = 0.1, .seed = 1}), {e[0], e[1], 0, e[3], 0});
+  near(frequencies({.temperature = 1, .min_p = 0.7, .seed = 1}), {0, 1, 0, 0, 0});
+  // Token 3 in the prompt does not count; token 1 twice and token 0 once in the answer do.
+  const Ids seen = {3, 3, 1, 0, 1};
+  const auto expected = [&](double presence, double frequency) {
+    std::vector<double> out = e;
+    out[1] *= std::exp(-presence - 2 * frequency);
+    out[0] *= std::exp(-presence - frequency);
+    return out;
+  };
+  near(frequencies({.temperature = 1, .presence_penalty = 1.5, .seed = 1}, seen, 3), expected(1.5, 0));
+  near(frequencies({.temperature = 1, .frequency_penalty = -0.7, .seed = 1}, seen, 3), expected(0, -0.7));
+  Sampler pushed({.logit_bias = {{2, 100}}}), barred({.logit_bias = {{1, -100}}});
+  CHECK(next(pushed, kLogits) == 2);
+  CHECK(next(barred, kLogits) == 3);
+  Sampler outside({.logit_bias = {{5, 1}}});
+  CHECK_THROWS_WITH_AS(next(outside, kLogits), "logit_bias: token 5 is outside the vocabulary of 5", Error);
+}
+
+TEST_CASE("logits that are no numbers are an error that says where in the model they began") {
+  for (const double bad : {std::nan(""), static_cast<double>(INFINITY)}) {
+    at::Tensor logits = kLogits.clone();
+    logits[2] = bad;
+    for (const SamplingOptions& options :
+         {SamplingOptions{.repetition_penalty = 1.1}, SamplingOptions{.temperature = 1, .seed = 1}}) {
+      Sampler sampler(options);
+      CHECK_THROWS_WITH_AS(next(sampler, logits), "the logits of the next token are no numbers", Error);
+    }
+  }
+  const auto engine = Engine::load({.model = test::tiny_dir() / "model",
+                                    .new_modules = {(test::tiny_dir() / "new_modules").string()},
+                                    .dtype = "fp32",
+                                    .device = test::device_name()});
+  const_cast<Vlm&>(engine->model())
+      .mutable_decoder()
+      .visit_linears([](const std::string& name, Linear& layer) {
+        if (name.ends_with("layers.2.mlp.up_proj")) layer.weight[0].fill_(std::nan(""));
+      });
+  for (const double temperature : {0.0, 0.7}) {
+    Request request = row_request(0, "none");
+    request.sampling.temperature = temperature;
+    std::string what;
+    try {
+      engine->ask(request);
+    } catch (const Error& error) {
+      what = error.what();
+      CHECK(error.kind() == Error::Kind::internal);
+    }
+    CHECK(what.find("layer 2 or layer 3's projections") != std::string::npos);
+  }
+}
+
+TEST_CASE("log-probabilities: of each token and the likeliest, and the chosen among these when greedy") {
+  Request request = row_request(0);
+  request.logprobs = 3;
+  const Answer answer = tiny_engine().ask(request);
+  REQUIRE(answer.tokens.size() == answer.ids.size());
+  for (size_t i = 0; i < answer.ids.size(); ++i) {
+    const TokenInfo& token = answer.tokens[i];
+    CHECK(token.id == answer.ids[i]);
+    REQUIRE(token.top.size() == 3);
+    CHECK(token.top[0].first == token.id);
+    CHECK(token.top[0].second == *token.logprob);
+    CHECK(token.top[0].second >= token.top[1].second);
+    CHECK(*token.logprob <= 0);
+  }
+  CHECK(tiny_engine().ask(row_request(0)).ids == answer.ids);
+}
+
+TEST_CASE("stop strings: found across pieces, never shown, the first of several") {
+  const auto run = [](const std::vector<std::string>& strings, const std::vector<std::string>& pieces) {
+    StopStrings stop(strings);
+    std::string shown;
+    for (const std::string& piece : pieces) shown += stop.push(piece) + "|";
+    return std::make_pair(shown + stop.flush(), stop.found());
+  };
+  using Result = std::pair<std::string, bool>;
+  CHECK(run({}, {"ab", "c"}) == Result{"ab|c|", false});
+  CHECK(run({"END"}, {"abE", "N", "Dxyz", "more"}) == Result{"ab||||", true});
+  CHECK(run({"END"}, {"abE", "NX", "E"}) == Result{"ab|ENX||E", false});
+  CHECK(run({"b", "ab"}, {"xaby"}) == Result{"x|", true});
+  CHECK(run({"cd", "bcde"}, {"abc", "d"}) == Result{"a|b|", true});
+  CHECK(run({"aab"}, {"aa", "aa", "b"}) == Result{"|aa||", true});
+  CHECK_THROWS_AS(StopStrings({""}), Error);
+
+  const Answer whole = tiny_engine().ask(row_request(0));
+  REQUIRE(whole.text.size() > 3);
+  Request request = row_request(0);
+  request.stop_strings = {whole.text.substr(1, 2)};
+  std::string streamed;
+  request.on_text = [&](const std::string& text) { streamed += text; };
+  const Answer cut = tiny_engine().ask(request);
+  CHECK(cut.text == whole.text.substr(0, whole.text.find(request.stop_strings[0])));
+  CHECK(streamed == cut.text);
+  CHECK(cut.finish_reason == "stop");
 }
 
 TEST_CASE("a seed makes sampling reproducible") {
@@ -222,8 +335,9 @@ TEST_CASE("engine options: errors") {
                          Error);
   CHECK(parse_device("cpu").is_cpu());
   CHECK_THROWS_AS(load({.model = "/nowhere/at/all"}), Error);
-  CHECK_THROWS_AS(load({.model = test::tiny_dir() / "model", .new_modules = test::tiny_dir() / "model"}),
-                  Error);
+  CHECK_THROWS_AS(
+      load({.model = test::tiny_dir() / "model", .new_modules = {(test::tiny_dir() / "model").string()}}),
+      Error);
   CHECK(std::filesystem::exists(builtin_model_dir() / "model/config.json"));
   CHECK(tiny_engine().default_prune() == "glimpse");
   CHECK(Engine::load({.model = test::tiny_dir() / "model"})->default_prune() == "none");

@@ -26,7 +26,7 @@ constexpr double kTolerance = 0.01;  // of the predictor's probabilities
 
 std::unique_ptr<Engine> load(const Kind& kind, size_t cache_mb) {
   return Engine::load({.model = test::tiny_dir() / "model",
-                       .new_modules = test::tiny_dir() / "new_modules",
+                       .new_modules = {(test::tiny_dir() / "new_modules").string()},
                        .dtype = kind.dtype,
                        .weights = kind.weights,
                        .device = test::device_name(),

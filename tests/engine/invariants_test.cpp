@@ -106,7 +106,7 @@ TEST_CASE("a turn's answer equals a fresh run over the whole conversation") {
   const Answer one = tiny_engine().ask(conversation({first}, image));
   const Answer two = tiny_engine().ask(conversation({first, one.text, second}, image));
   const auto fresh = Engine::load({.model = test::tiny_dir() / "model",
-                                   .new_modules = test::tiny_dir() / "new_modules",
+                                   .new_modules = {(test::tiny_dir() / "new_modules").string()},
                                    .dtype = "fp32",
                                    .device = test::device_name()});
   same_answer(two, fresh->ask(conversation({first, one.text, second}, image)));
@@ -181,13 +181,13 @@ TEST_CASE("two images in one prompt") {
   request.images = {row_request(0).images[0], row_request(24).images[0]};
   request.messages = {test::user("What letter is on the orange square?", 2)};
   const Answer answer = tiny_engine().ask(request);
-  REQUIRE(answer.images.size() == 2);
+  REQUIRE(answer.segments.size() == 2);
   REQUIRE(answer.keep.size() == 2);
-  CHECK(answer.images[1].first == answer.images[0].count());
-  CHECK(answer.visual_tokens == answer.images[0].count() + answer.images[1].count());
+  CHECK(answer.segments[1].first == answer.segments[0].count());
+  CHECK(answer.visual_tokens == answer.segments[0].count() + answer.segments[1].count());
   CHECK(static_cast<int64_t>(answer.keep[0].size() + answer.keep[1].size()) == answer.kept_tokens);
   for (size_t i = 0; i < 2; ++i)
-    for (const int64_t token : answer.keep[i]) CHECK((token >= 0 && token < answer.images[i].count()));
+    for (const int64_t token : answer.keep[i]) CHECK((token >= 0 && token < answer.segments[i].count()));
   request.prune = "glimpse(threshold=0)";
   const Answer all = tiny_engine().ask(request);
   request.prune = "none";
@@ -213,7 +213,7 @@ TEST_CASE("a budget sets the number of tokens for every method") {
     CHECK(tiny_engine().ask(request).kept_tokens == 9);
     request.budget = {.keep = 0.111, .count = {}};
     const Answer answer = tiny_engine().ask(request);
-    CHECK(answer.kept_tokens == static_cast<int64_t>(0.111 * static_cast<double>(answer.visual_tokens)));
+    CHECK(answer.kept_tokens == std::llround(0.111 * static_cast<double>(answer.visual_tokens)));
   }
 }
 

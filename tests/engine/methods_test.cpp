@@ -141,7 +141,7 @@ void same(const Run& got, const Run& expected, double limit) {
 // Keeps what it was told at each of another method's cuts, with the features it was told.
 class Given : public Pruner {
  public:
-  Given(std::vector<Cut> cuts, std::map<int64_t, Selection> by_time)
+  Given(std::vector<Cut> cuts, std::map<Moment, Selection> by_time)
       : cuts_(std::move(cuts)), by_time_(std::move(by_time)) {}
   std::string name() const override { return "given"; }
   nlohmann::json settings() const override { return {}; }
@@ -152,7 +152,7 @@ class Given : public Pruner {
 
  private:
   std::vector<Cut> cuts_;
-  std::map<int64_t, Selection> by_time_;
+  std::map<Moment, Selection> by_time_;
 };
 
 // Notes what another method saw and chose at its cuts.
@@ -168,7 +168,7 @@ class Witness : public Pruner {
     return chosen[cut.when()] = inner_->select(view, cut, budget);
   }
   mutable View seen;
-  mutable std::map<int64_t, Selection> chosen;
+  mutable std::map<Moment, Selection> chosen;
 
  private:
   std::shared_ptr<const Pruner> inner_;
@@ -188,7 +188,7 @@ std::shared_ptr<Witness> at_the_end(const Subject& subject) {
   const int64_t last = subject.engine.model().decoder().config().layers - 1;
   return std::make_shared<Witness>(std::make_shared<All>(
       std::vector<Cut>{{.place = Cut::Place::before, .layer = last, .trims_cache = false}},
-      std::map<int64_t, Selection>()));
+      std::map<Moment, Selection>()));
 }
 
 }  // namespace
@@ -217,10 +217,10 @@ TEST_CASE("a budget means the same for every method") {
       const int64_t total = std::ssize(prompt.visual_rows);
       for (const int64_t count : {0, 1, 2, 9, 40, 100000})
         CHECK(std::ssize(kept({.keep = {}, .count = count})) == std::min(count, total));
-      CHECK(std::ssize(kept({.keep = 0.111})) == static_cast<int64_t>(0.111 * static_cast<double>(total)));
+      CHECK(std::ssize(kept({.keep = 0.111})) == std::llround(0.111 * static_cast<double>(total)));
       Ids each(2);
       for (const int64_t token : kept({.keep = {}, .count = {}, .counts = {3, 11}}))
-        ++each[place_of(prompt.images, token).image];
+        ++each[place_of(prompt.segments, token).segment];
       CHECK(each == Ids{3, 11});
       CHECK_THROWS_WITH_AS(kept({.keep = {}, .count = {}, .counts = {3}}), "budget: 1 counts for 2 images",
                            Error);
@@ -258,7 +258,7 @@ TEST_CASE("text is never lost and order is kept") {
         const Ids& living = witness->seen.living;
         const bool zipped = method == "visionzip" && subject.engine.model().has_class_token();
         if (zipped)  // class token and dominant tokens, contextual tokens behind
-          CHECK(place_of(prompt.images, living[0]).image == 0);
+          CHECK(place_of(prompt.segments, living[0]).segment == 0);
         else
           CHECK(living == kept);
         const bool renumbered =

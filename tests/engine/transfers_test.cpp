@@ -20,10 +20,11 @@ namespace {
 
 const Engine& emulated_engine() {
   test::register_emulated_device();
-  static const std::unique_ptr<Engine> engine = Engine::load({.model = test::tiny_dir() / "model",
-                                                              .new_modules = test::tiny_dir() / "new_modules",
-                                                              .dtype = "fp32",
-                                                              .device = test::kEmulated});
+  static const std::unique_ptr<Engine> engine =
+      Engine::load({.model = test::tiny_dir() / "model",
+                    .new_modules = {(test::tiny_dir() / "new_modules").string()},
+                    .dtype = "fp32",
+                    .device = test::kEmulated});
   return *engine;
 }
 

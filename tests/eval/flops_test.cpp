@@ -128,7 +128,8 @@ class LlavaAsked {
     };
     copy("base", "", "model.safetensors");
     copy("nm_main", "modules/", "new_modules_gp.pt");
-    engine_ = Engine::load({.model = scratch_ / "", .new_modules = scratch_ / "modules", .dtype = "fp32"});
+    engine_ = Engine::load(
+        {.model = scratch_ / "", .new_modules = {(scratch_ / "modules").string()}, .dtype = "fp32"});
     accounting_.emplace(*engine_, *open_model_dir(scratch_ / ""));
     if (engine_->model().text_tower()) engine_->model().encode_text("loads it");
   }
@@ -155,7 +156,7 @@ class LlavaAsked {
     const auto decoded = static_cast<double>(count.take());
 
     Answer answer;
-    answer.images = sequence.prompt.images;
+    answer.segments = sequence.prompt.segments;
     answer.prompt_tokens = std::ssize(sequence.prompt.ids);
     answer.visual_tokens = 64;
     answer.kept_tokens = std::ssize(sequence.kept);

@@ -101,7 +101,7 @@ void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limi
   if (golden.has("position_ids"))
     compare("position_ids", sequence.prompt.position_ids.squeeze(0), golden["position_ids"], 0);
   const std::shared_ptr<Recorder> recorder =
-      pruner_of(golden, *engine, sequence.boxes, sequence.prompt.images.size());
+      pruner_of(golden, *engine, sequence.boxes, sequence.prompt.segments.size());
   if (recorder) sequence.pruners.push_back(recorder);
 
   const std::vector<int64_t> states =

@@ -130,7 +130,7 @@ void check_selection(const GoldenCase& golden, const Seen& seen, int64_t heads) 
   const std::string method = golden.info["method"];
   const auto received = [&](size_t tap) { return view.vision_attention.at(tap).received; };
   const int64_t n = view.total();
-  const ImageSpan& image = view.images[0];
+  const Segment& image = view.segments[0];
   if (golden.has("hidden_states")) {  // VisionZip on LLaVA: the class token is the first row
     compare("hidden_states", view.hidden, golden["hidden_states"], 2e-4);
     const at::Tensor scores = received(0).narrow(0, 0, n) * static_cast<double>(heads);

@@ -2,6 +2,7 @@
 // the random checkpoints with their logits and gradients, and the golden new modules.
 #include "glimpse/engine/sequence.h"
 #include "glimpse/io/torch_zip.h"
+#include "glimpse/nn/forward.h"
 #include "glimpse/train/lora.h"
 #include "parity/checkpoints.h"
 
@@ -18,22 +19,22 @@ fs::path written() {
 /// [T, V] of a case's whole prompt.
 at::Tensor all_logits(const Vlm& model, const GoldenCase& parity) {
   const Prompt prompt = model.prompt(parity.integers("input_ids"), patches_of(parity));
-  at::Tensor x = embed_prompt(model, prompt, {}).rows;
+  const at::Tensor x = embed_prompt(model, prompt, {}).rows;
   KvCache cache(model.decoder().config().layers);
   const RaggedBatch batch{{{&cache, x.size(0)}}, model.rope(prompt.position_ids)};
-  for (int64_t l = 0; l < model.decoder().config().layers; ++l) x = model.decoder().layer(l, x, batch);
-  return model.decoder().logits(x);
+  return model.decoder().logits(Forward(model.decoder(), x, batch).run());
 }
 
 void write_adapter(const fs::path& shape, uint64_t seed) {
   const fs::path out = written() / shape.filename();
   const GoldenCase parity(shape / "cases/one_image.json");
   const auto model = load_vlm(shape / "model", {.dtype = at::kFloat});
-  const LoraAdapter adapter = LoraAdapter::fresh(model->decoder(), {.r = 4, .alpha = 10, .dropout = 0}, seed);
+  const LoraAdapter adapter =
+      LoraAdapter::fresh(model->mutable_decoder(), {.r = 4, .alpha = 10, .dropout = 0}, seed);
   at::manual_seed(seed);
   for (const auto& [name, leaf] : adapter.parameters())
     if (name.ends_with(".lora_B.weight")) at::Tensor(leaf.detach()).normal_(0, 0.1);
-  adapter.attach(model->decoder());
+  adapter.attach(model->mutable_decoder());
   const at::Tensor logits = all_logits(*model, parity);
   const int64_t last = logits.size(0) - 1;
   const at::Tensor loss =

@@ -16,15 +16,15 @@ struct Sequence3 {
   LivingRows living;
   KvCache cache;
 
-  Sequence3(int64_t count, const Ids& visual, bool guide) : living(count, visual, guide, 3), cache(3) {}
+  Sequence3(int64_t count, const Ids& visual) : living(count, visual, 3), cache(3) {}
   void run(int64_t layer) {
     const at::Tensor ids = at::tensor(living.rows, at::kFloat).view({-1, 1, 1}).expand({-1, 2, 4});
     cache.layers[layer].append(ids, -ids);
     living.cached[layer] = living.rows;
   }
-  Ids cut(const Ids& keep, bool trims = true, bool drop_guide = false) {
+  Ids cut(const Ids& keep, bool trims = true) {
     const at::Tensor stays =
-        compact({keep, {}, {}}, {Cut::Place::after, 0, trims}, drop_guide, living, cache).contiguous();
+        compact({keep, {}, {}}, {Cut::Place::after, 0, trims}, living, cache).contiguous();
     return {stays.const_data_ptr<int64_t>(), stays.const_data_ptr<int64_t>() + stays.numel()};
   }
   Ids cached(int64_t layer) const {
@@ -40,7 +40,7 @@ struct Sequence3 {
 }  // namespace
 
 TEST_CASE("text rows stay, dropped visual rows leave rows and caches") {
-  Sequence3 s(8, {2, 3, 4, 6}, false);
+  Sequence3 s(8, {2, 3, 4, 6});
   s.run(0);
   s.run(1);
   CHECK(s.cut({1, 3}) == Ids{0, 1, 3, 5, 6, 7});
@@ -54,7 +54,7 @@ TEST_CASE("text rows stay, dropped visual rows leave rows and caches") {
 }
 
 TEST_CASE("several cuts: positions refer to what is left") {
-  Sequence3 s(8, {2, 3, 4, 6}, false);
+  Sequence3 s(8, {2, 3, 4, 6});
   s.run(0);
   CHECK(s.cut({0, 2, 3}) == Ids{0, 1, 2, 4, 5, 6, 7});
   s.run(1);
@@ -66,7 +66,7 @@ TEST_CASE("several cuts: positions refer to what is left") {
 }
 
 TEST_CASE("a cut that leaves the caches alone, then one that does not") {
-  Sequence3 s(6, {1, 2, 3}, false);
+  Sequence3 s(6, {1, 2, 3});
   s.run(0);
   CHECK(s.cut({2}, false) == Ids{0, 3, 4, 5});
   CHECK(s.cached(0) == Ids{0, 1, 2, 3, 4, 5});
@@ -77,28 +77,8 @@ TEST_CASE("a cut that leaves the caches alone, then one that does not") {
   CHECK(s.cached(1) == Ids{0, 4, 5});
 }
 
-TEST_CASE("the guide token is dropped at its own cut only") {
-  Sequence3 s(5, {1, 2}, true);
-  CHECK(s.living.rows == Ids{0, 1, 2, 3, 4, 5});
-  s.run(0);
-  CHECK(s.cut({0}) == Ids{0, 1, 3, 4, 5});
-  CHECK(s.living.guide == 5);
-  s.run(1);
-  CHECK(s.cut({0}, true, true) == Ids{0, 1, 2, 3});
-  CHECK_FALSE(s.living.guide);
-  CHECK(s.cached(0) == Ids{0, 1, 3, 4});
-  CHECK(s.cached(1) == Ids{0, 1, 3, 4});
-}
-
-TEST_CASE("the guide leaves the caches even where a cut does not trim them") {
-  Sequence3 s(4, {1, 2}, true);
-  s.run(0);
-  CHECK(s.cut({1}, false, true) == Ids{0, 2, 3});
-  CHECK(s.cached(0) == Ids{0, 1, 2, 3});
-}
-
 TEST_CASE("selecting nothing and everything") {
-  Sequence3 s(6, {0, 2, 5}, false);
+  Sequence3 s(6, {0, 2, 5});
   s.run(0);
   const void* memory = s.cache.layers[0].keys().data_ptr();
   CHECK(s.cut({0, 1, 2}) == Ids{0, 1, 2, 3, 4, 5});
@@ -108,22 +88,22 @@ TEST_CASE("selecting nothing and everything") {
   CHECK(s.cached(0) == Ids{1, 3, 4});
   CHECK(s.cut({}) == Ids{0, 1, 2});
 
-  Sequence3 only(2, {0, 1}, false);  // a sequence of visual tokens
+  Sequence3 only(2, {0, 1});  // a sequence of visual tokens
   only.run(0);
   CHECK(only.cut({}).empty());
   CHECK(only.cached(0).empty());
 }
 
 TEST_CASE("entering after a cut at the encoder's output") {
-  const std::vector<ImageSpan> images = {{2, 2, 0}, {1, 3, 4}};
-  LivingRows living(11, {1, 2, 3, 4, 6, 7, 8}, true, 3);
+  const std::vector<Segment> images = {{2, 2, 0}, {1, 3, 4}};
+  LivingRows living(11, {1, 2, 3, 4, 6, 7, 8}, 3);
   living.enter({7, 3, 0, 8, 6}, images);  // class token and two patches of the first, then of the second
   CHECK(living.source == Ids{7, 3, 0, 8, 6});
   CHECK(living.visual == Ids{1, 2, 3, 6, 7});
-  CHECK(living.rows == Ids{0, 1, 2, 3, 5, 6, 7, 9, 10, 11});
+  CHECK(living.rows == Ids{0, 1, 2, 3, 5, 6, 7, 9, 10});
   CHECK(living.visual_positions() == Ids{1, 2, 3, 5, 6});
   for (const Ids& bad : {Ids{4, 0}, Ids{7, 0, 1, 2, 3}}) {  // mixed images; more than the image had
-    LivingRows rows(11, {1, 2, 3, 4, 6, 7, 8}, false, 3);
+    LivingRows rows(11, {1, 2, 3, 4, 6, 7, 8}, 3);
     CHECK_THROWS_AS(rows.enter(bad, images), std::logic_error);
   }
   CHECK(selected({{2, 0}, {}, {}}, {7, 8, 9}) == Ids{9, 7});
@@ -134,7 +114,7 @@ TEST_CASE("entering after a cut at the encoder's output") {
 
 TEST_CASE("selections that are a pruner's bug") {
   for (const Ids& bad : {Ids{3}, Ids{-1}, Ids{1, 0}, Ids{0, 0}, Ids{0, 1, 2, 3}}) {
-    Sequence3 s(6, {1, 2, 3}, false);
+    Sequence3 s(6, {1, 2, 3});
     s.run(0);
     CHECK_THROWS_AS(s.cut(bad), std::logic_error);
     CHECK(s.living.rows.size() == 6);

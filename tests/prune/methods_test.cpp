@@ -181,7 +181,7 @@ TEST_CASE("VisionZip beside a class token") {
   ClassViews views;
   const auto select = [&](const VisionZip::Options& options, const Budget& budget = {}) {
     const VisionZip pruner(options);
-    CHECK(pruner.cuts()[0].when() == -1);
+    CHECK(pruner.cuts()[0].when() == Moment());
     return pruner.select(views.view, pruner.cuts()[0], budget);
   };
   // Two dominant patches beside it; of the other ten and eight every fifth and every fourth.
@@ -219,7 +219,7 @@ TEST_CASE("later methods see the class token as one of its image") {
   views.view.text_hidden = random_rows(5, 6, 10);
   views.view.question = at::tensor({1, 2}, at::kLong);
   views.view.vision_attention.push_back(views.view.vision_attention[0]);
-  const auto shares = image_shares(views.view, {.keep = {}, .count = {}, .counts = {3, 40}}, {});
+  const auto shares = segment_shares(views.view, {.keep = {}, .count = {}, .counts = {3, 40}}, {});
   CHECK(shares[0].living == 13);
   CHECK(shares[1].first == 13);
   CHECK(shares[1].keep == 11);
@@ -283,16 +283,16 @@ TEST_CASE("VScan: windows") {
 
 TEST_CASE("shares of several images") {
   const Views views({{4, 5}, {2, 5}, {1, 1}});
-  const auto counts = [&](const Budget& budget) { return *budget.of(views.view.images); };
+  const auto counts = [&](const Budget& budget) { return *budget.of(views.view.segments); };
   CHECK(counts({.keep = {}, .count = 31}) == Ids{20, 10, 1});
   CHECK(counts({.keep = {}, .count = 10}) == Ids{6, 3, 1});
-  CHECK(counts({.keep = 0.5}) == Ids{9, 5, 1});
+  CHECK(counts({.keep = 0.5}) == Ids{10, 5, 1});
   CHECK(counts({.keep = {}, .count = {}, .counts = {1, 2, 0}}) == Ids{1, 2, 0});
   CHECK(Budget{.keep = {}, .count = {}, .counts = {1, 2, 0}}.of(31) == 3);
-  CHECK_FALSE(Budget{}.of(views.view.images));
+  CHECK_FALSE(Budget{}.of(views.view.segments));
   CHECK_THROWS_AS(counts({.keep = {}, .count = {}, .counts = {-1, 2, 0}}), Error);
   const auto own = [](int64_t n) { return n / 2; };
-  const auto shares = image_shares(views.view, {}, own);
+  const auto shares = segment_shares(views.view, {}, own);
   CHECK(shares[1].first == 20);
   CHECK(shares[1].keep == 5);
   CHECK_FALSE(shares[1].budgeted);

@@ -83,9 +83,9 @@ TEST_CASE("random: a budget counts all tokens, not the living ones") {
 }
 
 TEST_CASE("random: where it cuts") {
-  CHECK(RandomPruner({0.5, 0, -1}).cuts()[0].when() == 0);
+  CHECK(RandomPruner({0.5, 0, -1}).cuts()[0].when() == Moment::before(0));
   CHECK(RandomPruner({0.5, 0, -1}).cuts()[0].renumbers);  // as every cut before the first layer
-  CHECK(RandomPruner({0.5, 0, 3}).cuts()[0].when() == 7);
+  CHECK(RandomPruner({0.5, 0, 3}).cuts()[0].when() == Moment::after(3));
   CHECK(RandomPruner({0.5, 4, 3}).settings() == nlohmann::json{{"keep", 0.5}, {"seed", 4}, {"layer", 3}});
 }
 
@@ -129,10 +129,10 @@ TEST_CASE("reference: a class token is in no box") {
 }
 
 TEST_CASE("where tokens stand") {
-  const std::vector<ImageSpan> images = {{3, 4, 0}, {2, 5, 12}};
+  const std::vector<Segment> images = {{3, 4, 0}, {2, 5, 12}};
   const auto place = [&](int64_t source) {
     const TokenPlace at = place_of(images, source);
-    return Ids{at.image, at.row, at.col};
+    return Ids{at.segment, at.row, at.col};
   };
   CHECK(place(0) == Ids{0, 0, 0});
   CHECK(place(11) == Ids{0, 2, 3});

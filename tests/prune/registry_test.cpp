@@ -60,7 +60,7 @@ TEST_CASE("compositions") {
   CHECK(chain[2]->name() == "reference");
   CHECK(chain[1]->taps().attention_layers == std::vector<int64_t>{3});
   CHECK(chain[1]->taps().guide != nullptr);
-  CHECK(chain[1]->cuts()[0].when() == 7);
+  CHECK(chain[1]->cuts()[0].when() == Moment::after(3));
 }
 
 TEST_CASE("the default layer: the modules', else two thirds of the way") {
@@ -115,8 +115,8 @@ TEST_CASE("errors of compositions") {
          "glimpse: unknown setting 'treshold'; did you mean 'threshold'?");
   starts("glimpse(threshold=1.01)", with_modules(), "glimpse: threshold: 1.01 is outside [0, 1]");
   starts("glimpse(min_keep=-1)", with_modules(), "glimpse: min_keep: -1 is outside");
-  starts("glimpse+glimpse", with_modules(),
-         "pruning: only one method of a composition can use a guide token");
+  starts("glimpse(modules=coarse)", with_modules(),
+         "glimpse: no pruning modules are named coarse (known: one without a name)");
   starts("reference(layer=9)", kPlain,
          "pruning: 'reference(layer=9)' cuts at layer 9 but the model has 6 layers");
 }

@@ -10,17 +10,17 @@ namespace glimpse::test {
 
 /// A view of images with the given rows and columns, all tokens living; owns what the view refers to.
 struct Views {
-  std::vector<ImageSpan> images;
+  std::vector<Segment> segments;
   std::vector<std::vector<Box>> boxes;
   View view;
 
   explicit Views(const std::vector<std::array<int64_t, 2>>& grids) {
     int64_t first = 0;
     for (const auto& [rows, cols] : grids) {
-      images.push_back({rows, cols, first});
+      segments.push_back({rows, cols, first, whole_image, std::ssize(segments)});
       first += rows * cols;
     }
-    view.images = images;
+    view.segments = segments;
     std::vector<int64_t> all(first);
     std::iota(all.begin(), all.end(), int64_t{0});
     set_living(all);

@@ -6,6 +6,7 @@
 #include "device.h"
 #include "glimpse/io/adapter.h"
 #include "glimpse/io/safetensors.h"
+#include "glimpse/nn/forward.h"
 #include "io/scratch.h"
 
 using namespace glimpse;
@@ -47,9 +48,8 @@ at::Tensor logits(const Decoder& decoder) {
   const at::Tensor angles =
       at::arange(kRows, at::kFloat).unsqueeze(1) * inverse_frequencies(kShape.head_dim, 1e4);
   const RaggedBatch batch{{{&cache, kRows}}, rope_from_angles(angles.to(test_device()))};
-  at::Tensor x = decoder.embed(at::arange(kRows, test_device()) * 3 % kShape.vocab_size);
-  for (int64_t l = 0; l < kShape.layers; ++l) x = decoder.layer(l, x, batch);
-  return decoder.logits(x);
+  const at::Tensor x = decoder.embed(at::arange(kRows, test_device()) * 3 % kShape.vocab_size);
+  return decoder.logits(Forward(decoder, x, batch).run());
 }
 
 /// A fresh adapter whose B matrices are not zero.
