@@ -34,12 +34,18 @@ template <class... Parts>
   fail(source.name, ": damaged, truncated or unsupported ", source.format, ": ", parts...);
 }
 
-/// Zeroed pixels of that size; throws Error for a size that is not positive or above the limit.
+/// Throws Error for a size that is not positive or above the limit.
+void check_size(const Source& source, int64_t width, int64_t height);
+
+/// Zeroed pixels of that size, which it checks.
 Pixels make_pixels(const Source& source, int64_t width, int64_t height, int channels);
 
-/// The orientation in EXIF data (a TIFF block with or without "Exif\0\0" before it, or a whole JPEG file);
-/// 1 when it says none.
-int exif_orientation(Bytes exif);
+/// The orientation that EXIF data (a TIFF block with or without "Exif\0\0" before it) gives, else an XMP
+/// text, else 1: Pillow's order.
+int orientation(Bytes exif, Bytes xmp);
+
+/// Turns stored pixels the way `pixels.orientation` shows them.
+Pixels upright(Pixels pixels);
 
 Pixels decode_jpeg(const Source& source);
 Pixels decode_png(const Source& source);

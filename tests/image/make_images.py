@@ -142,9 +142,7 @@ def gifs(image):
     small[6:10] = struct.pack("<HH", WIDTH + 6, HEIGHT + 4)
     descriptor = small.index(struct.pack("<BHHHH", 0x2C, 0, 0, WIDTH, HEIGHT))
     small[descriptor + 1 : descriptor + 5] = struct.pack("<HH", 2, 3)
-    expected = Image.new("RGB", (WIDTH + 6, HEIGHT + 4), (255, 255, 255))
-    expected.paste(image.quantize(16).convert("RGB"), (2, 3))
-    add("gif_partial.gif", bytes(small), expected, note="open parts are transparent; Pillow takes colour 0")
+    add("gif_partial.gif", bytes(small), note="a frame inside the canvas")
 
 
 def bmps(image):
@@ -209,4 +207,5 @@ def main():
     write_rows("resized.json", resizes())
 
 
-main()
+if __name__ == "__main__":
+    main()
