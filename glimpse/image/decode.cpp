@@ -4,7 +4,9 @@
 #include <fstream>
 #include <iostream>
 #include <limits>
+#include <sstream>
 #include <string_view>
+#include <utility>
 
 #include "glimpse/image/decoders.h"
 
@@ -54,8 +56,7 @@ std::string describe(Bytes bytes) {
   });
   if (has_magic({text_start, bytes.end()}, "<"))
     return "looks like an HTML, XML or SVG text, not a picture (a saved error page?)";
-  if (has_magic(bytes, "ftypavif"sv, 4)) return "is AVIF, which is not supported";
-  if (has_magic(bytes, "ftyp"sv, 4)) return "is HEIC or a video, which is not supported";
+  if (has_magic(bytes, "ftyp"sv, 4)) return "is a video";
   if (has_magic(bytes, "%PDF"sv)) return "is a PDF document";
   if (has_magic(bytes, "version https://git-lfs"sv))
     return "is a Git LFS pointer; the picture was not fetched";
@@ -68,16 +69,41 @@ std::string describe(Bytes bytes) {
 
 Format format_of(Bytes bytes, const std::string& name) {
   using namespace std::string_view_literals;
-  if (has_magic(bytes, "\xFF\xD8\xFF"sv)) return {"JPEG", detail::decode_jpeg};
-  if (has_magic(bytes, "\x89PNG\r\n\x1A\n"sv)) return {"PNG", detail::decode_png};
-  if (has_magic(bytes, "RIFF????WEBP"sv)) return {"WebP", detail::decode_webp};
-  if (has_magic(bytes, "GIF87a"sv) || has_magic(bytes, "GIF89a"sv)) return {"GIF", detail::decode_gif};
-  if (has_magic(bytes, "BM"sv)) return {"BMP", detail::decode_bmp};
-  for (const auto magic : {"II*\0"sv, "MM\0*"sv, "II+\0"sv, "MM\0+"sv})
-    if (has_magic(bytes, magic)) return {"TIFF", detail::decode_tiff};
+  struct Magic {
+    std::string_view bytes;
+    Format format;
+    size_t offset = 0;
+  };
+  constexpr Format jpeg{"JPEG", detail::decode_jpeg}, png{"PNG", detail::decode_png},
+      gif{"GIF", detail::decode_gif}, tiff{"TIFF", detail::decode_tiff}, avif{"AVIF", detail::decode_heif},
+      heic{"HEIC", detail::decode_heif};
+  static constexpr Magic known[] = {
+      {"\xFF\xD8\xFF"sv, jpeg},
+      {"\x89PNG\r\n\x1A\n"sv, png},
+      {"RIFF????WEBP"sv, {"WebP", detail::decode_webp}},
+      {"GIF87a"sv, gif},
+      {"GIF89a"sv, gif},
+      {"BM"sv, {"BMP", detail::decode_bmp}},
+      {"II*\0"sv, tiff},
+      {"MM\0*"sv, tiff},
+      {"II+\0"sv, tiff},
+      {"MM\0+"sv, tiff},
+      {"ftypavi"sv, avif, 4},  // and "avis", a sequence
+      {"ftyphei"sv, heic, 4},  // heic, heix, heim, heis
+      {"ftyphev"sv, heic, 4},  // hevc, hevx: sequences
+      {"ftypmif1"sv, {"HEIF", detail::decode_heif}, 4},
+      {"ftypmsf1"sv, {"HEIF", detail::decode_heif}, 4},
+      {"\0\0\1\0"sv, {"ICO", detail::decode_ico}},
+  };
+  for (const Magic& magic : known)
+    if (has_magic(bytes, magic.bytes, magic.offset)) return magic.format;
+  if (bytes.size() > 2 && bytes[0] == 'P' && bytes[1] >= '1' && bytes[1] <= '6' &&
+      " \t\n\v\f\r#"sv.find(static_cast<char>(bytes[2])) != std::string_view::npos)
+    return {"PPM", detail::decode_pnm};
+  if (detail::is_tga(bytes)) return {"TGA", detail::decode_tga};  // it has no mark of its own
   check(!bytes.empty(), name, ": the image is empty (0 bytes)");
   fail(name, ": unknown image format, it ", describe(bytes),
-       "; known are JPEG, PNG, WebP, GIF, BMP and TIFF");
+       "; known are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, ICO, PPM and TGA");
 }
 
 /// a*alpha + b*(255 - alpha) over 255, rounded to nearest.

@@ -53,5 +53,12 @@ Pixels decode_webp(const Source& source);
 Pixels decode_gif(const Source& source);
 Pixels decode_bmp(const Source& source);
 Pixels decode_tiff(const Source& source);
+Pixels decode_heif(const Source& source);
+Pixels decode_ico(const Source& source);
+Pixels decode_pnm(const Source& source);
+Pixels decode_tga(const Source& source);
+
+/// Whether the header can be a TGA file's, which begins with no mark.
+bool is_tga(Bytes bytes);
 
 }  // namespace glimpse::detail

@@ -16,7 +16,7 @@ import zlib
 import numpy as np
 from picture_parts import ALPHA, GREY, HEIGHT, IMAGE, RGB, RGBA, WIDTH, encode, exif_block, packed, xmp_block
 from PIL import Image, ImageOps
-from stored_pictures import bmps, tiffs
+from stored_pictures import bmps, icos, pnms, tgas, tiffs
 
 from make_images import adam7, over_white, png, rows_of  # found by picture_parts
 
@@ -218,8 +218,8 @@ def avifs():
     soft = IMAGE.resize((64, 48), Image.Resampling.BICUBIC)
     soft_alpha = soft.copy()
     soft_alpha.putalpha(Image.fromarray(np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(48, 0)))
-    # Another decoder and conversion of colours; where chroma is halved, it is also not interpolated.
-    for sampling, tolerance in (("4:4:4", 3), ("4:2:2", 60), ("4:2:0", 60), ("4:0:0", 3)):
+    # Another conversion of colours, which rounds otherwise and does not interpolate halved chroma (at hard edges).
+    for sampling, tolerance in (("4:4:4", 3), ("4:2:2", 80), ("4:2:0", 80), ("4:0:0", 3)):
         yield f"sampling_{sampling.replace(':', '')}", encode(soft, "AVIF", quality=95, subsampling=sampling), tolerance
     yield "alpha", encode(soft_alpha, "AVIF", quality=95, subsampling="4:4:4"), 4
     yield "grey", encode(soft.convert("L"), "AVIF", quality=95), 3
@@ -231,7 +231,8 @@ def avifs():
                               append_images=[ImageOps.mirror(soft)]), 3
 
 
-FORMATS = {"jpg": jpegs, "png": pngs, "webp": webps, "gif": gifs, "bmp": bmps, "tif": tiffs}
+FORMATS = {"jpg": jpegs, "png": pngs, "webp": webps, "gif": gifs, "bmp": bmps, "ico": icos, "pnm": pnms, "tga": tgas,
+           "tif": tiffs, "avif": avifs}
 
 
 def main(out):

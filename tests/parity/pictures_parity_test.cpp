@@ -78,7 +78,7 @@ TEST_CASE("pictures are decoded as Pillow decodes them") {
     CHECK(fault(entry, ".rgb", without_alpha) == "");
     CHECK(fault(entry, ".white", {}) == "");
   }
-  CHECK(of_format.size() == 6);
+  CHECK(of_format.size() == 10);
   for (const auto& [extension, count] : of_format) {
     CAPTURE(extension);
     CHECK(count >= 10);
@@ -93,11 +93,13 @@ TEST_CASE("a picture cut anywhere is refused or whole") {
   for (const json& entry : index()) {
     const std::string file = entry.at("file");
     const std::vector<uint8_t> whole = read(folder() / file);
+    options.alpha_over_white = !file.ends_with(".tga");  // a TGA file's last bytes can deny its alpha
     const Image expected = decode_image(whole, file, options);
     constexpr size_t cuts = 24;
     for (size_t i = 0; i < cuts; ++i) {
       // Half of the cuts are near the end, where it matters most.
       const size_t size = i % 2 ? whole.size() - std::min(whole.size(), i) : whole.size() * i / cuts;
+      if (file.ends_with(".pnm") && size + 10 > whole.size()) continue;  // a number can lose a digit unseen
       CAPTURE(concat(file, " cut to ", size, " of ", whole.size()));
       try {
         const Image image = decode_image({whole.begin(), whole.begin() + size}, file, options);

@@ -125,8 +125,8 @@ def pnms():
     yield "p3_comments", b"P3 #x\n" + size + b"# y\n255\n#z\n" + plain(RGB).replace(b"\n", b" # end\n")
     yield "p5_few", b"P5 " + size + b"100\n" + (GREY // 3).tobytes()
     yield "p6_few", b"P6 " + size + b"31 " + (RGB >> 3).tobytes()
-    yield "p6_16", b"P6\n" + size + b"65535\n" + (RGB.astype(">u2") * 257).tobytes()
-    yield "p6_10", b"P6\n" + size + b"1023\n" + (RGB.astype(">u2") * 4).tobytes()
+    yield "p6_16", b"P6\n" + size + b"65535\n" + (RGB.astype(np.uint16) * 257).tobytes()
+    yield "p6_10", b"P6\n" + size + b"1023\n" + (RGB.astype(np.uint16) * 4).astype(">u2").tobytes()
 
 
 def tga(kind, depth, data, flags=0x20, palette=b"", map_depth=0, start=0, note=b""):
@@ -157,7 +157,8 @@ def tgas():
     bgr, bgra = np.ascontiguousarray(RGB[..., ::-1]), np.dstack([RGB[..., ::-1], ALPHA])
     five = ((RGB >> 3).astype(np.uint16) << np.array([10, 5, 0], np.uint16)).sum(-1)
     five = (five | (ALPHA > 128).astype(np.uint16) << 15).astype("<u2").view(np.uint8).reshape(HEIGHT, WIDTH, 2)
-    triples, quads = palettes(4)
+    triples, _ = palettes(4)
+    quads = np.random.default_rng(4).integers(0, 256, (16, 4), dtype=np.uint8).tobytes()
     indices = GREY >> 4
     kinds = {"grey8": (3, 8, GREY), "grey_alpha": (3, 16, np.dstack([GREY, ALPHA])), "rgb24": (2, 24, bgr),
              "rgba32": (2, 32, bgra), "rgb16": (2, 16, five)}
