@@ -8,7 +8,7 @@
 namespace glimpse::detail {
 namespace {
 
-enum Compression : uint32_t {
+enum Compression : uint8_t {
   plain = 0,
   run_length_8 = 1,
   run_length_4 = 2,

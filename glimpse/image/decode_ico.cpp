@@ -33,7 +33,7 @@ Entry best_entry(const Source& source) {
 /// Puts the mask, which stands last and has 1 for transparent, in the place of alpha.
 Pixels with_mask(const Source& source, const Pixels& colours) {
   Pixels out = make_pixels(source, colours.width, colours.height, 4);
-  const size_t stride = (colours.width + 31) / 32 * 4, size = stride * colours.height;
+  const size_t stride = (size_t(colours.width) + 31) / 32 * 4, size = stride * colours.height;
   need(source, 0, size);
   const uint8_t* row = &source.bytes[source.bytes.size() - size];
   for (int y = colours.height - 1; y >= 0; --y, row += stride)

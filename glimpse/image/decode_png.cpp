@@ -123,6 +123,8 @@ Pixels decode_png(const Source& source) {
   const bool header_read = reader.run([&] {
     png_set_read_fn(png, &reader, Reader::on_read);
     png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // make_pixels limits the size
+    constexpr size_t unpacked_text = 1 << 24;
+    png_set_chunk_malloc_max(png, source.bytes.size() + unpacked_text);  // a header can claim gigabytes
     // As it stands in the file: libpng itself refuses blocks that begin with a name, as in JPEG files.
     png_set_keep_unknown_chunks(png, PNG_HANDLE_CHUNK_ALWAYS, reinterpret_cast<png_const_bytep>("eXIf"), 1);
     png_read_info(png, info);

@@ -65,7 +65,7 @@ Tiff open(const Source& source, Stream& stream) {
 }
 
 /// What the samples beside the colours mean.
-enum class Alpha { none, straight, premultiplied };
+enum class Alpha : uint8_t { none, straight, premultiplied };
 
 /// Reads what the file says and has libtiff take any alpha for premultiplied, which it copies as it is:
 /// straight alpha it would multiply into RGB (not into grey) and round.
