@@ -1,47 +1,31 @@
 #include "glimpse/image/decode.h"
 
-#include <libexif/exif-data.h>
-
 #include <algorithm>
 #include <fstream>
 #include <iostream>
 #include <limits>
-#include <memory>
+#include <sstream>
 #include <string_view>
+#include <utility>
 
 #include "glimpse/image/decoders.h"
 
 namespace glimpse {
 namespace detail {
 
-Pixels make_pixels(const Source& source, int64_t width, int64_t height, int channels) {
+void check_size(const Source& source, int64_t width, int64_t height) {
   constexpr int64_t max_side = std::numeric_limits<int>::max();
   if (width < 1 || height < 1) damaged(source, "its size is ", width, " x ", height);
   check(width <= max_side && height <= max_side && width <= source.max_pixels / height, source.name, ": the ",
         source.format, " image is ", width, " x ", height, " pixels; at most ", source.max_pixels,
         " pixels are accepted");
+}
+
+Pixels make_pixels(const Source& source, int64_t width, int64_t height, int channels) {
+  check_size(source, width, height);
   Pixels pixels{static_cast<int>(width), static_cast<int>(height), channels, {}, 1};
   pixels.data.resize(static_cast<size_t>(width) * height * channels);
   return pixels;
-}
-
-int exif_orientation(Bytes exif) {
-  if (exif.size() < 8 || exif.size() > std::numeric_limits<int>::max()) return 1;
-  // libexif takes JPEG files and blocks that start with this marker, PNG and WebP leave it out.
-  static constexpr std::string_view marker{"Exif\0\0", 6};
-  std::vector<uint8_t> block;
-  if (exif[0] == 'I' || exif[0] == 'M') {
-    block.assign(marker.begin(), marker.end());
-    block.insert(block.end(), exif.begin(), exif.end());
-    exif = block;
-  }
-  const std::unique_ptr<ExifData, decltype(&exif_data_unref)> data(
-      exif_data_new_from_data(exif.data(), static_cast<unsigned>(exif.size())), exif_data_unref);
-  if (!data) return 1;
-  const ExifEntry* entry = exif_content_get_entry(data->ifd[EXIF_IFD_0], EXIF_TAG_ORIENTATION);
-  if (!entry || !entry->data || entry->size < 2 || entry->format != EXIF_FORMAT_SHORT) return 1;
-  const int value = exif_get_short(entry->data, exif_data_get_byte_order(data.get()));
-  return value >= 1 && value <= 8 ? value : 1;
 }
 
 }  // namespace detail
@@ -72,8 +56,7 @@ std::string describe(Bytes bytes) {
   });
   if (has_magic({text_start, bytes.end()}, "<"))
     return "looks like an HTML, XML or SVG text, not a picture (a saved error page?)";
-  if (has_magic(bytes, "ftypavif"sv, 4)) return "is AVIF, which is not supported";
-  if (has_magic(bytes, "ftyp"sv, 4)) return "is HEIC or a video, which is not supported";
+  if (has_magic(bytes, "ftyp"sv, 4)) return "is a video";
   if (has_magic(bytes, "%PDF"sv)) return "is a PDF document";
   if (has_magic(bytes, "version https://git-lfs"sv))
     return "is a Git LFS pointer; the picture was not fetched";
@@ -86,38 +69,41 @@ std::string describe(Bytes bytes) {
 
 Format format_of(Bytes bytes, const std::string& name) {
   using namespace std::string_view_literals;
-  if (has_magic(bytes, "\xFF\xD8\xFF"sv)) return {"JPEG", detail::decode_jpeg};
-  if (has_magic(bytes, "\x89PNG\r\n\x1A\n"sv)) return {"PNG", detail::decode_png};
-  if (has_magic(bytes, "RIFF????WEBP"sv)) return {"WebP", detail::decode_webp};
-  if (has_magic(bytes, "GIF87a"sv) || has_magic(bytes, "GIF89a"sv)) return {"GIF", detail::decode_gif};
-  if (has_magic(bytes, "BM"sv)) return {"BMP", detail::decode_bmp};
-  for (const auto magic : {"II*\0"sv, "MM\0*"sv, "II+\0"sv, "MM\0+"sv})
-    if (has_magic(bytes, magic)) return {"TIFF", detail::decode_tiff};
+  struct Magic {
+    std::string_view bytes;
+    Format format;
+    size_t offset = 0;
+  };
+  constexpr Format jpeg{"JPEG", detail::decode_jpeg}, png{"PNG", detail::decode_png},
+      gif{"GIF", detail::decode_gif}, tiff{"TIFF", detail::decode_tiff}, avif{"AVIF", detail::decode_heif},
+      heic{"HEIC", detail::decode_heif};
+  static constexpr Magic known[] = {
+      {"\xFF\xD8\xFF"sv, jpeg},
+      {"\x89PNG\r\n\x1A\n"sv, png},
+      {"RIFF????WEBP"sv, {"WebP", detail::decode_webp}},
+      {"GIF87a"sv, gif},
+      {"GIF89a"sv, gif},
+      {"BM"sv, {"BMP", detail::decode_bmp}},
+      {"II*\0"sv, tiff},
+      {"MM\0*"sv, tiff},
+      {"II+\0"sv, tiff},
+      {"MM\0+"sv, tiff},
+      {"ftypavi"sv, avif, 4},  // and "avis", a sequence
+      {"ftyphei"sv, heic, 4},  // heic, heix, heim, heis
+      {"ftyphev"sv, heic, 4},  // hevc, hevx: sequences
+      {"ftypmif1"sv, {"HEIF", detail::decode_heif}, 4},
+      {"ftypmsf1"sv, {"HEIF", detail::decode_heif}, 4},
+      {"\0\0\1\0"sv, {"ICO", detail::decode_ico}},
+  };
+  for (const Magic& magic : known)
+    if (has_magic(bytes, magic.bytes, magic.offset)) return magic.format;
+  if (bytes.size() > 2 && bytes[0] == 'P' && bytes[1] >= '1' && bytes[1] <= '6' &&
+      " \t\n\v\f\r#"sv.find(static_cast<char>(bytes[2])) != std::string_view::npos)
+    return {"PPM", detail::decode_pnm};
+  if (detail::is_tga(bytes)) return {"TGA", detail::decode_tga};  // it has no mark of its own
   check(!bytes.empty(), name, ": the image is empty (0 bytes)");
   fail(name, ": unknown image format, it ", describe(bytes),
-       "; known are JPEG, PNG, WebP, GIF, BMP and TIFF");
-}
-
-/// Turns stored pixels the way EXIF orientation `pixels.orientation` shows them.
-Pixels upright(Pixels pixels) {
-  const int orientation = pixels.orientation;
-  if (orientation == 1) return pixels;
-  const bool flip_columns = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
-  const bool flip_rows = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
-  const bool transposed = orientation >= 5;
-  const int n = pixels.channels;
-  Pixels out{pixels.width, pixels.height, n, std::vector<uint8_t>(pixels.data.size()), 1};
-  if (transposed) std::swap(out.width, out.height);
-  uint8_t* to = out.data.data();
-  for (int y = 0; y < out.height; ++y)
-    for (int x = 0; x < out.width; ++x, to += n) {
-      const int row = transposed ? x : y;
-      const int column = transposed ? y : x;
-      const int64_t from_row = flip_rows ? pixels.height - 1 - row : row;
-      const int from_column = flip_columns ? pixels.width - 1 - column : column;
-      std::copy_n(&pixels.data[(from_row * pixels.width + from_column) * n], n, to);
-    }
-  return out;
+       "; known are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, ICO, PPM and TGA");
 }
 
 /// a*alpha + b*(255 - alpha) over 255, rounded to nearest.
@@ -138,7 +124,7 @@ std::vector<uint8_t> without_alpha(const std::vector<uint8_t>& rgba, bool over_w
 Image decode_image(Bytes bytes, const std::string& name, const DecodeOptions& options) {
   const Format format = format_of(bytes, name);
   Pixels pixels = format.decode({bytes, name, format.name, options.max_pixels});
-  if (options.apply_orientation) pixels = upright(std::move(pixels));
+  if (options.apply_orientation) pixels = detail::upright(std::move(pixels));
   if (pixels.channels == 4) pixels.data = without_alpha(pixels.data, options.alpha_over_white);
   return {pixels.width, pixels.height, std::move(pixels.data)};
 }

@@ -16,10 +16,12 @@ struct DecodeOptions {
   bool alpha_over_white = true;               ///< false: drop alpha, as the plain Hugging Face processor does
 };
 
-/// Decodes JPEG, PNG, WebP, GIF, BMP or TIFF, told apart by their first bytes; of several frames or pages the
-/// first. Pixels equal Pillow's `convert("RGB")` except that transparency goes over white and that 16-bit
-/// grey keeps its high byte, where Pillow clips at 255. Throws Error, starting with `name`, for empty,
-/// unknown, damaged or truncated data and for more than `max_pixels` pixels.
+/// Decodes JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, ICO, TGA or PPM (and PBM, PGM), told apart by their
+/// first bytes; of several frames or pages the first, of an icon's pictures the largest. Pixels equal
+/// Pillow's `convert("RGB")` except that transparency goes over white, that 16-bit grey keeps its high byte,
+/// where Pillow clips at 255, and for rounding in AVIF and HEIC. Throws Error, starting with `name`, for
+/// empty, unknown, damaged or truncated data and for more than `max_pixels` pixels; what is wrong with a file
+/// only before or behind its pixels is let pass.
 Image decode_image(std::span<const uint8_t> bytes, const std::string& name,
                    const DecodeOptions& options = {});
 

@@ -1,6 +1,7 @@
 #include <gif_lib.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <memory>
 
@@ -39,6 +40,22 @@ int read_to_first_frame(GifFileType* gif, const Source& source) {
   return transparent;
 }
 
+using Colours = std::array<std::array<uint8_t, 4>, 256>;
+
+/// Red, green, blue and alpha of each index; grey levels where the file has no colour table.
+Colours colours_of(const GifFileType& gif, int transparent) {
+  const ColorMapObject* table = gif.Image.ColorMap ? gif.Image.ColorMap : gif.SColorMap;
+  Colours colours;
+  for (int i = 0; i < static_cast<int>(colours.size()); ++i) {
+    const auto grey = static_cast<uint8_t>(i);
+    GifColorType colour{grey, grey, grey};
+    if (table) colour = i < table->ColorCount ? table->Colors[i] : GifColorType{0, 0, 0};
+    const uint8_t alpha = i == transparent ? 0 : 255;
+    colours[i] = {colour.Red, colour.Green, colour.Blue, alpha};
+  }
+  return colours;
+}
+
 /// The row that the i-th stored row of an interlaced picture belongs to.
 std::vector<int> row_order(int height, bool interlaced) {
   struct Pass {
@@ -62,25 +79,24 @@ Pixels decode_gif(const Source& source) {
   if (!gif) damaged(source, GifErrorString(error));
   const int transparent = read_to_first_frame(gif.get(), source);
   const GifImageDesc& frame = gif->Image;
-  const ColorMapObject* colours = frame.ColorMap ? frame.ColorMap : gif->SColorMap;
-  if (!colours) damaged(source, "it has no colour table");
   if (frame.Width < 1 || frame.Height < 1) damaged(source, "its first frame is empty");
 
-  // Like Pillow, grow the canvas when the frame reaches beyond it. What the frame leaves open is transparent.
+  // Like Pillow, grow the canvas when the frame reaches beyond it. What the frame leaves open is transparent,
+  // or colour 0 where no colour is.
   Pixels canvas = make_pixels(source, std::max<int64_t>(gif->SWidth, int64_t{frame.Left} + frame.Width),
                               std::max<int64_t>(gif->SHeight, int64_t{frame.Top} + frame.Height), 4);
+  const Colours colours = colours_of(*gif, transparent);
+  const auto put = [&colours](uint8_t* to, int index) { std::ranges::copy(colours[index], to); };
+  if (frame.Width < canvas.width || frame.Height < canvas.height)
+    for (size_t at = 0; at < canvas.data.size(); at += 4) put(&canvas.data[at], std::max(transparent, 0));
   std::vector<GifPixelType> line(frame.Width);
   for (const int row : row_order(frame.Height, frame.Interlace)) {
     if (DGifGetLine(gif.get(), line.data(), frame.Width) == GIF_ERROR)
       damaged(source, GifErrorString(gif->Error));
     uint8_t* to = &canvas.data[((static_cast<size_t>(frame.Top) + row) * canvas.width + frame.Left) * 4];
     for (const int index : line) {
-      const GifColorType colour =
-          index < colours->ColorCount ? colours->Colors[index] : GifColorType{0, 0, 0};
-      *to++ = colour.Red;
-      *to++ = colour.Green;
-      *to++ = colour.Blue;
-      *to++ = index == transparent ? 0 : 255;
+      put(to, index);
+      to += 4;
     }
   }
   return canvas;

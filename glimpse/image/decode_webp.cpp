@@ -45,7 +45,8 @@ Pixels decode_webp(const Source& source) {
   WebPBitstreamFeatures info;
   if (WebPGetFeatures(source.bytes.data(), source.bytes.size(), &info) != VP8_STATUS_OK)
     damaged(source, "its header cannot be read");
-  Pixels canvas = make_pixels(source, info.width, info.height, info.has_alpha || info.has_animation ? 4 : 3);
+  // What an animation's first frame leaves open is transparent, black where the file has no alpha.
+  Pixels canvas = make_pixels(source, info.width, info.height, info.has_alpha ? 4 : 3);
   Bytes frame = source.bytes;
   int x = 0, y = 0;
   if (info.has_animation) {
@@ -59,7 +60,7 @@ Pixels decode_webp(const Source& source) {
       damaged(source, "the header of its first frame cannot be read");
   }
   if (!decode_frame(frame, info, canvas, x, y)) damaged(source, "its pixels cannot be decoded");
-  canvas.orientation = exif_orientation(find_chunk(source.bytes, "EXIF"));
+  canvas.orientation = orientation(find_chunk(source.bytes, "EXIF"), find_chunk(source.bytes, "XMP "));
   return canvas;
 }
 

@@ -34,12 +34,18 @@ template <class... Parts>
   fail(source.name, ": damaged, truncated or unsupported ", source.format, ": ", parts...);
 }
 
-/// Zeroed pixels of that size; throws Error for a size that is not positive or above the limit.
+/// Throws Error for a size that is not positive or above the limit.
+void check_size(const Source& source, int64_t width, int64_t height);
+
+/// Zeroed pixels of that size, which it checks.
 Pixels make_pixels(const Source& source, int64_t width, int64_t height, int channels);
 
-/// The orientation in EXIF data (a TIFF block with or without "Exif\0\0" before it, or a whole JPEG file);
-/// 1 when it says none.
-int exif_orientation(Bytes exif);
+/// The orientation that EXIF data (a TIFF block with or without "Exif\0\0" before it) gives, else an XMP
+/// text, else 1: Pillow's order.
+int orientation(Bytes exif, Bytes xmp);
+
+/// Turns stored pixels the way `pixels.orientation` shows them.
+Pixels upright(Pixels pixels);
 
 Pixels decode_jpeg(const Source& source);
 Pixels decode_png(const Source& source);
@@ -47,5 +53,12 @@ Pixels decode_webp(const Source& source);
 Pixels decode_gif(const Source& source);
 Pixels decode_bmp(const Source& source);
 Pixels decode_tiff(const Source& source);
+Pixels decode_heif(const Source& source);
+Pixels decode_ico(const Source& source);
+Pixels decode_pnm(const Source& source);
+Pixels decode_tga(const Source& source);
+
+/// Whether the header can be a TGA file's, which begins with no mark.
+bool is_tga(Bytes bytes);
 
 }  // namespace glimpse::detail

@@ -85,6 +85,20 @@ TEST_CASE("a picture beyond the limit is refused before memory is taken") {
                  "BMP image is 60000 x 60000"));
   CHECK(contains(patched("bmp_rgb.bmp", 18, {0xFF, 0xFF, 0xFF, 0x7F, 0, 0, 0, 0x80}),
                  "2147483647 x 2147483648"));
+  CHECK(contains(patched("tga.tga", 12, {0x60, 0xEA, 0x60, 0xEA}), "TGA image is 60000 x 60000"));
+  CHECK(contains(error_of(text("P6 60000 60000 255 ")), "PPM image is 60000 x 60000"));
+  CHECK(contains(error_of(text("P6 9000 9000 255 ")), "the file ends too early"));
+  const auto claimed = [](const char* file, Bytes sides) {
+    Bytes bytes = test::read_bytes(folder / file);
+    const std::string_view box = "ispe";
+    const auto found = std::search(bytes.begin(), bytes.end(), box.begin(), box.end());
+    std::copy(sides.begin(), sides.end(), found + 8);
+    return error_of(bytes);
+  };
+  CHECK(contains(claimed("avif.avif", {0, 0, 0xEA, 0x60, 0, 0, 0xEA, 0x60}), "60000"));
+  CHECK(contains(claimed("heic.heic", {0, 0, 0xEA, 0x60, 0, 0, 0xEA, 0x60}), "60000"));
+  for (const Bytes& sides : {Bytes{0, 0, 0, 2, 0, 0, 0, 2}, Bytes{0, 0, 0x10, 0, 0, 0, 0x10, 0}})
+    CHECK(contains(claimed("avif.avif", sides), "not of the size that its header gives"));
   Bytes jpeg = test::read_bytes(folder / "jpeg_420.jpg");
   const Bytes frame_start = {0xFF, 0xC0};
   const auto at = std::search(jpeg.begin(), jpeg.end(), frame_start.begin(), frame_start.end());
@@ -97,16 +111,13 @@ TEST_CASE("a picture beyond the limit is refused before memory is taken") {
 TEST_CASE("what is no picture is named") {
   CHECK(contains(error_of({}), "given: the image is empty"));
   CHECK(contains(error_of(text("\n <!DOCTYPE html><html></html>")), "HTML"));
-  CHECK(contains(error_of(text("hello")), "known are JPEG, PNG, WebP, GIF, BMP and TIFF"));
+  CHECK(contains(error_of(text("hello")),
+                 "known are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, ICO, PPM and TGA"));
   CHECK(contains(error_of(text("hello")), "68 65 6c 6c 6f"));
-  CHECK(contains(error_of(text(std::string_view("\0\0\0\x1c"
-                                                "ftypavif",
-                                                12))),
-                 "AVIF"));
-  CHECK(contains(error_of(text(std::string_view("\0\0\0\x1c"
-                                                "ftypheic",
-                                                12))),
-                 "HEIC"));
+  const auto box = [](std::string_view kind) { return text(std::string("\0\0\0\x1c", 4).append(kind)); };
+  CHECK(contains(error_of(box("ftypisom")), "is a video"));
+  CHECK(contains(error_of(box("ftypavif")), "damaged, truncated or unsupported AVIF"));
+  CHECK(contains(error_of(box("ftypheic")), "damaged, truncated or unsupported HEIC"));
   CHECK(contains(error_of(text("version https://git-lfs.github.com/spec/v1")), "Git LFS"));
   for (const auto* magic : {"\xFF\xD8\xFF", "\x89PNG\r\n\x1a\n", "RIFF1234WEBP", "GIF89a", "BM"})
     CHECK(contains(error_of(text(magic)), "damaged, truncated or unsupported"));
