@@ -104,7 +104,8 @@ int run(AskFlags& flags, Interrupt& interrupt) {
   for (const std::string& path : {flags.overlay_out, flags.mask_out, flags.scores_out})
     if (!path.empty()) AtomicFile{path};
   std::vector<Image> images;
-  for (const std::string& path : flags.images) images.push_back(load_image(path));
+  for (const std::string& path : flags.images)
+    images.push_back(load_image(path, flags.common.bounds.decode_options()));
   const auto engine = Engine::load(flags.common.engine);
   if (!flags.boxes.empty() && flags.common.prune == "auto") flags.common.prune = "reference";
   Request request = flags.common.request(*engine);

@@ -20,9 +20,9 @@ struct ChatFlags {
   std::vector<std::string> images;
 };
 
-void add_image(Session& session, const std::string& path) {
+void add_image(Session& session, const std::string& path, const ImageBounds& bounds) {
   check(path != "-", "image -: standard input holds the questions");
-  session.add_image(load_image(path));
+  session.add_image(load_image(path, bounds.decode_options()));
 }
 
 // Asks and prints; false for an answer that was cancelled.
@@ -37,7 +37,7 @@ bool ask(Session& session, const std::string& question, std::stop_token stop) {
 int run(const ChatFlags& flags, Interrupt& interrupt) {
   const auto engine = Engine::load(flags.common.engine);
   Session session(*engine, flags.common.request(*engine));
-  for (const std::string& path : flags.images) add_image(session, path);
+  for (const std::string& path : flags.images) add_image(session, path, flags.common.bounds);
   const bool person = isatty(STDIN_FILENO);
   if (person) std::cerr << kHelp << "\n";
   for (std::string line;;) {
@@ -52,7 +52,7 @@ int run(const ChatFlags& flags, Interrupt& interrupt) {
       } else if (line == "/help") {
         std::cerr << kHelp << "\n";
       } else if (line.starts_with("/image ")) {
-        add_image(session, line.substr(7));
+        add_image(session, line.substr(7), flags.common.bounds);
       } else if (line.starts_with('/')) {
         fail("unknown command '", line, "'. ", kHelp);
       } else {

@@ -110,6 +110,7 @@ json settings_of(const EvalFlags& flags, const EvalPlan& plan) {
                    {"max_new_tokens", plan.max_new_tokens ? json(*plan.max_new_tokens) : json()},
                    {"min_pixels", flags.bounds.min_pixels ? json(*flags.bounds.min_pixels) : json()},
                    {"max_pixels", flags.bounds.max_pixels ? json(*flags.bounds.max_pixels) : json()},
+                   {"preprocessing", flags.bounds.preprocessing},
                    {"sampling", "greedy"}});
   return settings;
 }
@@ -295,12 +296,7 @@ std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt) {
       ->type_name("N")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->group("Generation");
-  app.add_option("--min-pixels", flags->bounds.min_pixels, "enlarge images below this many pixels")
-      ->type_name("N")
-      ->group("Images");
-  app.add_option("--max-pixels", flags->bounds.max_pixels, "shrink images above this many pixels")
-      ->type_name("N")
-      ->group("Images");
+  add_image_flags(app, flags->bounds);
   add_model_flags(app, flags->engine);
   app.footer(
       "Example:\n"

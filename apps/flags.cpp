@@ -23,7 +23,7 @@ std::string dashed(std::string name) {
 
 std::string method_names() {
   std::string names;
-  for (const PrunerInfo& info : known_pruners()) names += (names.empty() ? "" : ", ") + info.name;
+  for (const PrunerInfo& info : known_pruners({})) names += (names.empty() ? "" : ", ") + info.name;
   return names;
 }
 
@@ -33,82 +33,41 @@ bool g_armed = false;
 
 }  // namespace
 
-void SettingFlags::add(CLI::App& app, Fields fields, const std::string& group) {
+void SettingFlags::add(CLI::App& app, Fields fields, const std::string& group,
+                       const std::string& else_where) {
+  const auto checked = [](const auto& take) {
+    try {
+      take();
+    } catch (const Error& error) {
+      throw CLI::ValidationError(error.what());
+    }
+  };
   for (const Field& field : fields.list()) {
-    const auto take = [this, fields, name = field.name](const std::string& text) mutable {
-      try {
-        fields.set(name, text, "command line");
-      } catch (const Error& error) {
-        throw CLI::ValidationError(error.what());
-      }
-      values_[name] = text;
-    };
-    app.add_option_function<std::string>("--" + dashed(field.name), take, field.help)
-        ->type_name("VALUE")
-        ->group(group);
+    const std::string letter = field.letter ? concat("-", field.letter, ",") : "";
+    const std::string flag = letter + "--" + dashed(field.name), help = field.about(else_where);
+    CLI::Option* option = nullptr;
+    if (field.repeats)
+      option = app.add_option_function<std::vector<std::string>>(
+          flag, [=](const auto& items) { checked([&] { field.set(items); }); }, help);
+    else
+      option = app.add_option_function<std::string>(
+          flag,
+          [=, values = values_](const std::string& text) {
+            checked([&] { Fields(fields).set(field.name, text, "command line"); });
+            (*values)[field.name] = text;
+          },
+          help);
+    option->type_name(field.kind)->group(group)->allow_extra_args(false);
   }
 }
 
 void SettingFlags::apply(Fields fields) const {
-  for (const auto& [name, text] : values_) fields.set(name, text, "--" + dashed(name));
+  for (const auto& [name, text] : *values_) fields.set(name, text, "--" + dashed(name));
 }
 
 void add_model_flags(CLI::App& app, EngineOptions& options) {
-  const char* group = "Model";
-  app.add_option(
-         "-m,--model", options.model,
-         "model directory, hub id in the local Hugging Face cache, or .gguf file (default: the built-in "
-         "model)")
-      ->type_name("DIR")
-      ->group(group);
-  app.add_option("--mmproj", options.mmproj, "the vision encoder's .gguf file, for a --model that is one")
-      ->type_name("FILE")
-      ->group(group);
-  app.add_option(
-         "--new-modules", options.new_modules,
-         "directory of the pruning modules (config.json, new_modules_gp.pt or .safetensors); repeatable "
-         "with names, as in coarse=DIR for glimpse(modules=coarse)")
-      ->type_name("DIR")
-      ->allow_extra_args(false)
-      ->group(group);
-  app.add_option(
-         "--clip", options.clip,
-         "a whole CLIP, for its text tower (cdpruner), beside a LLaVA whose own encoder comes without")
-      ->type_name("DIR")
-      ->group(group);
-  app.add_option("--adapter", options.adapters, "PEFT adapter directory to merge into the model (repeatable)")
-      ->type_name("DIR")
-      ->allow_extra_args(false)
-      ->group(group);
-  app.add_option("--dtype", options.dtype,
-                 "arithmetic: auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32")
-      ->type_name("TYPE")
-      ->check(CLI::IsMember({"auto", "bf16", "fp32"}).description(""))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--weights", options.weights,
-                 "bits of the linear layers' weights: auto (as stored), bf16 (not quantised), int8 or int4 "
-                 "(rounded at load; `glimpse quantize` does it once)")
-      ->type_name("BITS")
-      ->check(CLI::IsMember({"auto", "bf16", "int8", "int4"}).description(""))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--kernels", options.kernels,
-                 "best instruction set for our own CPU kernels: auto, avx512, avx2, sse4 or scalar")
-      ->type_name("SET")
-      ->check(CLI::IsMember({"auto", "avx512", "avx2", "sse4", "scalar"}).description(""))
-      ->capture_default_str()
-      ->group(group);
-  app.add_option("--device", options.device, "cpu, cuda or cuda:i")
-      ->type_name("DEVICE")
-      ->capture_default_str()
-      ->group(group);
   options.threads = 0;
-  app.add_option("-t,--threads", options.threads, "CPU threads (0: one per core)")
-      ->type_name("N")
-      ->check(CLI::Range(0, 4096))
-      ->capture_default_str()
-      ->group(group);
+  SettingFlags().add(app, options.fields(), "Model");
 }
 
 nlohmann::json model_settings(const EngineOptions& options) {
@@ -136,6 +95,10 @@ void add_cache_flag(CLI::App& app, EngineOptions& options) {
       ->group("Model");
 }
 
+void add_image_flags(CLI::App& app, ImageBounds& bounds) {
+  SettingFlags().add(app, bounds.fields(), "Images", "the checkpoint's");
+}
+
 void CommonFlags::add(CLI::App& app) {
   add_model_flags(app, engine);
   app.add_option("--prune", prune,
@@ -157,13 +120,13 @@ void CommonFlags::add(CLI::App& app) {
          "keep this fraction (up to 1) or number of the visual tokens, whatever the method's own rule")
       ->type_name("FRACTION|N")
       ->group("Pruning");
-  rule.add(app, parsed_rule.fields(), "Pruning");
+  rule.add(app, parsed_rule.fields(), "Pruning", "the modules'");
   app.add_option("-n,--max-new-tokens", max_new_tokens, "longest answer, in tokens")
       ->type_name("N")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->capture_default_str()
       ->group("Generation");
-  sampling.add(app, parsed_sampling.fields(), "Generation");
+  sampling.add(app, parsed_sampling.fields(), "Generation", "the checkpoint's");
   app.add_option_function<std::string>(
          "--system",
          [this](const std::string& text) {
@@ -173,26 +136,39 @@ void CommonFlags::add(CLI::App& app) {
          "system message (default: the model's own)")
       ->type_name("TEXT")
       ->group("Generation");
-  app.add_option("--min-pixels", bounds.min_pixels,
-                 "enlarge images below this many pixels (default: the checkpoint's)")
-      ->type_name("N")
-      ->group("Images");
-  app.add_option("--max-pixels", bounds.max_pixels,
-                 "shrink images above this many pixels (default: the checkpoint's)")
-      ->type_name("N")
-      ->group("Images");
+  add_image_flags(app, bounds);
 }
+
+namespace {
+
+std::string with_settings(const std::string& method, const std::map<std::string, std::string>& settings) {
+  std::string list;
+  for (const auto& [name, text] : settings) list += (list.empty() ? "" : ",") + name + "=" + text;
+  return method + "(" + list + ")";
+}
+
+}  // namespace
 
 std::string CommonFlags::composition(const Engine& loaded) const {
   const std::string chosen = prune == "auto" ? loaded.default_prune() : prune;
   if (!rule.given()) return chosen;
-  check(chosen == "glimpse" || chosen == "reference",
-        "--threshold, --max-keep, --min-keep and --anchors belong to glimpse and reference; with --prune '",
-        chosen, "' write them inside it, as in glimpse(threshold=0.3)+random(keep=0.5)");
-  std::string settings;
-  for (const auto& [name, text] : rule.values())
-    settings += (settings.empty() ? "" : ",") + name + "=" + text;
-  return chosen + "(" + settings + ")";
+  const std::string first = "--" + dashed(rule.values().begin()->first);
+  check(
+      chosen != "none" || prune != "auto", first,
+      ": this model has no pruning modules, so that nothing is pruned; name their folder with --new-modules");
+  // The methods that have all of these settings.
+  std::string owners;
+  for (const PrunerInfo& info : known_pruners({})) {
+    const auto has = [&](const auto& given) {
+      return std::any_of(info.settings.begin(), info.settings.end(),
+                         [&](const auto& setting) { return setting.name == given.first; });
+    };
+    if (!std::all_of(rule.values().begin(), rule.values().end(), has)) continue;
+    if (info.name == chosen) return with_settings(chosen, rule.values());
+    owners += (owners.empty() ? "" : " and ") + info.name;
+  }
+  fail(first, " and the like belong to ", owners, "; with --prune '", chosen,
+       "' write them inside it, as in glimpse(threshold=0.3)+random(keep=0.5)");
 }
 
 Request CommonFlags::request(const Engine& loaded) const {
@@ -244,6 +220,9 @@ std::string summary(const Answer& answer) {
 }
 
 Interrupt::Interrupt() {
+  // Who started this program with Ctrl-C ignored, as scripts do in the background, wants it left alone.
+  struct sigaction inherited {};
+  if (sigaction(SIGINT, nullptr, &inherited) == 0 && inherited.sa_handler == SIG_IGN) return;
   // Every thread inherits the blocked signal; one thread waits for it and may do what a handler may not.
   sigset_t signals;
   sigemptyset(&signals);

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,16 +16,17 @@ namespace glimpse::app {
 /// top of defaults that may only be known after a model is loaded.
 class SettingFlags {
  public:
-  /// Adds --name for every field. What `fields` refer to must outlive the parsing, which tries values out on
-  /// it.
-  void add(CLI::App& app, Fields fields, const std::string& group);
-  bool given() const { return !values_.empty(); }
-  const std::map<std::string, std::string>& values() const { return values_; }
+  /// Adds --name for every field, with its meaning, range and default. What `fields` refer to must outlive
+  /// the parsing, which sets it. `else_where`: see Field::about.
+  void add(CLI::App& app, Fields fields, const std::string& group, const std::string& else_where = "");
+  bool given() const { return !values_->empty(); }
+  const std::map<std::string, std::string>& values() const { return *values_; }
   /// Sets the fields that were given.
   void apply(Fields fields) const;
 
  private:
-  std::map<std::string, std::string> values_;
+  std::shared_ptr<std::map<std::string, std::string>> values_ =
+      std::make_shared<std::map<std::string, std::string>>();
 };
 
 /// The flags that ask, chat and infer share.
@@ -48,6 +50,9 @@ struct CommonFlags {
 
 /// Adds the flags that name a model and how to run it.
 void add_model_flags(CLI::App& app, EngineOptions& options);
+
+/// Adds the flags that say how images are prepared.
+void add_image_flags(CLI::App& app, ImageBounds& bounds);
 
 /// Which model these mean, as recorded beside the answers.
 nlohmann::json model_settings(const EngineOptions& options);
@@ -80,6 +85,7 @@ std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_train(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_inspect(CLI::App& app);
+std::function<int()> add_methods(CLI::App& app);
 std::function<int()> add_merge(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_quantize(CLI::App& app, Interrupt& interrupt);
 

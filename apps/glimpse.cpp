@@ -36,6 +36,8 @@ int main(int argc, char** argv) {
           [&](CLI::App& sub) { return app::add_eval(sub, interrupt); });
   command("inspect", "Show what is in a model and its pruning modules",
           [&](CLI::App& sub) { return app::add_inspect(sub); });
+  command("methods", "List the pruning methods with their settings",
+          [&](CLI::App& sub) { return app::add_methods(sub); });
   command("merge", "Write a checkpoint with PEFT adapters merged into it",
           [&](CLI::App& sub) { return app::add_merge(sub, interrupt); });
   command("quantize", "Write a checkpoint with weights of 8 or 4 bits",

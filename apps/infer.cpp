@@ -27,7 +27,7 @@ Request make_request(const Request& shared, const Row& row, const KeptCounts& bu
   if (budget.given()) request.budget = budget.of(row.set, row.id);
   Message message{"user", {}};
   for (const auto& path : row.images) {
-    request.images.push_back(load_image(path));
+    request.images.push_back(load_image(path, shared.bounds.decode_options()));
     message.parts.push_back({Part::Kind::image, {}});
   }
   message.parts.push_back({Part::Kind::text, row.question});
@@ -71,6 +71,7 @@ nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Reques
       {"max_new_tokens", request.max_new_tokens},
       {"min_pixels", flags.common.bounds.min_pixels.value_or(0)},
       {"max_pixels", flags.common.bounds.max_pixels.value_or(0)},
+      {"preprocessing", flags.common.bounds.preprocessing},
       {"system", flags.common.has_system ? nlohmann::json(flags.common.system) : nlohmann::json(nullptr)},
   });
   return settings;

@@ -2,6 +2,9 @@
 
 #include "checkpoint_out.h"
 #include "flags.h"
+#include "glimpse/base/atomic_file.h"
+#include "glimpse/models/config.h"
+#include "glimpse/models/vision_shape.h"
 
 namespace glimpse::app {
 
@@ -16,20 +19,35 @@ struct MergeFlags {
   bool overwrite = false;
 };
 
+// The output head is written beside the embedding: they are no longer one.
+void untie(const fs::path& file) {
+  nlohmann::json config = read_json(file);
+  config["tie_word_embeddings"] = false;
+  if (config.contains("text_config")) config["text_config"]["tie_word_embeddings"] = false;
+  AtomicFile out(file);
+  out.stream() << config.dump(2) << "\n";
+  out.commit();
+}
+
 int run(const MergeFlags& flags, Interrupt& interrupt) {
   const fs::path model = resolve_model_dir(flags.model);
   std::vector<fs::path> inputs(flags.adapters.begin(), flags.adapters.end());
   inputs.push_back(model);
   check_model_out(flags.out, flags.overwrite, inputs);
   const std::stop_token stop = interrupt.arm();
+  const std::unique_ptr<ModelSource> source = open_model_dir(model);
   Weights weights = Weights::open(model, canonical_names(model));
-  for (const std::string& adapter : flags.adapters) weights.merge_adapter(adapter);
+  const nlohmann::json config = source->config();
+  const bool tied = tied_head(text_config(config), config);
+  const bool still_tied = merge_adapters(weights, {flags.adapters.begin(), flags.adapters.end()}, tied);
   std::vector<TensorOut> tensors;
   for (const std::string& name : weights.names())
     tensors.push_back(
         {weights.name_in_file(name), weights.bytes(name), [&weights, name] { return weights.raw(name); }});
-  if (write_model(flags.out, flags.overwrite, *open_model_dir(model), tensors, flags.max_shard_size, stop) >
-      0)
+  const auto finish = [&](const fs::path& dir) {
+    if (tied && !still_tied) untie(dir / "config.json");
+  };
+  if (write_model(flags.out, flags.overwrite, *source, tensors, flags.max_shard_size, stop, finish) > 0)
     return 0;
   std::cerr << "\nglimpse: stopped; nothing was written\n";
   return 130;

@@ -3,7 +3,7 @@
 #include "checkpoint_out.h"
 #include "flags.h"
 #include "glimpse/base/atomic_file.h"
-#include "glimpse/models/llava.h"
+#include "glimpse/models/vlm.h"
 
 namespace glimpse::app {
 
@@ -28,16 +28,6 @@ void note_in_config(const fs::path& dir, const QuantizeFlags& flags) {
   AtomicFile file(path);
   file.stream() << config.dump(2) << "\n";
   file.commit();
-}
-
-// LLaVA's original layout keeps the encoder apart. Its weights are among the others now, and its settings in
-// a folder of `dir`, where they are found first.
-void add_encoder_settings(const ModelSource& source, const fs::path& dir) {
-  const nlohmann::json config = source.config();
-  if (!config.contains("mm_vision_tower")) return;
-  const fs::path tower = Llava::tower_dir(source.path(), config);
-  const fs::path own = dir / fs::path(config["mm_vision_tower"].get<std::string>()).filename();
-  if (fs::create_directory(own)) open_model_dir(tower)->write_companions(own);
 }
 
 int run(const QuantizeFlags& flags, Interrupt& interrupt) {
@@ -89,8 +79,8 @@ int run(const QuantizeFlags& flags, Interrupt& interrupt) {
     tensors.push_back({name, bytes, [&, name, shape] { return weights.take(name, shape, load.dtype); }});
   }
   const auto finish = [&](const fs::path& dir) {
+    write_parts(*source, dir);
     note_in_config(dir, flags);
-    add_encoder_settings(*source, dir);
   };
   if (write_model(flags.out, flags.overwrite, *source, tensors, flags.max_shard_size, stop, finish) > 0)
     return 0;

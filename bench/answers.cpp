@@ -133,7 +133,7 @@ Question::Goals Question::goals() const {
 }
 
 VisionShape vision_shape(const Question& question) {
-  return VisionShape::from_json(model_config(question));
+  return glimpse::vision_shape(model_config(question));
 }
 
 Grid patch_grid(const Question& question, int64_t merge) {

@@ -177,7 +177,7 @@ class Bench {
                  pruned_flops = pruned_prefill_flops(c, modules.vip, tokens, static_cast<double>(visual),
                                                      static_cast<double>(left),
                                                      static_cast<double>(modules.reduce_layer));
-    const double encoder = vision_flops(VisionShape::from_json(shape_.at("model")), asked.patches[0].grid);
+    const double encoder = vision_flops(glimpse::vision_shape(shape_.at("model")), asked.patches[0].grid);
     row({at("vision_ms"), seen.best(), "ms", seen.median(), share_of_flops(encoder, seen.best())});
     row({at("prefill_ms"),
          full.best(),

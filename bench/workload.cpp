@@ -13,7 +13,7 @@ Grid patch_grid(int64_t visual, int64_t merge) {
 }
 
 Prompt make_prompt(const nlohmann::json& config, int64_t visual, int64_t text, const Vlm& model) {
-  const VisionShape vision = VisionShape::from_json(config);
+  const VisionShape vision = glimpse::vision_shape(config);
   // What marks an image's place: its token, and those around it if the family has them.
   std::vector<int64_t> image;
   for (const char* key :

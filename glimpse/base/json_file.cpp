@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <string_view>
 
 #include "glimpse/base/check.h"
 
@@ -32,6 +33,13 @@ void check_is_file(const std::filesystem::path& path) {
   std::error_code ignored;
   check(std::filesystem::exists(path, ignored), "no such file: ", path.string());
   check(std::filesystem::is_regular_file(path, ignored), "not a regular file: ", path.string());
+  // A few lines that stand for a file which git did not fetch.
+  constexpr std::string_view pointer = "version https://git-lfs.github.com/spec/";
+  if (std::filesystem::file_size(path, ignored) > 1024) return;
+  std::string begin(pointer.size(), '\0');
+  std::ifstream(path, std::ios::binary).read(begin.data(), static_cast<std::streamsize>(begin.size()));
+  check(begin != pointer, path.string(),
+        ": is a Git LFS pointer; the file was not fetched (run git lfs pull in its repository)");
 }
 
 std::string read_text(const std::filesystem::path& path, size_t max_bytes) {

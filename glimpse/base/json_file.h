@@ -6,7 +6,8 @@
 
 namespace glimpse {
 
-/// Error unless `path` is a regular file (after following links) that exists.
+/// Error unless `path` is a regular file (after following links) that exists and was fetched: not a Git LFS
+/// pointer.
 void check_is_file(const std::filesystem::path& path);
 
 /// The content of a regular file of at most `max_bytes`. Error naming it.

@@ -4,6 +4,61 @@
 
 namespace glimpse {
 
+namespace {
+
+// As the command line spells a value.
+std::string spelled(const nlohmann::json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  if (!value.is_array()) return value.is_null() ? "none" : value.dump();
+  std::string all;
+  for (const auto& item : value) {
+    if (!all.empty()) all += '+';
+    all += spelled(item);
+  }
+  return all.empty() ? "none" : all;
+}
+
+}  // namespace
+
+std::string detail::in_words(Range range) {
+  constexpr double large = 1e6;
+  if (range.high < large)
+    return range.low > 0 && range.low < 1e-6 ? concat("above 0, at most ", range.high)
+                                             : concat(range.low, " to ", range.high);
+  return range.low > -large ? concat("at least ", range.low) : "";
+}
+
+std::string Field::about(std::string_view else_where) const {
+  const nlohmann::json now = get();
+  const bool own = now != "" && (else_where.empty() || !now.is_null());
+  std::string words = allowed;
+  if (own || !else_where.empty())
+    words += concat(words.empty() ? "" : "; ", "default ", else_where,
+                    own && !else_where.empty() ? ", else " : "", own ? spelled(now) : "");
+  return words.empty() ? help : concat(help, " [", words, "]");
+}
+
+Fields& Fields::shown_as(std::string kind, char letter, bool repeats) {
+  list_.back().kind = std::move(kind);
+  list_.back().letter = letter;
+  list_.back().repeats = repeats;
+  return *this;
+}
+
+Fields& Fields::one_of(const std::vector<std::string>& names) {
+  Field& field = list_.back();
+  for (size_t i = 0; i < names.size(); ++i)
+    field.allowed += concat(i == 0 ? "" : i + 1 < names.size() ? ", " : " or ", names[i]);
+  field.set = [names, name = field.name, words = field.allowed,
+               set = field.set](const nlohmann::json& value) {
+    check(std::any_of(names.begin(), names.end(), [&](const std::string& known) { return value == known; }),
+          name, ": expected ", words, ", got ",
+          value.is_string() ? concat("'", value.get<std::string>(), "'") : value.dump());
+    set(value);
+  };
+  return *this;
+}
+
 Fields& Fields::append(const Fields& part) {
   list_.insert(list_.end(), part.list_.begin(), part.list_.end());
   return *this;

@@ -26,7 +26,14 @@ struct Field {
   std::string help;
   std::function<nlohmann::json()> get;
   std::function<void(const nlohmann::json&)> set;  ///< throws Error on a wrong type or range
-  bool is_switch = false;
+  std::string kind;      ///< what a value looks like to people: N, NUMBER, TEXT, true|false, A+B for lists
+  std::string allowed;   ///< values that it may have, in words, or ""
+  char letter = 0;       ///< of its short flag, or 0
+  bool repeats = false;  ///< its flag is given once per value
+
+  /// Meaning, allowed values and the value that it has now, which is the default unless it was set: "longest
+  /// answer [at least 1; default 512]". `else_where` says where a default comes from before that one.
+  std::string about(std::string_view else_where = "") const;
 };
 
 /// The settings of a component. A component lists each once; JSON, composition strings, flags, --help and the
@@ -37,6 +44,11 @@ class Fields {
   /// must outlive the list.
   template <class T>
   Fields& add(std::string name, T& value, std::string help, Range range = {});
+
+  /// How the setting added last appears as a flag.
+  Fields& shown_as(std::string kind, char letter = 0, bool repeats = false);
+  /// The setting added last, a text, is one of these.
+  Fields& one_of(const std::vector<std::string>& names);
 
   /// Adds the settings of a part.
   Fields& append(const Fields& part);
@@ -96,6 +108,25 @@ void read_value(const nlohmann::json& json, T& value, const std::string& name, R
 }
 
 template <class T>
+std::string kind_of() {
+  if constexpr (IsOptional<T>::value)
+    return kind_of<typename T::value_type>();
+  else if constexpr (std::is_same_v<T, bool>)
+    return "true|false";
+  else if constexpr (std::is_integral_v<T>)
+    return "N";
+  else if constexpr (std::is_floating_point_v<T>)
+    return "NUMBER";
+  else if constexpr (std::is_same_v<T, std::string>)
+    return "TEXT";
+  else
+    return kind_of<typename T::value_type>() + "+...";
+}
+
+/// "0 to 1", "at least 1", or "" for any. Bounds that only keep numbers from overflowing are left out.
+std::string in_words(Range range);
+
+template <class T>
 nlohmann::json write_value(const T& value) {
   if constexpr (IsOptional<T>::value)
     return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
@@ -107,11 +138,10 @@ nlohmann::json write_value(const T& value) {
 
 template <class T>
 Fields& Fields::add(std::string name, T& value, std::string help, Range range) {
-  Field field{
-      name, std::move(help), [&value] { return detail::write_value(value); },
-      [&value, name, range](const nlohmann::json& json) { detail::read_value(json, value, name, range); },
-      std::is_same_v<T, bool>};
-  list_.push_back(std::move(field));
+  list_.push_back(
+      {name, std::move(help), [&value] { return detail::write_value(value); },
+       [&value, name, range](const nlohmann::json& json) { detail::read_value(json, value, name, range); },
+       detail::kind_of<T>(), detail::in_words(range)});
   return *this;
 }
 

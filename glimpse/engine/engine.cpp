@@ -6,6 +6,7 @@
 
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/scheduler.h"
+#include "glimpse/models/config.h"
 #include "glimpse/nn/target.h"
 
 namespace glimpse {
@@ -14,21 +15,22 @@ namespace {
 
 using nlohmann::json;
 
-SamplingOptions sampling_defaults(const json& config) {
+SamplingOptions sampling_defaults(const json& config, const std::string& where) {
   SamplingOptions options;
-  if (config.value("do_sample", false)) {
-    options.temperature = config.value("temperature", 1.0);
-    options.top_p = config.value("top_p", 1.0);
-    options.top_k = config.value("top_k", int64_t{50});
+  if (setting(config, "do_sample", false, where)) {
+    options.temperature = setting(config, "temperature", 1.0, where);
+    options.top_p = setting(config, "top_p", 1.0, where);
+    options.top_k = setting(config, "top_k", int64_t{50}, where);
   }
-  options.repetition_penalty = config.value("repetition_penalty", 1.0);
+  options.repetition_penalty = setting(config, "repetition_penalty", 1.0, where);
   return options;
 }
 
-std::vector<int64_t> end_ids(const json& config) {
-  const json& ids = member(config, "eos_token_id");
-  if (ids.is_null()) return {};
-  return ids.is_array() ? ids.get<std::vector<int64_t>>() : std::vector<int64_t>{ids.get<int64_t>()};
+std::vector<int64_t> end_ids(const json& config, const std::string& where) {
+  constexpr const char* key = "eos_token_id";
+  if (member(config, key).is_array()) return need<std::vector<int64_t>>(config, key, where);
+  const auto id = setting<int64_t>(config, key, -1, where);
+  return id < 0 ? std::vector<int64_t>() : std::vector{id};
 }
 
 // For the whole process: kernels must not change under an engine that is running.
@@ -53,19 +55,29 @@ Fields EngineOptions::fields() {
       .add("model", model,
            "model directory, hub id in the local Hugging Face cache, or .gguf file (default: the built-in "
            "model)")
-      .add("mmproj", mmproj, "the vision encoder's .gguf file, for a model that is one")
-      .add(
-          "new_modules", new_modules,
-          "directory of pruning modules (config.json, new_modules_gp.pt); NAME=DIR for glimpse(modules=NAME) "
-          "(repeatable)")
-      .add("clip", clip, "directory of a whole CLIP, for its text tower (cdpruner)")
-      .add("adapter", adapters, "PEFT adapter directory to merge (repeatable)")
-      .add("dtype", dtype, "arithmetic: auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32")
+      .shown_as("DIR", 'm')
+      .add("mmproj", mmproj, "the vision encoder's .gguf file, for a --model that is one")
+      .shown_as("FILE")
+      .add("new_modules", new_modules,
+           "directory of the pruning modules (config.json, new_modules_gp.pt or .safetensors); with a name, as "
+           "in coarse=DIR, for glimpse(modules=coarse) (repeatable)")
+      .shown_as("DIR", 0, true)
+      .add("clip", clip,
+           "a whole CLIP, for its text tower (cdpruner), beside a LLaVA whose own encoder comes without")
+      .shown_as("DIR")
+      .add("adapter", adapters, "PEFT adapter directory to merge into the model (repeatable)")
+      .shown_as("DIR", 0, true)
+      .add("dtype", dtype, "arithmetic; auto: fp32 for a checkpoint saved in it, else bf16")
+      .one_of({"auto", "bf16", "fp32"})
       .add("weights", weights,
-           "bits of the linear layers' weights: auto (as stored), bf16 (as --dtype), int8 or int4")
+           "bits of the linear layers' weights; auto: as stored, bf16: not quantised, int8 and int4: rounded "
+           "at load (`glimpse quantize` does it once)")
+      .one_of({"auto", "bf16", "int8", "int4"})
       .add("device", device, "cpu, cuda or cuda:i")
-      .add("kernels", kernels, "CPU kernels: auto, or at most avx512, avx2, sse4 or scalar")
-      .add("threads", threads, "CPU threads (0: one per core; -1: as they are)", {-1, 4096});
+      .add("kernels", kernels, "best instruction set for our own CPU kernels")
+      .one_of({"auto", "avx512", "avx2", "sse4", "scalar"})
+      .add("threads", threads, "CPU threads (0: one per core, -1: as they are)", {-1, 4096})
+      .shown_as("N", 't');
   return fields;
 }
 
@@ -161,14 +173,13 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
     modules.add(name, GlimpseModules::load(dir, base_shape(*model), model->decoder().options()));
   auto engine = std::make_unique<Engine>(std::move(model), modules, options.cache_mb);
 
-  try {
-    json generate = source->settings("generation_config.json");
-    if (generate.is_null()) generate = json::object();
-    engine->default_sampling_ = sampling_defaults(generate);
-    engine->stop_ids_ = end_ids(generate.contains("eos_token_id") ? generate : config);
-  } catch (const json::exception& error) {
-    fail(source->where("generation_config.json"), ": ", error.what());
-  }
+  constexpr const char* file = "generation_config.json";
+  json generate = source->settings(file);
+  if (generate.is_null()) generate = json::object();
+  check(generate.is_object(), source->where(file), ": expected a JSON object");
+  engine->default_sampling_ = sampling_defaults(generate, source->where(file));
+  const bool own = generate.contains("eos_token_id");
+  engine->stop_ids_ = end_ids(own ? generate : config, source->where(own ? file : "config.json"));
   return engine;
 }
 

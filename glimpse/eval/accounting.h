@@ -33,8 +33,8 @@ class Accounting {
   std::optional<int64_t> token_pixels() const;
 
  private:
-  double overhead(const Pruner& pruner, const Cut& cut, const Answer& answer, double rows, double living,
-                  double kept) const;
+  double overhead(const Pruner& pruner, const Cut& cut, const Answer& answer, const CutSizes& sizes,
+                  double rows) const;
   const Engine& engine_;
   DecoderConfig decoder_;
   std::optional<VisionShape> vision_;

@@ -71,7 +71,7 @@ Request make_request(const EvalPlan& plan, const Task& task, const TaskRow& row)
   Request request;
   Message message{"user", {}};
   for (const fs::path& path : row.images) {
-    request.images.push_back(load_image(path));
+    request.images.push_back(load_image(path, plan.bounds.decode_options()));
     message.parts.push_back({Part::Kind::image, {}});
   }
   message.parts.push_back({Part::Kind::text, row.question});

@@ -1,10 +1,8 @@
 #pragma once
 
-#include <filesystem>
-#include <nlohmann/json.hpp>
 #include <vector>
 
-#include "glimpse/models/qwen2_5_vit.h"
+#include "glimpse/models/vision_shape.h"
 #include "glimpse/models/vlm.h"
 #include "glimpse/nn/decoder.h"
 #include "glimpse/prune/vip.h"
@@ -13,26 +11,6 @@
 /// operations. Norms, rotations, activations and softmax are left out: together they are below 1 % at the
 /// published sizes.
 namespace glimpse {
-
-/// The part of a config.json that describes the language model.
-const nlohmann::json& text_config(const nlohmann::json& config);
-
-/// Shape of the vision encoder as it runs, from a checkpoint's config.json.
-struct VisionShape {
-  int64_t depth = 0, hidden = 0, heads = 0, intermediate = 0, patch_values = 0, merge = 1;
-  int64_t window_tokens = 0;  ///< 0: every block attends to the whole frame
-  int64_t full_blocks = 0;
-  int64_t mlp_matrices = 3;  ///< of hidden x intermediate
-  int64_t extra_tokens = 0;  ///< beside the patches (class token)
-  double projector = 0;      ///< numbers in the matrices that make one visual token of its patches
-  int64_t patch = 14;        ///< side in pixels
-
-  /// Of a config that describes the encoder too: all but LLaVA's original layout. Error of nlohmann::json
-  /// otherwise.
-  static VisionShape from_json(const nlohmann::json& config);
-  /// Of the checkpoint in `dir` with this config.json, whichever its layout.
-  static VisionShape of(const std::filesystem::path& dir, const nlohmann::json& config);
-};
 
 /// x [rows, in] times a weight [out, in].
 inline double linear_flops(double rows, double in, double out) {
@@ -60,8 +38,6 @@ double step_flops(const DecoderConfig& c, double length);
 /// How one layer would let the last of `rows` rows attend to all of them: its keys, one query, the logits.
 double look_ahead_flops(const DecoderConfig& c, double rows);
 
-/// The predictor on n visual tokens.
-double vip_flops(const VipConfig& c, double n);
 /// Prefill that has the guide token up to layer `cut` (included) and `left` rows after it.
 double pruned_prefill_flops(const DecoderConfig& c, const VipConfig& vip, double rows, double visual,
                             double left, double cut);

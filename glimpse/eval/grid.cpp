@@ -9,6 +9,7 @@
 #include "glimpse/base/json_file.h"
 #include "glimpse/eval/content_hash.h"
 #include "glimpse/eval/line_file.h"
+#include "glimpse/prune/registry.h"
 
 namespace glimpse {
 
@@ -43,12 +44,12 @@ void check_cell(const GridCell& cell) {
   check(cell.label().size() < 200, "methods: '", cell.label().substr(0, 40), "...' is too long");
   const std::string stage = last_stage(cell.method);
   if (cell.budget == "own") {
-    check(stage != "least", "methods: least has no rule of its own; give it a budget, as in least@0.111");
+    check(budgeted(stage) != PrunerInfo::Budgeted::must, "methods: ", stage,
+          " has no rule of its own; give it a budget, as in ", stage, "@0.111");
     return;
   }
-  check(takes_budget(cell.method), "methods: ", cell.label(), ": ",
-        stage == "none" ? "none keeps everything" : "the boxes of reference say what stays",
-        "; write it without a budget");
+  check(takes_budget(cell.method), "methods: ", cell.label(), ": ", stage,
+        " takes no budget; write it without one");
 }
 
 void check_budget(const std::string& budget) {
@@ -88,8 +89,7 @@ std::optional<Budget> parse_budget(const std::string& text) {
 }
 
 bool takes_budget(const std::string& method) {
-  const std::string stage = last_stage(method);
-  return stage != "none" && stage != "reference";
+  return budgeted(last_stage(method)) != PrunerInfo::Budgeted::never;
 }
 
 std::vector<std::string> split_methods(const std::string& text) {

@@ -234,7 +234,7 @@ std::string gallery(const EvalPlan& plan, const EvalTask& task, const std::vecto
   std::string out;
   for (const TaskRow* row : rows) {
     std::string shots;
-    const Image image = load_image(row->images[0]);
+    const Image image = load_image(row->images[0], plan.bounds.decode_options());
     for (size_t i = 0; i < cells.size(); ++i) {
       const json& line = answers[i].at(row->key());
       if (line.contains("problem")) continue;

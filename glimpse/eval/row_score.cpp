@@ -42,16 +42,9 @@ double any(const TaskRow& row, const Match& match) {
 }  // namespace
 
 const std::vector<std::string>& score_names() {
-  static const std::vector<std::string> names = {"llm",
-                                                 "precision_match",
-                                                 "precision_match_or_llm",
-                                                 "normal_match",
-                                                 "vqa",
-                                                 "anls",
-                                                 "single_choice",
-                                                 "one_box_iou",
-                                                 "box_iou",
-                                                 "mask_iou"};
+  static const std::vector<std::string> names = {
+      "llm",           "precision_match", "precision_match_or_llm", "normal_match", "vqa",     "anls",
+      "single_choice", "one_box_iou",     "one_box_format",         "box_iou",      "mask_iou"};
   return names;
 }
 
@@ -72,6 +65,7 @@ std::optional<double> row_score(const Task& task, const TaskRow& row, const std:
     return any(row, [&](const auto& right) { return single_choice(answer, right); });
   if (rule == "vqa") return vqa_accuracy(answer, row.answers);
   if (rule == "anls") return anls(answer, row.answers);
+  if (rule == "one_box_format") return one_box_format(answer);
   const double iou = iou_of(task, row, answer, seen);
   return rule == "box_iou" ? iou : iou > 0.5 ? 1.0 : 0.0;
 }

@@ -11,8 +11,8 @@
 namespace glimpse {
 
 /// The names a task's `score` can have: llm, precision_match, precision_match_or_llm, normal_match, vqa,
-/// anls, single_choice, one_box_iou (IoU above one half), box_iou (the IoU itself), mask_iou (of the kept
-/// tokens and those in the boxes, whatever the answer).
+/// anls, single_choice, one_box_iou (IoU above one half), one_box_format (one box, wherever it is), box_iou
+/// (the IoU itself), mask_iou (of the kept tokens and those in the boxes, whatever the answer).
 const std::vector<std::string>& score_names();
 
 /// Whether answers of this score go to a judge.

@@ -20,15 +20,13 @@ void read_size(const json& config, const char* key, int& value) {
   if (found->contains("height") || found->contains("width")) {
     read_setting(*found, "height", value);
     read_setting(*found, "width", width);
-    check(value == width, preprocessor_file, ": ", key, " of ", value, " x ", width,
-          " is not supported, only squares");
+    check(value == width, key, " of ", value, " x ", width, " is not supported, only squares");
   }
 }
 
 void check_options(const ClipImageOptions& options) {
   check(options.crop_size >= 1 && options.crop_size <= options.shortest_edge && options.shortest_edge <= 8192,
-        preprocessor_file, ": expected 1 <= crop_size <= size <= 8192, got ", options.crop_size, " and ",
-        options.shortest_edge);
+        "expected 1 <= crop_size <= size <= 8192, got ", options.crop_size, " and ", options.shortest_edge);
   check_normalisation(options.mean, options.std);
 }
 
@@ -62,7 +60,7 @@ ClipImageOptions ClipImageOptions::from_json(const json& config) {
   read_setting(config, "do_pad", options.pad);
   bool crop = true;
   read_setting(config, "do_center_crop", crop);
-  check(crop, preprocessor_file, ": do_center_crop false is not supported");
+  check(crop, "do_center_crop false is not supported");
   check_options(options);
   return options;
 }

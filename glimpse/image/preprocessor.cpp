@@ -5,19 +5,18 @@
 namespace glimpse {
 
 void check_pipeline(const nlohmann::json& config) {
-  check(config.is_object(), preprocessor_file, " must hold a JSON object");
+  check(config.is_object(), "the image processor's settings must be a JSON object");
   for (const char* key : {"do_resize", "do_rescale", "do_normalize"}) {
     bool on = true;
     read_setting(config, key, on);
-    check(on, preprocessor_file, ": ", key, " false is not supported");
+    check(on, key, " false is not supported");
   }
   int resample = 3;
   read_setting(config, "resample", resample);
-  check(resample == 3, preprocessor_file, ": resample ", resample, " is not supported, only 3 (bicubic)");
+  check(resample == 3, "resample ", resample, " is not supported, only 3 (bicubic)");
   double rescale = 1 / 255.0;
   read_setting(config, "rescale_factor", rescale);
-  check(std::abs(rescale * 255 - 1) < 1e-9, preprocessor_file, ": rescale_factor must be 1/255, got ",
-        rescale);
+  check(std::abs(rescale * 255 - 1) < 1e-9, "rescale_factor must be 1/255, got ", rescale);
 }
 
 void check_normalisation(const std::array<float, 3>& mean, const std::array<float, 3>& std) {

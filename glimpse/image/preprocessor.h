@@ -2,7 +2,6 @@
 
 #include <array>
 #include <nlohmann/json.hpp>
-#include <string_view>
 #include <type_traits>
 #include <utility>
 
@@ -10,9 +9,8 @@
 
 namespace glimpse {
 
-/// What the image processors of all families have in common.
-
-inline constexpr std::string_view preprocessor_file = "preprocessor_config.json";
+/// What the image processors of all families have in common. Errors name the setting; who knows where it is
+/// from adds the file.
 
 /// Reads config[key] into `value`, which stays as it is when the key is absent or null. Error naming the key.
 template <class T>
@@ -20,12 +18,12 @@ void read_setting(const nlohmann::json& config, const char* key, T& value) {
   const auto found = config.find(key);
   if (found == config.end() || found->is_null()) return;
   if constexpr (std::is_integral_v<T> && !std::is_same_v<T, bool>)
-    check(found->is_number_integer() && std::in_range<T>(found->template get<int64_t>()), preprocessor_file,
-          ": ", key, " must be a whole number, got ", found->dump());
+    check(found->is_number_integer() && std::in_range<T>(found->template get<int64_t>()), key,
+          " must be a whole number, got ", found->dump());
   try {
     found->get_to(value);
   } catch (const nlohmann::json::exception&) {
-    fail(preprocessor_file, ": ", key, " has an unexpected value: ", found->dump());
+    fail(key, " has an unexpected value: ", found->dump());
   }
 }
 

@@ -50,12 +50,6 @@ QwenImageOptions QwenImageOptions::from_json(const json& config) {
   return options;
 }
 
-DecodeOptions QwenImageOptions::decode_options() const {
-  DecodeOptions options;
-  options.apply_orientation = !reference;
-  return options;
-}
-
 Image qwen_resize(const Image& image, const QwenImageOptions& options) {
   check_options(options);
   const int factor = options.patch_size * options.merge_size;

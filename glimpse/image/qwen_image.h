@@ -21,15 +21,12 @@ struct QwenImageOptions {
   std::array<float, 3> mean{0.48145466f, 0.4578275f, 0.40821073f};
   std::array<float, 3> std{0.26862954f, 0.26130258f, 0.27577711f};
   /// The published evaluation's preprocessing: a first resize with the default bounds, then the image
-  /// processor with these. Decode with `decode_options()` so that EXIF orientation is ignored as well.
+  /// processor with these. It leaves EXIF orientation alone (DecodeOptions).
   bool reference = false;
 
   /// From a preprocessor_config.json; bounds may stand at the top or in `size` (as shortest_edge/longest_edge
   /// or min_pixels/max_pixels). Throws Error naming the field that is wrong or not supported.
   static QwenImageOptions from_json(const nlohmann::json& preprocessor_config);
-
-  /// How files must be decoded for these settings.
-  DecodeOptions decode_options() const;
 };
 
 /// The picture as it goes into patches: resized to whole merge units within the pixel bounds. Throws Error

@@ -141,8 +141,11 @@ std::vector<int64_t> LoraDelta::weight_shape() const {
 
 at::Tensor LoraDelta::apply(const at::Tensor& weight) const {
   const at::Tensor up = b.to(weight.device(), at::kFloat), down = a.to(weight.device(), at::kFloat);
+  check(!base.defined() || base.sizes() == weight.sizes(), "an adapter's base_layer.weight has shape ",
+        shape_text(base.sizes()), "; expected ", shape_text(weight.sizes()));
+  const at::Tensor start = base.defined() ? base.to(weight.options()) : weight;
   // In place, as the weight may be the largest thing in memory.
-  at::Tensor sum = weight.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
+  at::Tensor sum = start.to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
   transposed ? sum.addmm_(down.t(), up.t(), 1, scale) : sum.addmm_(up, down, 1, scale);
   return sum.to(weight.scalar_type()).contiguous();
 }
@@ -155,11 +158,16 @@ Adapter load_adapter(const fs::path& dir) {
   constexpr std::string_view kPrefix = "base_model.model.";
 
   Adapter adapter;
+  std::map<std::string, at::Tensor> bases;
   for (const auto& [key, tensor] : load_tensors(file)) {
     check(key.starts_with(kPrefix), file, ": tensor '", key, "' does not start with ", kPrefix);
     check(at::isFloatingType(tensor.scalar_type()), file, ": tensor '", key, "' has dtype ",
           tensor.scalar_type());
     std::string name = key.substr(kPrefix.size());
+    check(config.is_off("ensure_weight_tying") ||
+              (name.find("embed_tokens") == name.npos && name.find("lm_head") == name.npos),
+          config.file, ": ensure_weight_tying with a change of '", name, "' is not supported");
+    const bool below = name.ends_with(".base_layer.weight");
     for (const char* wrapper : {"default", "base_layer", "modules_to_save"}) remove_component(name, wrapper);
     if (remove_suffix(name, ".lora_A.weight")) {
       check(!adapter.deltas[name].a.defined(), file, ": two lora_A for '", name, "'");
@@ -167,12 +175,21 @@ Adapter load_adapter(const fs::path& dir) {
     } else if (remove_suffix(name, ".lora_B.weight")) {
       check(!adapter.deltas[name].b.defined(), file, ": two lora_B for '", name, "'");
       adapter.deltas[name].b = tensor;
+    } else if (below) {
+      check(bases.emplace(name.substr(0, name.size() - 7), tensor).second, file, ": two tensors for '", name,
+            "'");
     } else {
       check(name.find("lora_") == std::string::npos && name.find("token_adapter") == std::string::npos, file,
             ": tensor '", key, "' is of a kind that is not supported");
       check(adapter.replacements.emplace(name, tensor).second, file, ": two tensors for '", name, "'");
     }
   }
+  for (const auto& [module, tensor] : bases)
+    if (const auto delta = adapter.deltas.find(module); delta != adapter.deltas.end())
+      delta->second.base = tensor;
+    else
+      check(adapter.replacements.emplace(module + ".weight", tensor).second, file, ": two tensors for '",
+            module, ".weight'");
   check(!adapter.deltas.empty() || !adapter.replacements.empty(), file, " holds no tensors");
   for (auto& [module, delta] : adapter.deltas) {
     check(delta.a.defined() && delta.b.defined(), file, ": module '", module,

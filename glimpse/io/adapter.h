@@ -15,12 +15,14 @@ struct LoraDelta {
   at::Tensor b;             ///< [out, r]
   double scale = 0;         ///< alpha / r, or alpha / sqrt(r) for rank-stabilised adapters
   bool transposed = false;  ///< the weight is stored [in, out] (fan_in_fan_out)
+  at::Tensor base = {};     ///< the weight that it is added to, where the adapter brings it: PEFT saves the
+                            ///< output head beside its change
 
   /// Shape of the weight that this changes.
   std::vector<int64_t> weight_shape() const;
 
-  /// `weight` ([out, in], or [in, out] when transposed) with the change added in float32, in the weight's own
-  /// dtype and on its device.
+  /// `weight` ([out, in], or [in, out] when transposed) or `base`, with the change added in float32, in the
+  /// weight's own dtype and on its device.
   at::Tensor apply(const at::Tensor& weight) const;
 };
 

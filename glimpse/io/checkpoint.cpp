@@ -197,6 +197,20 @@ void Weights::merge_adapter(const fs::path& dir) {
   for (auto& [name, change] : changes) entries_.at(name).changes.push_back(std::move(change));
 }
 
+bool Weights::merge_adapters(const std::vector<fs::path>& dirs, const std::string& embedding,
+                             const std::string& head) {
+  Entry twin = entry(embedding);
+  twin.name_in_file = head;
+  auto stored = entries_.extract(head);  // a tied model may have it, and reads the embedding all the same
+  if (stored) twin.name_in_file = stored.mapped().name_in_file;
+  entries_.emplace(head, std::move(twin));
+  for (const fs::path& dir : dirs) merge_adapter(dir);
+  if (!entry(embedding).changes.empty() || !entry(head).changes.empty()) return true;
+  entries_.erase(head);
+  if (stored) entries_.insert(std::move(stored));
+  return false;
+}
+
 size_t Weights::bytes() const {
   size_t total = 0;
   for (const auto& [name, value] : entries_) total += value.bytes();

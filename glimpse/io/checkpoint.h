@@ -82,6 +82,12 @@ class Weights {
   /// another shape; then nothing was changed. Call it before taking the tensors.
   void merge_adapter(const std::filesystem::path& dir);
 
+  /// The same for several, and a model whose `head` is by its config its `embedding`. Where one changes
+  /// either of them, they become two, as PEFT has it, and this returns true: there is a `head` of its own
+  /// then.
+  bool merge_adapters(const std::vector<std::filesystem::path>& dirs, const std::string& embedding,
+                      const std::string& head);
+
   /// Size of a tensor, and of all together, in bytes.
   size_t bytes(const std::string& name) const { return entry(name).bytes(); }
   size_t bytes() const;

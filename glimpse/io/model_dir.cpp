@@ -4,6 +4,7 @@
 #include <cctype>
 #include <cstdlib>
 #include <fstream>
+#include <regex>
 
 #include "glimpse/base/check.h"
 
@@ -16,14 +17,26 @@ std::string environment(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-/// The value of a variable with a leading ~ replaced, as the hub's own client does.
+/// The value of a variable as the hub's own client reads it: a leading ~ is the home folder, and $NAME and
+/// ${NAME} stand for other variables, if these are set.
 fs::path environment_path(const char* name) {
-  const std::string value = environment(name);
-  return value.starts_with("~/") ? fs::path(environment("HOME")) / value.substr(2) : fs::path(value);
+  std::string value = environment(name);
+  if (value == "~" || value.starts_with("~/")) value.replace(0, 1, environment("HOME"));
+  static const std::regex variable(R"(\$(\w+|\{[^}]*\}))");
+  std::string out;
+  auto rest = value.cbegin();
+  for (std::smatch found; std::regex_search(rest, value.cend(), found, variable); rest = found[0].second) {
+    std::string key = found[1];
+    if (key.starts_with('{')) key = key.substr(1, key.size() - 2);
+    const char* const other = std::getenv(key.c_str());
+    out += std::string(rest, found[0].first) + (other ? other : found[0].str());
+  }
+  return out + std::string(rest, value.cend());
 }
 
 fs::path hub_cache() {
-  if (const fs::path cache = environment_path("HF_HUB_CACHE"); !cache.empty()) return cache;
+  for (const char* name : {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"})
+    if (const fs::path cache = environment_path(name); !cache.empty()) return cache;
   if (const fs::path home = environment_path("HF_HOME"); !home.empty()) return home / "hub";
   fs::path cache = environment_path("XDG_CACHE_HOME");
   if (cache.empty()) cache = fs::path(environment("HOME")) / ".cache";

@@ -1,5 +1,7 @@
 #include "glimpse/models/config.h"
 
+#include "glimpse/base/json_file.h"
+
 namespace glimpse {
 
 namespace {
@@ -7,6 +9,45 @@ constexpr int64_t kMaxSize = int64_t{1} << 30;
 }
 
 using nlohmann::json;
+
+json without_nulls(json value) {
+  if (value.is_object())
+    for (auto entry = value.begin(); entry != value.end();)
+      entry = entry->is_null() ? value.erase(entry) : std::next(entry);
+  if (value.is_structured())
+    for (json& each : value) each = without_nulls(std::move(each));
+  return value;
+}
+
+json rope_settings(const json& text, const json& top, const std::string& where) {
+  json settings = json::object();
+  for (const char* key : {"rope_scaling", "rope_parameters"})
+    for (const json* part : {&top, &text}) {
+      const auto found = part->find(key);
+      if (found == part->end() || found->is_null()) continue;
+      check(found->is_object(), where, ": ", key, " has an unexpected value ", found->dump());
+      // Both names of the kind are in use; "mrope" means plain angles in three components.
+      for (const char* kind : {"type", "rope_type"}) {
+        const json& value = member(*found, kind);
+        check(value.is_null() || value == "default" || value == "mrope", where, ": ", key, ": ", kind, " ",
+              value.dump(), " is not supported: the rotary embedding cannot be scaled");
+      }
+      settings = *found;
+    }
+  return settings;
+}
+
+bool tied_head(const json& text, const json& top) {
+  return top.value("tie_word_embeddings", text.value("tie_word_embeddings", false));
+}
+
+bool merge_adapters(Weights& weights, const std::vector<std::filesystem::path>& adapters, bool tied) {
+  // A quantised head is one of its own already.
+  if (tied && !adapters.empty() && !weights.contains("lm_head.weight_scale"))
+    return !weights.merge_adapters(adapters, "model.embed_tokens.weight", "lm_head.weight");
+  for (const auto& adapter : adapters) weights.merge_adapter(adapter);
+  return tied;
+}
 
 DecoderConfig decoder_config(const json& text, const json& top, const std::string& where) {
   DecoderConfig c;
@@ -26,7 +67,7 @@ DecoderConfig decoder_config(const json& text, const json& top, const std::strin
   check(c.head_dim % 2 == 0, where, ": the head size ", c.head_dim,
         " is odd, but rotary embedding turns pairs of numbers");
   c.rms_norm_eps = text.value("rms_norm_eps", 1e-6);
-  c.tied_head = top.value("tie_word_embeddings", text.value("tie_word_embeddings", false));
+  c.tied_head = tied_head(text, top);
   return c;
 }
 

@@ -33,11 +33,24 @@ int64_t block_count(const Gguf& gguf, const char* key) {
   return count;
 }
 
+// llama.cpp scales linearly where a file names a factor and no kind; 0 means none.
+void check_unscaled_rope(const Gguf& gguf) {
+  const json& meta = gguf.metadata();
+  const json& kind = member(meta, "qwen2vl.rope.scaling.type");
+  check(kind.is_null() || kind == "none", gguf.file(),
+        ": rope scaling is not supported (qwen2vl.rope.scaling.type is ", kind.dump(), ")");
+  for (const char* key :
+       {"qwen2vl.rope.scaling.factor", "qwen2vl.rope.scale_linear", "qwen2vl.rope.scaling.attn_factor"}) {
+    const double factor = meta.contains(key) ? need<double>(meta, key, gguf.file()) : 1;
+    check(factor == 1 || factor == 0 || kind == "none", gguf.file(), ": rope scaling is not supported (", key,
+          " is ", factor, ")");
+  }
+}
+
 json text_config(const Gguf& gguf) {
   const json& meta = gguf.metadata();
   const auto number = [&](const char* key) { return need<int64_t>(meta, key, gguf.file()); };
-  const json& scaling = member(meta, "qwen2vl.rope.scaling.type");
-  check(scaling.is_null() || scaling == "none", gguf.file(), ": rope scaling is not supported");
+  check_unscaled_rope(gguf);
   auto sections = need<std::vector<int64_t>>(meta, "qwen2vl.rope.dimension_sections", gguf.file());
   check(sections.size() == 3 || (sections.size() == 4 && sections[3] == 0), gguf.file(),
         ": qwen2vl.rope.dimension_sections: expected three sizes, and perhaps 0");
@@ -146,26 +159,22 @@ void write_tokenizer(const json& metadata, const fs::path& dir) {
 
 // f(metadata); what is wrong there is named with the file.
 template <class Function>
-auto named(const Gguf& gguf, Function f) {
-  try {
-    return f(gguf.metadata());
-  } catch (const json::exception& error) {
-    fail(gguf.file(), ": ", error.what());
-  } catch (const Error& error) {
-    fail(gguf.file(), ": ", error.what());
-  }
+auto with_metadata(const Gguf& gguf, Function f) {
+  return named(gguf.file(), [&] {
+    try {
+      return f(gguf.metadata());
+    } catch (const json::exception& error) {
+      fail(error.what());
+    }
+  });
 }
 
 class GgufPair : public ModelSource {
  public:
   GgufPair(const fs::path& model, const fs::path& mmproj)
       : path_(model), text_(Gguf::open(model)), vision_(Gguf::open(mmproj)) {
-    const std::string kind = text_of(text_, "general.architecture"),
-                      other = text_of(vision_, "general.architecture");
-    check(kind != "clip", text_.file(),
-          " holds a vision encoder: name it with --mmproj, and the language model with --model");
-    check(kind == "qwen2vl", text_.file(), ": architecture '", kind,
-          "' is not supported (known: qwen2vl, which is Qwen2.5-VL's)");
+    check_holds_language_model(text_);
+    const std::string other = text_of(vision_, "general.architecture");
     check(other == "clip", vision_.file(), " holds no vision encoder: its architecture is '", other,
           "', expected 'clip'");
     const std::string projector = text_of(vision_, "clip.projector_type"),
@@ -196,7 +205,7 @@ class GgufPair : public ModelSource {
                          std::move(rename));
   }
   std::unique_ptr<Tokenizer> tokenizer() const override {
-    return named(text_, [](const json& metadata) {
+    return with_metadata(text_, [](const json& metadata) {
       return std::make_unique<ByteLevelTokenizer>(parse_gguf_tokenizer(metadata));
     });
   }
@@ -205,7 +214,7 @@ class GgufPair : public ModelSource {
                                          {"generation_config.json", generation_},
                                          {"preprocessor_config.json", preprocessor_}})
       write_text(dir / name, settings.dump(2));
-    named(text_, [&](const json& metadata) { write_tokenizer(metadata, dir); });
+    with_metadata(text_, [&](const json& metadata) { write_tokenizer(metadata, dir); });
   }
 
  private:
@@ -215,6 +224,14 @@ class GgufPair : public ModelSource {
 };
 
 }  // namespace
+
+void check_holds_language_model(const Gguf& gguf) {
+  const std::string kind = text_of(gguf, "general.architecture");
+  check(kind != "clip", gguf.file(),
+        " holds a vision encoder: name it with --mmproj, and the language model with --model");
+  check(kind == "qwen2vl", gguf.file(), ": architecture '", kind,
+        "' is not supported (known: qwen2vl, which is Qwen2.5-VL's)");
+}
 
 std::unique_ptr<ModelSource> open_gguf_pair(const fs::path& model, const fs::path& mmproj) {
   return std::make_unique<GgufPair>(model, mmproj);

@@ -8,6 +8,9 @@
 
 namespace glimpse {
 
+/// Error unless the file holds a language model of a known architecture.
+void check_holds_language_model(const Gguf& gguf);
+
 /// The tensor called `name`. Error naming the file when there is none.
 const Gguf::Entry& entry_of(const Gguf& gguf, const std::string& name);
 

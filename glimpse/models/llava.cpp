@@ -28,6 +28,7 @@ bool is_unused(std::string_view name) {
 struct Settings {
   json text, vision;
   std::string where;
+  double rope_theta = 0;
   int64_t state = -2;  // hidden state of the encoder that the projector takes
   ImagePlace place{kImagePlace, 0, 1};
   fs::path preprocessor_dir;
@@ -38,7 +39,7 @@ struct Settings {
       read_converted(dir, config);
     else
       read_original(dir, config);
-    check(member(text, "rope_scaling").is_null(), where, ": rope_scaling is not supported with this family");
+    rope_theta = rope_settings(text, config, where).value("rope_theta", text.value("rope_theta", 1e4));
     for (const char* key : {"attention_bias", "mlp_bias"})
       check(!text.value(key, false), where, ": ", key, " is not supported with this family");
     expect(text, "hidden_act", "silu");
@@ -62,7 +63,7 @@ struct Settings {
   void read_original(const fs::path& dir, const json& config) {
     text = config;
     preprocessor_dir = Llava::tower_dir(dir, config);
-    vision = read_json(preprocessor_dir / "config.json");
+    vision = open_model_dir(preprocessor_dir)->config();
     if (vision.contains("vision_config")) vision = json(vision["vision_config"]);
     state = config.value("mm_vision_select_layer", int64_t{-2});
     expect(config, "mm_vision_select_feature", "patch");
@@ -120,17 +121,47 @@ Weights Llava::open_weights(const ModelSource& source, const json& config) {
   return weights;
 }
 
+VisionShape Llava::vision_shape(const json& config, const fs::path& dir) {
+  const bool apart = config.contains("mm_vision_tower");
+  const json tower = apart ? open_model_dir(tower_dir(dir, config))->config() : json();
+  const json& c =
+      apart && !tower.contains("vision_config") ? tower : (apart ? tower : config).at("vision_config");
+  const auto number = [&](const char* key) { return c.at(key).get<int64_t>(); };
+  const int64_t out = text_config(config).value("hidden_size", int64_t{4096});
+  VisionShape shape;
+  shape.depth = number("num_hidden_layers") + 1 +
+                config.value(apart ? "mm_vision_select_layer" : "vision_feature_layer", int64_t{-2});
+  shape.hidden = number("hidden_size");
+  shape.heads = number("num_attention_heads");
+  shape.intermediate = number("intermediate_size");
+  shape.patch = number("patch_size");
+  shape.patch_values = 3 * shape.patch * shape.patch;
+  shape.full_blocks = shape.depth;
+  shape.mlp_matrices = 2;
+  shape.extra_tokens = 1;
+  shape.projector = static_cast<double>(out * (shape.hidden + out));
+  return shape;
+}
+
+void Llava::write_parts(const ModelSource& source, const fs::path& dir) {
+  const json config = source.config();
+  if (!config.contains("mm_vision_tower")) return;
+  const fs::path tower = tower_dir(source.path(), config);
+  const fs::path own = dir / fs::path(config["mm_vision_tower"].get<std::string>()).filename();
+  if (fs::create_directory(own)) open_model_dir(tower)->write_companions(own);
+}
+
 std::unique_ptr<Vlm> Llava::load(const ModelSource& source, const json& config, const LoadOptions& load) {
   const Settings settings(source.path(), config);
   auto model = std::make_unique<Llava>();
   model->dir_ = source.path();
   model->place_ = settings.place;
-  model->rope_theta_ = settings.text.value("rope_theta", 1e4);
+  model->rope_theta_ = settings.rope_theta;
   model->max_positions_ = settings.text.value("max_position_embeddings", int64_t{2048});
-  const DecoderConfig shape = decoder_config(settings.text, config, settings.where);
+  DecoderConfig shape = decoder_config(settings.text, config, settings.where);
 
   Weights weights = open_weights(source, config);
-  for (const auto& adapter : load.adapters) weights.merge_adapter(adapter);
+  shape.tied_head = merge_adapters(weights, load.adapters, shape.tied_head);
   const at::TensorOptions options = at::TensorOptions(load.dtype).device(load.device);
   model->visual_ = ClipVit::load(settings.vision, settings.state, weights, options, load.weights);
   model->find_text_tower(source, config, load);
@@ -144,15 +175,16 @@ std::unique_ptr<Vlm> Llava::load(const ModelSource& source, const json& config, 
     return is_unused(name) || (shape.tied_head && name == "lm_head.weight");
   });
 
-  const int size = static_cast<int>(model->visual_.image_size());
-  ClipImageOptions& image = model->image_options_;
-  image.shortest_edge = image.crop_size = size;
-  if (const auto file = settings.preprocessor_dir / "preprocessor_config.json"; fs::exists(file)) {
-    image = ClipImageOptions::from_json(read_json(file));
-    check(image.crop_size == size, file.string(), ": crop_size is ", image.crop_size,
-          " but the encoder takes ", size);
+  const auto beside = open_model_dir(settings.preprocessor_dir);
+  constexpr const char* file = "preprocessor_config.json";
+  if (const json preprocessor = beside->settings(file); !preprocessor.is_null()) {
+    ClipImageOptions image =
+        named(beside->where(file), [&] { return ClipImageOptions::from_json(preprocessor); });
+    check(image.crop_size == model->visual_.image_size(), beside->where(file), ": crop_size is ",
+          image.crop_size, " but the encoder takes ", model->visual_.image_size());
+    image.pad = image.pad || settings.pad;
+    model->image_options_ = image;
   }
-  image.pad = image.pad || settings.pad;
 
   model->tokenizer_ = source.tokenizer();
   if (is_converted(config))
@@ -174,7 +206,7 @@ void Llava::find_text_tower(const ModelSource& source, const json& config, const
     check(own, "--clip ", dir.string(), " holds no text tower; name a whole CLIP");
     return;
   }
-  const json clip = read_json(dir / "config.json");
+  const json clip = open_model_dir(dir)->config();
   const ClipShape shape = ClipText::shape_of(clip);
   text_tower_ = {shape.layers, shape.hidden, shape.intermediate, ClipText::width_of(clip)};
   load_clip_ = [=, width = visual_.hidden_size(),
@@ -203,12 +235,13 @@ const Tokenizer& Llava::tokenizer() const {
 
 Prompt Llava::prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
                      const ImageBounds& bounds) const {
-  check(!bounds.min_pixels && !bounds.max_pixels, "image bounds: this model sees every image at ",
-        image_options_.crop_size, " x ", image_options_.crop_size,
-        " pixels; leave out min-pixels and max-pixels");
+  check(!bounds.min_pixels && !bounds.max_pixels && !bounds.reference(),
+        "image bounds: this model sees every image at ", visual_.image_size(), " x ", visual_.image_size(),
+        " pixels; leave out min-pixels, max-pixels and the reference preprocessing");
+  check(images.empty() || image_options_, dir_.string(), no_preprocessor);
   std::vector<Patches> patches;
   patches.reserve(images.size());
-  for (const Image& image : images) patches.push_back(clip_patches(image, image_options_, visual_.patch()));
+  for (const Image& image : images) patches.push_back(clip_patches(image, *image_options_, visual_.patch()));
   std::vector<int64_t> question;
   const std::vector<int64_t> ids = chat_ids(messages, true, &question);
   Prompt out = prompt(ids, std::move(patches));

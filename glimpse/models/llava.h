@@ -6,6 +6,7 @@
 #include "glimpse/image/clip_image.h"
 #include "glimpse/models/clip.h"
 #include "glimpse/models/clip_text.h"
+#include "glimpse/models/vision_shape.h"
 #include "glimpse/models/vlm.h"
 
 namespace glimpse {
@@ -24,6 +25,11 @@ class Llava : public Vlm {
   /// The checkpoint, and the encoder's if `dir` does not hold it, as `model.*`, `lm_head.*`,
   /// `visual.vision_model.*` and `visual.projector.{0,2}.*`.
   static Weights open_weights(const ModelSource& source, const nlohmann::json& config);
+
+  static VisionShape vision_shape(const nlohmann::json& config, const std::filesystem::path& dir);
+  /// The encoder's settings, where the original layout keeps it apart: in a folder of `dir`, where they are
+  /// found first.
+  static void write_parts(const ModelSource& source, const std::filesystem::path& dir);
 
   const Decoder& decoder() const override { return decoder_; }
   const Tokenizer& tokenizer() const override;
@@ -52,7 +58,7 @@ class Llava : public Vlm {
   std::filesystem::path dir_;
   std::unique_ptr<Tokenizer> tokenizer_;  // null for checkpoints without one (golden data)
   std::unique_ptr<ChatFormat> format_;
-  ClipImageOptions image_options_;
+  std::optional<ClipImageOptions> image_options_;  // none for checkpoints without
   ImagePlace place_;
   double rope_theta_ = 1e4;
   int64_t max_positions_ = 0;

@@ -4,6 +4,23 @@
 
 namespace glimpse {
 
+Fields ImageBounds::fields() {
+  Fields fields;
+  fields.add("min_pixels", min_pixels, "enlarge images below this many pixels", {1, 1e12})
+      .add("max_pixels", max_pixels, "shrink images above this many pixels", {1, 1e12})
+      .add("preprocessing", preprocessing,
+           "own: as the checkpoint's image processor; reference: as the published evaluation, which resizes "
+           "twice and leaves EXIF orientation alone")
+      .one_of({"own", "reference"});
+  return fields;
+}
+
+DecodeOptions ImageBounds::decode_options() const {
+  DecodeOptions options;
+  options.apply_orientation = !reference();
+  return options;
+}
+
 Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, const ImagePlace& place,
              int64_t vocab_size, int64_t max_positions) {
   check(place.stored >= 0 && place.stored < vocab_size, "prompt: the image token ", place.stored,
@@ -39,8 +56,10 @@ Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, cons
   check(out.segments.size() == patches.size(), "prompt: ", patches.size(), " images were given but it has ",
         out.segments.size(), " places for them");
   check_as(Error::Kind::too_large, std::ssize(out.ids) < max_positions, "prompt: ", out.ids.size(),
-           " tokens do not fit the model's context of ", max_positions,
-           "; lower --max-pixels or give fewer images");
+        " tokens do not fit the model's context of ", max_positions,
+        out.visual_rows.empty() ? "; shorten the text"
+        : place.resizes         ? "; lower --max-pixels, give fewer images or shorten the text"
+                                : "; give fewer images or shorten the text");
   out.patches = std::move(patches);
   const auto rows = std::ssize(out.ids), visual = std::ssize(out.visual_rows);
   const int64_t after = visual == 0 ? 0 : out.visual_rows.back() + 1 - visual;

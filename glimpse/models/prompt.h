@@ -6,14 +6,22 @@
 #include <string>
 #include <vector>
 
+#include "glimpse/base/options.h"
+#include "glimpse/image/decode.h"
 #include "glimpse/image/patches.h"
 #include "glimpse/prune/pruner.h"
 
 namespace glimpse {
 
-/// Bounds on an image's size, in pixels; unset: the checkpoint's own.
+/// How images are prepared: bounds on their size in pixels, unset: the checkpoint's own.
 struct ImageBounds {
   std::optional<int64_t> min_pixels, max_pixels;
+  std::string preprocessing = "own";  ///< or "reference": the published evaluation's (QwenImageOptions)
+
+  Fields fields();
+  bool reference() const { return preprocessing == "reference"; }
+  /// How the files of the images must be decoded for it.
+  DecodeOptions decode_options() const;
 };
 
 /// A prompt as the language model sees it.
@@ -35,9 +43,10 @@ struct Prompt {
 
 /// How a family marks the place of an image in its ids.
 struct ImagePlace {
-  int64_t token = 0;   ///< the mark
-  int64_t stored = 0;  ///< what Prompt::ids hold there: a token that has an embedding
-  int64_t merge = 1;   ///< patches per visual token, along either side
+  int64_t token = 0;     ///< the mark
+  int64_t stored = 0;    ///< what Prompt::ids hold there: a token that has an embedding
+  int64_t merge = 1;     ///< patches per visual token, along either side
+  bool resizes = false;  ///< how many tokens an image has follows from ImageBounds
 };
 
 /// A prompt in which every image has a place per visual token; `ids` hold one place per image or already one

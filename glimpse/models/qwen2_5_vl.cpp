@@ -23,6 +23,25 @@ Weights Qwen25Vl::open_weights(const ModelSource& source, const json&) {
   return source.weights(canonical_name);
 }
 
+VisionShape Qwen25Vl::vision_shape(const json& config, const std::filesystem::path&) {
+  const json& c = config.at("vision_config");
+  const auto number = [&](const char* key) { return c.at(key).get<int64_t>(); };
+  VisionShape shape;
+  shape.depth = number("depth");
+  shape.hidden = number("hidden_size");
+  shape.heads = number("num_heads");
+  shape.intermediate = number("intermediate_size");
+  shape.patch = number("patch_size");
+  shape.patch_values = c.value("in_chans", int64_t{3}) * c.value("temporal_patch_size", int64_t{2}) *
+                       shape.patch * shape.patch;
+  shape.merge = number("spatial_merge_size");
+  shape.window_tokens = number("window_size") / shape.merge / shape.patch;
+  shape.full_blocks = std::ssize(c.at("fullatt_block_indexes"));
+  const auto unit = static_cast<double>(shape.merge * shape.merge * shape.hidden);
+  shape.projector = unit * (unit + static_cast<double>(number("out_hidden_size")));
+  return shape;
+}
+
 std::unique_ptr<Vlm> Qwen25Vl::load(const ModelSource& source, const json& config, const LoadOptions& load) {
   const std::string where = source.where("config.json");
   const json& text = config.contains("text_config") ? config["text_config"] : config;
@@ -33,11 +52,10 @@ std::unique_ptr<Vlm> Qwen25Vl::load(const ModelSource& source, const json& confi
   shape.attention_bias = true;
   const json vision = need<json>(config, "vision_config", where);
 
-  // The older layout calls it rope_scaling, the newest rope_parameters; theta moved into it.
-  const char* const rope_key = text.contains("rope_parameters") ? "rope_parameters" : "rope_scaling";
-  const json scaling = need<json>(text, rope_key, where);
-  model->mrope_section_ = need<std::vector<int64_t>>(scaling, "mrope_section", where);
-  model->rope_theta_ = scaling.value("rope_theta", text.value("rope_theta", 1e6));
+  const json rope = rope_settings(text, config, where);
+  check(!rope.empty(), where, ": rope_scaling is missing");
+  model->mrope_section_ = need<std::vector<int64_t>>(rope, "mrope_section", where);
+  model->rope_theta_ = rope.value("rope_theta", text.value("rope_theta", 1e6));
   const int64_t pairs =
       std::accumulate(model->mrope_section_.begin(), model->mrope_section_.end(), int64_t{0});
   check(pairs == shape.head_dim / 2, where, ": mrope_section sums to ", pairs,
@@ -51,7 +69,7 @@ std::unique_ptr<Vlm> Qwen25Vl::load(const ModelSource& source, const json& confi
                    vision.value("spatial_merge_size", int64_t{2}), vision.value("tokens_per_second", 2.0)};
 
   Weights weights = open_weights(source, config);
-  for (const auto& adapter : load.adapters) weights.merge_adapter(adapter);
+  shape.tied_head = merge_adapters(weights, load.adapters, shape.tied_head);
   const at::TensorOptions options = at::TensorOptions(load.dtype).device(load.device);
   model->visual_ = Qwen25Vit::load(vision, weights, options, load.weights);
   model->decoder_ = Decoder::load(shape, weights, "model.", "lm_head", options, load.weights);
@@ -60,15 +78,17 @@ std::unique_ptr<Vlm> Qwen25Vl::load(const ModelSource& source, const json& confi
     return (shape.tied_head && name == "lm_head.weight") || name.ends_with("rotary_emb.inv_freq");
   });
 
-  if (const json preprocessor = source.settings("preprocessor_config.json"); !preprocessor.is_null()) {
-    const QwenImageOptions& image = model->image_options_ = QwenImageOptions::from_json(preprocessor);
+  constexpr const char* file = "preprocessor_config.json";
+  if (const json preprocessor = source.settings(file); !preprocessor.is_null()) {
+    const QwenImageOptions image =
+        named(source.where(file), [&] { return QwenImageOptions::from_json(preprocessor); });
     const auto same = [&](const char* key, int64_t here, int64_t encoder) {
-      check(here == encoder, source.where("preprocessor_config.json"), ": ", key, " is ", here,
-            " but the encoder's is ", encoder);
+      check(here == encoder, source.where(file), ": ", key, " is ", here, " but the encoder's is ", encoder);
     };
     same("patch_size", image.patch_size, vision.value("patch_size", int64_t{14}));
     same("merge_size", image.merge_size, model->mrope_.merge);
     same("temporal_patch_size", image.temporal_patch_size, vision.value("temporal_patch_size", int64_t{2}));
+    model->image_options_ = image;
   }
   model->tokenizer_ = source.tokenizer();
   return model;
@@ -81,7 +101,9 @@ const Tokenizer& Qwen25Vl::tokenizer() const {
 
 Prompt Qwen25Vl::prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
                         const ImageBounds& bounds) const {
-  QwenImageOptions options = image_options_;
+  check(images.empty() || image_options_, dir_.string(), no_preprocessor);
+  QwenImageOptions options = image_options_.value_or(QwenImageOptions());
+  options.reference = bounds.reference();
   if (bounds.min_pixels) options.min_pixels = *bounds.min_pixels;
   if (bounds.max_pixels) options.max_pixels = *bounds.max_pixels;
   check(options.min_pixels > 0 && options.min_pixels <= options.max_pixels, "image bounds: min-pixels ",
@@ -103,7 +125,7 @@ std::vector<int64_t> Qwen25Vl::chat_ids(const std::vector<Message>& messages, bo
 Prompt Qwen25Vl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const {
   std::vector<Grid> grids;
   for (const Patches& each : patches) grids.push_back(each.grid);
-  Prompt out = widen(ids, std::move(patches), {mrope_.image_token, mrope_.image_token, mrope_.merge},
+  Prompt out = widen(ids, std::move(patches), {mrope_.image_token, mrope_.image_token, mrope_.merge, true},
                      decoder_.config().vocab_size, max_positions_);
   const MropePositions positions = mrope_positions(out.ids, grids, {}, {}, mrope_);
   out.position_ids = positions.ids;

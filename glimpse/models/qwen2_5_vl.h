@@ -3,6 +3,7 @@
 #include "glimpse/image/qwen_image.h"
 #include "glimpse/models/mrope.h"
 #include "glimpse/models/qwen2_5_vit.h"
+#include "glimpse/models/vision_shape.h"
 #include "glimpse/models/vlm.h"
 
 namespace glimpse {
@@ -15,6 +16,7 @@ class Qwen25Vl : public Vlm {
   /// The checkpoint under the names of the older of the two published layouts.
   static Weights open_weights(const ModelSource& source, const nlohmann::json& config);
   static std::string canonical_name(std::string_view name);
+  static VisionShape vision_shape(const nlohmann::json& config, const std::filesystem::path& dir);
 
   Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
                 const ImageBounds& bounds) const override;
@@ -34,8 +36,8 @@ class Qwen25Vl : public Vlm {
 
  private:
   std::filesystem::path dir_;
-  std::unique_ptr<Tokenizer> tokenizer_;  // null for checkpoints without one (golden data)
-  QwenImageOptions image_options_;
+  std::unique_ptr<Tokenizer> tokenizer_;           // null for checkpoints without one (golden data)
+  std::optional<QwenImageOptions> image_options_;  // none for checkpoints without
   MropeConfig mrope_;
   std::vector<int64_t> mrope_section_;
   double rope_theta_ = 1e6;

@@ -1,3 +1,4 @@
+#include "glimpse/models/config.h"
 #include "glimpse/models/llava.h"
 #include "glimpse/models/qwen2_5_vl.h"
 
@@ -9,33 +10,52 @@ using nlohmann::json;
 
 struct Family {
   const char* model_type;
+  const char* with_modules;  // the reference's name for it with pruning modules
   std::unique_ptr<Vlm> (*load)(const ModelSource&, const json&, const LoadOptions&);
   std::string (*canonical_name)(std::string_view name_in_file);
   Weights (*open_weights)(const ModelSource&, const json&);
+  VisionShape (*vision_shape)(const json& config, const std::filesystem::path& dir);
+  // Writes to a folder the settings of what the checkpoint keeps elsewhere; or null.
+  void (*write_parts)(const ModelSource&, const std::filesystem::path& dir);
 };
 
 constexpr Family kFamilies[] = {
-    {"qwen2_5_vl", Qwen25Vl::load, Qwen25Vl::canonical_name, Qwen25Vl::open_weights},
-    {"qwen2_5_vl_gp", Qwen25Vl::load, Qwen25Vl::canonical_name, Qwen25Vl::open_weights},
-    {"llava", Llava::load, Llava::canonical_name, Llava::open_weights},
-    {"llava_llama", Llava::load, Llava::canonical_name, Llava::open_weights},
-    {"llava_llama_gp", Llava::load, Llava::canonical_name, Llava::open_weights},
+    {"qwen2_5_vl", "qwen2_5_vl_gp", Qwen25Vl::load, Qwen25Vl::canonical_name, Qwen25Vl::open_weights,
+     Qwen25Vl::vision_shape, nullptr},
+    {"qwen2_5_vl_gp", "qwen2_5_vl_gp", Qwen25Vl::load, Qwen25Vl::canonical_name, Qwen25Vl::open_weights,
+     Qwen25Vl::vision_shape, nullptr},
+    {"llava", "llava_llama_gp", Llava::load, Llava::canonical_name, Llava::open_weights, Llava::vision_shape,
+     Llava::write_parts},
+    {"llava_llama", "llava_llama_gp", Llava::load, Llava::canonical_name, Llava::open_weights,
+     Llava::vision_shape, Llava::write_parts},
+    {"llava_llama_gp", "llava_llama_gp", Llava::load, Llava::canonical_name, Llava::open_weights,
+     Llava::vision_shape, Llava::write_parts},
 };
+
+// Calls f(family) with that of `config`, which `file` names.
+template <class Function>
+auto of_family(const json& config, const std::string& file, Function f) {
+  const std::string type = setting(config, "model_type", std::string(), file);
+  std::string known;
+  for (const Family& family : kFamilies) {
+    if (type == family.model_type) return f(family);
+    known += (known.empty() ? "" : ", ") + std::string(family.model_type);
+  }
+  fail(file, ": model_type '", type, "' is not supported (known: ", known, ")");
+}
 
 // Calls f(family, config) with the config of `source` after `overrides`.
 template <class Function>
 auto with_family(const ModelSource& source, const json& overrides, Function f) {
   const std::string file = source.where("config.json");
-  json config = source.config();
+  const json own = source.config();
+  json config = own;
   if (overrides.is_object()) config.update(overrides);
+  config = without_nulls(std::move(config));
+  // Which tensors there are is for the checkpoint to say.
+  if (own.contains("tie_word_embeddings")) config["tie_word_embeddings"] = own["tie_word_embeddings"];
   try {
-    const auto type = config.value("model_type", std::string());
-    std::string known;
-    for (const Family& family : kFamilies) {
-      if (type == family.model_type) return f(family, config);
-      known += (known.empty() ? "" : ", ") + std::string(family.model_type);
-    }
-    fail(file, ": model_type '", type, "' is not supported (known: ", known, ")");
+    return of_family(config, file, [&](const Family& family) { return f(family, config); });
   } catch (const json::exception& error) {
     fail(file, ": ", error.what());
   }
@@ -83,6 +103,23 @@ Weights open_weights(const std::filesystem::path& dir) {
 Weights::Rename canonical_names(const std::filesystem::path& dir) {
   return with_family(*open_model_dir(dir), {}, [](const Family& family, const json&) {
     return Weights::Rename(family.canonical_name);
+  });
+}
+
+VisionShape vision_shape(const json& config, const std::filesystem::path& dir) {
+  return of_family(config, (dir / "config.json").string(),
+                   [&](const Family& family) { return family.vision_shape(config, dir); });
+}
+
+std::string model_type_with_modules(const std::string& model_type) {
+  for (const Family& family : kFamilies)
+    if (model_type == family.model_type) return family.with_modules;
+  return model_type;
+}
+
+void write_parts(const ModelSource& source, const std::filesystem::path& dir) {
+  with_family(source, {}, [&](const Family& family, const json&) {
+    if (family.write_parts) family.write_parts(source, dir);
   });
 }
 

@@ -1,10 +1,14 @@
 #include "glimpse/models/source.h"
 
+#include <fstream>
+#include <optional>
 #include <vector>
 
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/io/model_dir.h"
+#include "glimpse/models/config.h"
+#include "glimpse/models/gguf_tensors.h"
 
 namespace glimpse {
 namespace fs = std::filesystem;
@@ -12,19 +16,26 @@ namespace {
 
 using nlohmann::json;
 
+constexpr const char* kPreprocessor = "preprocessor_config.json";
+constexpr const char* kProcessor = "processor_config.json";
+
 class ModelDir : public ModelSource {
  public:
   explicit ModelDir(fs::path dir) : dir_(std::move(dir)) {}
 
   fs::path path() const override { return dir_; }
-  std::string where(const std::string& file) const override { return (dir_ / file).string(); }
+  std::string where(const std::string& file) const override {
+    return (dir_ / (file == kPreprocessor && nested_preprocessor() ? kProcessor : file.c_str())).string();
+  }
   json config() const override {
     json config = read_json(dir_ / "config.json");
     check(config.is_object(), where("config.json"), ": expected a JSON object");
-    return config;
+    return without_nulls(std::move(config));
   }
   json settings(const std::string& file) const override {
-    return fs::exists(dir_ / file) ? read_json(dir_ / file) : json();
+    if (file == kPreprocessor)
+      if (auto nested = nested_preprocessor()) return *nested;
+    return fs::exists(dir_ / file) ? without_nulls(read_json(dir_ / file)) : json();
   }
   Weights weights(Weights::Rename rename) const override { return Weights::open(dir_, std::move(rename)); }
   std::unique_ptr<Tokenizer> tokenizer() const override {
@@ -44,19 +55,34 @@ class ModelDir : public ModelSource {
   }
 
  private:
+  // transformers 5 writes the image processor's settings into those of the whole processor; if both files are
+  // there these win.
+  std::optional<json> nested_preprocessor() const {
+    if (!fs::exists(dir_ / kProcessor)) return {};
+    const json processor = read_json(dir_ / kProcessor);
+    if (!processor.is_object() || member(processor, "image_processor").is_null()) return {};
+    return without_nulls(processor.at("image_processor"));
+  }
+
   fs::path dir_;
 };
+
+bool is_gguf(const fs::path& file) {
+  std::string begin(4, '\0');
+  std::error_code ignored;
+  return fs::is_regular_file(file, ignored) &&
+         std::ifstream(file, std::ios::binary).read(begin.data(), 4).good() && begin == "GGUF";
+}
 
 /// What to write to name the one vision encoder beside `model`; "" when there is none or several.
 std::string mmproj_hint(const fs::path& model) {
   std::vector<fs::path> found;
   std::error_code ignored;
   const fs::path folder = model.has_parent_path() ? model.parent_path() : ".";
-  for (const auto& entry : fs::directory_iterator(folder, ignored)) {
-    const std::string name = entry.path().filename().string();
-    if (name.find("mmproj") != name.npos && name.ends_with(".gguf")) found.push_back(entry.path());
-  }
-  return found.size() == 1 ? concat(": --mmproj ", found[0].string()) : "";
+  for (const auto& entry : fs::directory_iterator(folder, ignored))
+    if (entry.path().filename().string().find("mmproj") != std::string::npos && is_gguf(entry.path()))
+      found.push_back(entry.path());
+  return found.size() == 1 ? concat(": --mmproj ", found[0].string()) : " with --mmproj";
 }
 
 }  // namespace
@@ -66,13 +92,19 @@ std::unique_ptr<ModelSource> open_model_dir(const fs::path& dir) {
 }
 
 std::unique_ptr<ModelSource> open_model(const std::string& model, const std::string& mmproj) {
-  if (!model.ends_with(".gguf")) {
-    check(mmproj.empty(), "--mmproj belongs to a --model that is a .gguf file, not to '", model, "'");
+  // Such files have any name: what they are is told by their first bytes.
+  if (!is_gguf(model)) {
+    if (model.ends_with(".gguf")) {
+      check_is_file(model);
+      fail(model, " is not a GGUF file");
+    }
+    if (std::error_code ignored; fs::is_regular_file(model, ignored)) check_is_file(model);
+    check(mmproj.empty(), "--mmproj belongs to a --model that is a GGUF file, not to '", model, "'");
     return open_model_dir(resolve_model_dir(model));
   }
-  check_is_file(model);
+  check_holds_language_model(Gguf::open(model));
   check(!mmproj.empty(), model, " holds a language model only; name the file of its vision encoder",
-        mmproj_hint(model).empty() ? " with --mmproj" : mmproj_hint(model));
+        mmproj_hint(model));
   return open_gguf_pair(model, mmproj);
 }
 

@@ -108,6 +108,11 @@ std::unique_ptr<Vlm> load_vlm(const std::filesystem::path& dir, const LoadOption
 /// `lm_head.` and `visual.`.
 Weights open_weights(const ModelSource& source);
 Weights open_weights(const std::filesystem::path& dir);
+/// Writes to `dir`, a checkpoint with all of these weights, the settings of what the original keeps
+/// elsewhere.
+void write_parts(const ModelSource& source, const std::filesystem::path& dir);
+/// What a new-modules config.json calls a base model of this `model_type`: the reference's class for it.
+std::string model_type_with_modules(const std::string& model_type);
 /// How the tensors of the model in `dir` are called here, whichever published layout its files use.
 Weights::Rename canonical_names(const std::filesystem::path& dir);
 

@@ -129,4 +129,16 @@ Selection CdPruner::select(const View& view, const Cut&, const Budget& budget) c
   });
 }
 
+int64_t CdPruner::planned(const Cut&, const CutSizes& sizes, const Budget&) const {
+  return std::llround(options_.keep * static_cast<double>(sizes.visual));
+}
+
+double CdPruner::operations(const Cut&, const CutSizes& sizes) const {
+  const auto n = static_cast<double>(sizes.living), d = static_cast<double>(sizes.width),
+             kept = static_cast<double>(sizes.kept);
+  const bool at_once = sizes.living <= Cosines::most_at_once;
+  const double words = options_.relevance == "words" ? 2 * n * d : 0;
+  return (at_once ? Cosines::operations(n, d) : 2 * kept * n * d) + n * kept * (kept - 1) + words;
+}
+
 }  // namespace glimpse

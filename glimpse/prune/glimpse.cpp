@@ -100,8 +100,10 @@ GlimpseConfig GlimpseConfig::from_json(const json& c, const BaseShape& base) {
   if (c.contains("min_remain_num")) out.rule.min_keep = field<int64_t>(c, "min_remain_num", -1);
   if (out.rule.min_keep && *out.rule.min_keep < 0) out.rule.min_keep.reset();
   out.rule.anchors = field(c, "anchor_positions", std::vector<std::string>{});
-  out.zero_masks = field(c, "use_zero_masks", false);
-  out.ref_masks = field(c, "use_ref_masks", false);
+  for (const char* key : {"use_ref_masks", "use_zero_masks"})
+    check(!field(c, key, false), "pruning config: ", key,
+          " is set; masks in the predictor's place are asked for with the method reference (--prune "
+          "reference)");
   return out;
 }
 
@@ -169,6 +171,10 @@ Selection GlimpsePruner::select(const View& view, const Cut&, const Budget& budg
   out.keep = budget.of(view.total()) ? top_tokens(view, decisive, budget, 0)
                                      : merge_indices(rule_.apply(decisive), rule_.corners(view));
   return out;
+}
+
+double GlimpsePruner::operations(const Cut&, const CutSizes& sizes) const {
+  return modules_->config.vip.operations(static_cast<double>(sizes.living));
 }
 
 }  // namespace glimpse

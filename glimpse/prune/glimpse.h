@@ -23,7 +23,6 @@ struct GlimpseConfig {
   bool use_attention_logits = true, attn_fuse_global = true, layer_norm = false;
   VipConfig vip;
   KeepRule rule;  ///< the config's own threshold, caps and anchors
-  bool zero_masks = false, ref_masks = false;
 
   /// Errors name the field, what was expected and what came.
   static GlimpseConfig from_json(const nlohmann::json& config, const BaseShape& base);
@@ -61,6 +60,7 @@ class GlimpsePruner : public Pruner {
   }
   Taps taps() const override;
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
+  double operations(const Cut& cut, const CutSizes& sizes) const override;
   /// The predictor's logits [outputs, n] for a view.
   at::Tensor logits(const View& view) const;
 

@@ -156,6 +156,15 @@ struct Selection {
   at::Tensor scores;    ///< [n] float32 on the CPU: probability per living token, or undefined
 };
 
+/// The sizes of a prompt at a cut, from which its work is counted.
+struct CutSizes {
+  std::span<const Segment> images;
+  int64_t visual = 0, living = 0, kept = 0;  ///< visual tokens of the prompt; before and after the cut
+  int64_t width = 0;                         ///< of the language model's hidden states
+  int64_t vision_width = 0;                  ///< of the encoder's; 0: not known
+  int64_t vision_head = 0;                   ///< of its attention heads
+};
+
 /// A pruning method. It declares when it cuts and what it reads, then purely says which tokens stay.
 class Pruner {
  public:
@@ -166,6 +175,13 @@ class Pruner {
   virtual std::vector<Cut> cuts() const = 0;
   virtual Taps taps() const { return {}; }
   virtual Selection select(const View& view, const Cut& cut, const Budget& budget) const = 0;
+
+  /// Visual tokens that select() leaves at a cut which is not its prompt's last one, as far as settings and
+  /// budget tell; `sizes.kept` is what the last one left, and stands for what depends on the picture.
+  virtual int64_t planned(const Cut&, const CutSizes& sizes, const Budget&) const { return sizes.kept; }
+  /// Operations of its products in select(); those of what it taps, of a guide row and of looking ahead are
+  /// counted for all methods alike.
+  virtual double operations(const Cut&, const CutSizes&) const { return 0; }
 };
 
 }  // namespace glimpse

@@ -38,13 +38,28 @@ std::vector<Cut> PyramidDrop::cuts() const {
   return cuts;
 }
 
-Selection PyramidDrop::select(const View& view, const Cut& cut, const Budget& budget) const {
-  const int64_t stage = stage_of(options_.layers, cut), total = view.total();
+// What the budget leaves at a stage; empty if there is none.
+Budget PyramidDrop::on_the_way(int64_t stage, int64_t total, const Budget& budget) const {
   const auto target = budget.of(total);
-  if (!target) return {top_tokens(view, view.ahead, {}, part_of(total, options_.keep[stage])), {}, {}};
+  if (!target) return {};
   const double whole = static_cast<double>(total) / static_cast<double>(std::max<int64_t>(*target, 1));
   const double done = static_cast<double>(stage + 1) / static_cast<double>(options_.layers.size());
-  return {top_tokens(view, view.ahead, grown(budget, total, std::pow(whole, 1 - done)), 0), {}, {}};
+  return grown(budget, total, std::pow(whole, 1 - done));
+}
+
+Selection PyramidDrop::select(const View& view, const Cut& cut, const Budget& budget) const {
+  const int64_t stage = stage_of(options_.layers, cut), total = view.total();
+  return {
+      top_tokens(view, view.ahead, on_the_way(stage, total, budget), part_of(total, options_.keep[stage])),
+      {},
+      {}};
+}
+
+int64_t PyramidDrop::planned(const Cut& cut, const CutSizes& sizes, const Budget& budget) const {
+  const int64_t stage = stage_of(options_.layers, cut);
+  return on_the_way(stage, sizes.visual, budget)
+      .of(sizes.visual)
+      .value_or(part_of(sizes.visual, options_.keep[stage]));
 }
 
 }  // namespace glimpse

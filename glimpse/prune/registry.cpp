@@ -27,15 +27,20 @@ struct Entry {
   const char* name;
   const char* summary;
   std::function<std::shared_ptr<const Pruner>(const PrunerContext&, const Settings&)> make;
-  std::function<Fields()> fields;
+  std::function<std::vector<PrunerInfo::Setting>(const PrunerContext&)> settings;  // with their defaults
+  PrunerInfo::Budgeted budgeted = PrunerInfo::Budgeted::may;
 };
 
-template <class Options>
-std::function<Fields()> fields_of() {
-  return [] {
-    static Options options;  // the list refers to it
-    return options.fields();
-  };
+std::vector<PrunerInfo::Setting> described(Fields fields) {
+  std::vector<PrunerInfo::Setting> out;
+  for (const Field& field : fields.list()) out.push_back({field.name, field.kind, field.about()});
+  return out;
+}
+
+std::vector<PrunerInfo::Setting> glimpse_settings(const PrunerContext& context) {
+  const auto modules = context.modules.find("");
+  KeepRule rule = modules ? modules->config.rule : KeepRule();
+  return described(rule.fields());
 }
 
 // The set that a method's settings name, and what they say beside.
@@ -115,7 +120,8 @@ void adapt(VScan::Options& options, const PrunerContext& context) {
 
 // A method made from its defaults for this model and the settings given.
 template <class Method>
-Entry entry(const char* name, const char* summary) {
+Entry entry(const char* name, const char* summary,
+            PrunerInfo::Budgeted budgeted = PrunerInfo::Budgeted::may) {
   using Options = typename Method::Options;
   return {name, summary,
           [name](const PrunerContext& context, const Settings& settings) -> std::shared_ptr<const Pruner> {
@@ -124,17 +130,22 @@ Entry entry(const char* name, const char* summary) {
             set_all(options.fields(), settings, name);
             return std::make_shared<Method>(std::move(options));
           },
-          fields_of<Options>()};
+          [](const PrunerContext& context) {
+            Options options;
+            adapt(options, context);
+            return described(options.fields());
+          },
+          budgeted};
 }
 
 const std::vector<Entry>& table() {
   static const std::vector<Entry> entries = {
       {"glimpse", "the trained glimpse token and predictor choose, after layer K", make_glimpse,
-       fields_of<KeepRule>()},
+       glimpse_settings},
       {"least", "the tokens that glimpse thinks least important, for comparison; needs a budget", make_least,
-       [] { return Fields(); }},
+       [](const PrunerContext&) { return std::vector<PrunerInfo::Setting>(); }, PrunerInfo::Budgeted::must},
       entry<RandomPruner>("random", "a random subset, for comparison"),
-      entry<ReferencePruner>("reference", "the tokens inside given boxes"),
+      entry<ReferencePruner>("reference", "the tokens inside given boxes", PrunerInfo::Budgeted::never),
       entry<DivPrune>("divprune", "as different from each other as possible, before the first layer"),
       entry<Dart>("dart", "those that duplicate a few pivots least, before the first layer"),
       entry<CdPruner>("cdpruner",
@@ -205,10 +216,18 @@ std::string ModuleSets::names() const {
   return list;
 }
 
-std::vector<PrunerInfo> known_pruners() {
+std::vector<PrunerInfo> known_pruners(const PrunerContext& context) {
   std::vector<PrunerInfo> infos;
-  for (const Entry& entry : table()) infos.push_back({entry.name, entry.summary, entry.fields().list()});
+  for (const Entry& entry : table())
+    infos.push_back({entry.name, entry.summary, entry.settings(context), entry.budgeted});
   return infos;
+}
+
+PrunerInfo::Budgeted budgeted(const std::string& method) {
+  if (method == "none") return PrunerInfo::Budgeted::never;
+  for (const Entry& entry : table())
+    if (entry.name == method) return entry.budgeted;
+  return PrunerInfo::Budgeted::may;
 }
 
 int64_t default_cut_layer(const PrunerContext& context) {

@@ -45,12 +45,19 @@ struct PrunerContext {
   bool text_tower = false;    ///< the encoder shares a space with a text encoder
 };
 
-/// A method as `--help` and errors show it.
+/// A method as help and errors show it; its defaults are those for one model.
 struct PrunerInfo {
+  struct Setting {
+    std::string name, kind, about;  ///< see Field
+  };
   std::string name, summary;
-  std::vector<Field> settings;  ///< name and help only
+  std::vector<Setting> settings;
+  /// Whether what stays can be given as a budget, must be, or is never: given boxes say it.
+  enum class Budgeted { may, must, never } budgeted = Budgeted::may;
 };
-std::vector<PrunerInfo> known_pruners();
+std::vector<PrunerInfo> known_pruners(const PrunerContext& context);
+/// Of the method called so; "none" is never budgeted, and what is not known may be.
+PrunerInfo::Budgeted budgeted(const std::string& method);
 
 /// Builds a composition such as "glimpse(threshold=0.5,max_keep=0.111)" or
 /// "divprune(keep=0.5)+glimpse"; "none" is no pruning. Unknown methods and settings are errors that

@@ -29,6 +29,8 @@ class Cosines {
   explicit Cosines(at::Tensor unit, int64_t at_once = Cosines::most_at_once);
   /// [n] float32: of row i, [1] int64, with each other one; its own place holds no cosine.
   at::Tensor row(const at::Tensor& i) const;
+  /// Operations of all of them at once, n rows of width d.
+  static double operations(double n, double d);
   /// [n] float32: of each row with the most similar other one.
   at::Tensor nearest() const;
 

@@ -154,4 +154,14 @@ at::Tensor Vip::operator()(const at::Tensor& attention, const std::vector<at::Te
   return in_order ? at::stack(logits) : at::stack(logits).index_select(1, tables[3]);
 }
 
+double VipConfig::operations(double n) const {
+  if (type == Type::dummy) return 0;
+  const auto product = [](double rows, double in, double out) { return 2 * rows * in * out; };
+  const double size = fuse_size, cond = type == Type::v1 ? cond_size : 0, both = size + cond;
+  const double projections = 2 * product(n, both, both) + 2 * product(n, size, size);
+  const double layer =
+      product(n, visual_size, cond) + projections + 4 * n * n * both + 3 * product(n, size, 2 * size);
+  return product(n, attention_size, size) + layers * layer + product(n, size, 1);
+}
+
 }  // namespace glimpse

@@ -18,6 +18,9 @@ struct VipConfig {
   int64_t fuse_size = 256, cond_size = 512, heads = 4, layers = 4;
   bool deep_supervision = false;
   bool log_softmax_input = false;  ///< A holds log-probabilities rather than logits (matters to the dummy)
+
+  /// Operations of the predictor's products on n visual tokens.
+  double operations(double n) const;
 };
 
 /// Where each token stands, and which tokens see each other.

@@ -108,13 +108,43 @@ Selection VScan::at_encoder(const View& view, const Budget& budget) const {
   });
 }
 
-Selection VScan::select(const View& view, const Cut& cut, const Budget& budget) const {
-  const auto stage = cut.layer == 0 ? -1 : stage_of(options_.layers, cut);
+// Which of the cuts inside the language model, -1: the encoder's.
+int64_t VScan::stage(const Cut& cut) const {
+  return cut.layer == 0 ? -1 : stage_of(options_.layers, cut);
+}
+
+// A budget for what a stage leaves, so that the later ones end at `budget`.
+Budget VScan::before_later_cuts(int64_t stage, int64_t total, const Budget& budget) const {
   double later = 1;
   for (auto i = stage + 1; i < std::ssize(options_.layers); ++i) later *= options_.layer_keep[i];
-  const Budget now = grown(budget, view.total(), 1 / std::max(later, 1e-9));
-  if (cut.layer == 0) return at_encoder(view, now);
-  return {top_tokens(view, view.ahead, now, part_of(view.count(), options_.layer_keep[stage])), {}, {}};
+  return grown(budget, total, 1 / std::max(later, 1e-9));
+}
+
+Selection VScan::select(const View& view, const Cut& cut, const Budget& budget) const {
+  const int64_t at = stage(cut);
+  const Budget now = before_later_cuts(at, view.total(), budget);
+  if (at < 0) return at_encoder(view, now);
+  return {top_tokens(view, view.ahead, now, part_of(view.count(), options_.layer_keep[at])), {}, {}};
+}
+
+int64_t VScan::planned(const Cut& cut, const CutSizes& sizes, const Budget& budget) const {
+  const int64_t at = stage(cut);
+  if (const auto given = before_later_cuts(at, sizes.visual, budget).of(sizes.visual)) return *given;
+  if (at >= 0) return part_of(sizes.living, options_.layer_keep[at]);
+  // Of whole window shares the local half may come out smaller.
+  int64_t sum = 0;
+  for (const Segment& image : sizes.images) {
+    const int64_t keep = part_of(image.count(), options_.keep), half = keep / 2;
+    const int64_t windows = vscan_windows(image.rows, image.cols, options_.window);
+    sum += options_.whole_shares ? half / windows * windows + keep - half : keep;
+  }
+  return sum;
+}
+
+double VScan::operations(const Cut& cut, const CutSizes& sizes) const {
+  if (stage(cut) >= 0) return 0;
+  const auto kept = static_cast<double>(sizes.kept);
+  return 2 * (static_cast<double>(sizes.living) - kept) * kept * static_cast<double>(sizes.width);
 }
 
 }  // namespace glimpse

@@ -27,8 +27,12 @@ class VScan : public Pruner {
   std::vector<Cut> cuts() const override;
   Taps taps() const override;
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
+  int64_t planned(const Cut& cut, const CutSizes& sizes, const Budget& budget) const override;
+  double operations(const Cut& cut, const CutSizes& sizes) const override;
 
  private:
+  int64_t stage(const Cut& cut) const;
+  Budget before_later_cuts(int64_t stage, int64_t total, const Budget& budget) const;
   Selection at_encoder(const View& view, const Budget& budget) const;
   Options options_;
 };

@@ -8,6 +8,7 @@
 #include "glimpse/base/json_file.h"
 #include "glimpse/io/safetensors.h"
 #include "glimpse/io/torch_zip.h"
+#include "glimpse/models/vlm.h"
 
 namespace glimpse {
 
@@ -70,15 +71,16 @@ nlohmann::json pruning_config(nlohmann::json base, const nlohmann::json& pruning
     for (int64_t l = 0; l < text.value("num_hidden_layers", int64_t{0}); ++l)
       settings["le_layers"].push_back(l);
   }
-  // The reference's classes are called so.
-  if (const auto type = base.value("model_type", std::string()); !type.ends_with("_gp"))
-    base["model_type"] = (type == "llava" ? "llava_llama" : type) + "_gp";
+  base["model_type"] = model_type_with_modules(base.value("model_type", std::string()));
   base.update(settings);
   return base;
 }
 
 TrainableModules::TrainableModules(nlohmann::json config, const BaseShape& base)
     : json_(std::move(config)), base_(base), config_(GlimpseConfig::from_json(json_, base)) {
+  const auto supervised = json_.find("ori_attn_supervision");
+  check(supervised == json_.end() || supervised->is_null() || *supervised == false,
+        "pruning config: ori_attn_supervision is not supported in training");
   check(config_.vip.type != VipConfig::Type::dummy,
         "attn_fuse_type AttnFuserDummy has no parameters to train");
 }

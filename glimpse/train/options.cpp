@@ -13,8 +13,11 @@ Fields TrainOptions::fields() {
   fields
       .add("model", model,
            "model directory or hub id in the local Hugging Face cache (default: the built-in one)")
+      .shown_as("DIR", 'm')
       .add("new_modules", new_modules, "go on from these modules (default: new ones)")
+      .shown_as("DIR")
       .add("image_root", image_root, "folder of the images: <root>/cot/<dataset>/<image> or <root>/<image>")
+      .shown_as("DIR")
       .add("dataset", dataset, "only the rows of this set")
       .add("samples", samples, "take so many random rows of each file (0: all)", {0, 1e12})
       .add("max_bad_share", max_bad_share, "give up when more of the rows than this are broken", {0, 1})
@@ -24,9 +27,12 @@ Fields TrainOptions::fields() {
       .add("max_steps", max_steps, "stop after so many steps (0: after the epochs)", {0, 1e12});
   for (const Fields& part : {optimiser.fields(), loss.fields()}) fields.append(part);
   fields.add("seed", seed, "seed of initial values, order, sampling and dropout", {0, 9e15})
-      .add("dtype", dtype, "arithmetic of the frozen model: auto, bf16 or fp32")
+      .add("dtype", dtype,
+           "arithmetic of the frozen model; auto: fp32 for a checkpoint saved in it, else bf16")
+      .one_of({"auto", "bf16", "fp32"})
       .add("device", device, "cpu, cuda or cuda:i")
       .add("threads", threads, "CPU threads (0: one per core)", {0, 4096})
+      .shown_as("N", 't')
       .add("loader_threads", loader_threads, "threads that read and decode images", {0, 256})
       .add("min_pixels", min_pixels, "smaller images are enlarged to this", {1, 1e12})
       .add("max_pixels", max_pixels, "larger images are reduced to this", {1, 1e12})
@@ -34,7 +40,8 @@ Fields TrainOptions::fields() {
       .add("save_every", save_every, "steps between checkpoints", {1, 1e9})
       .add("overlay_every", overlay_every, "steps between pictures of what is kept (0: none)", {0, 1e9})
       .add("overlay_rows", overlay_rows, "rows in those pictures", {0, 64})
-      .add("save_dtype", save_dtype, "type of the modules written at the end: fp32 or bf16");
+      .add("save_dtype", save_dtype, "type of the modules written at the end")
+      .one_of({"fp32", "bf16"});
   return fields;
 }
 

@@ -65,6 +65,11 @@ class Models(CliTest):
         self.fails(["ask", "-m", self.with_file("preprocessor_config.json", '{"patch_size": 0, "max_pixels": "x"}'),
                     "-i", IMAGE, "x"], "glimpse: ")
 
+    def test_files_that_git_did_not_fetch(self):
+        pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7516344472\n"
+        for name in ("model.safetensors", "tokenizer.json", "config.json"):
+            self.bad(self.with_file(name, pointer), f"{name}: is a Git LFS pointer; the file was not fetched (run git lfs pull")
+
     def test_no_tokenizer(self):
         self.bad(self.model_copy("model", ["tokenizer.json", "vocab.json", "merges.txt"]), "tokenizer")
 
@@ -175,11 +180,26 @@ class Requests(CliTest):
         self.bad("--prune", "glimpse++random", "unknown method ''")
         self.bad("--prune", "(", "glimpse: ")
         self.bad("--prune", "reference", "glimpse: ")
-        self.bad("--prune", "random", "--threshold", "0.5", "belong to glimpse and reference")
+        self.bad("--prune", "random", "--threshold", "0.5", "--threshold and the like belong to glimpse and reference")
+        self.bad("-m", MODEL, "--threshold", "0.5", "this model has no pruning modules")
         self.bad("--anchors", "middle", "expected tl, tr, bl or br, got 'middle'")
 
+    def test_empty_values(self):
+        """An unset shell variable is no number: none of these flags takes its default silently."""
+        for flag in ("--max-pixels", "--min-pixels", "--temperature", "--max-new-tokens", "--threads", "--keep", "--top-k",
+                     "--dtype", "--threshold", "--preprocessing"):
+            refused = self.fails(["ask", flag, "", QUESTION], status=2)
+            self.assertIn(flag[2:].replace("-", "_"), refused.stderr.replace("-", "_"))
+        for command, flag in [("infer", "--limit"), ("infer", "--batch"), ("infer", "--cache-mb"), ("eval", "--max-new-tokens"),
+                              ("eval", "--limit"), ("eval", "--judge-timeout"), ("train", "--lr"), ("train", "--max-pixels"),
+                              ("train", "--batch")]:
+            rows = ["x.jsonl"] if command == "infer" else []
+            self.fails([command, *rows, "--out", self.dir / "out", flag, ""], status=2)
+
     def test_prompt(self):
-        self.fails(["ask", "word " * 9000], "4096")
+        text = self.fails(["ask", "word " * 9000], "4096", "shorten the text")
+        self.assertNotIn("--max-pixels", text.stderr)
+        self.fails(["ask", "-i", IMAGE, "word " * 9000], "4096", "lower --max-pixels, give fewer images or shorten the text")
         # Bytes that are no UTF-8 are taken as they are.
         self.ok("ask", "--json", "-n", "1", "--system", b"caf\xe9", b"caf\xe9")
         model = os.fsencode(self.dir) + b"/caf\xe9"

@@ -96,5 +96,49 @@ class Checkpoints(CliTest):
         self.assertEqual((got["answer"], got["kept_tokens"]), (ANSWER, 256))
 
 
+    def test_hub_cache_variables(self):
+        """As the hub's own client reads them: the older name too, ~ and other variables in them."""
+        hub = self.dir / "hub/models--org--name"
+        (hub / "refs").mkdir(parents=True)
+        (hub / "refs/main").write_text("abc")
+        (hub / "snapshots").mkdir()
+        (hub / "snapshots/abc").symlink_to(MODEL)
+        unset = {"HF_HOME": "", "HF_HUB_CACHE": "", "HUGGINGFACE_HUB_CACHE": "", "HOME": str(self.dir)}
+        for set_ in [{"HUGGINGFACE_HUB_CACHE": str(self.dir / "hub")}, {"S": str(self.dir), "HF_HUB_CACHE": "$S/hub"},
+                     {"S": str(self.dir), "HF_HOME": "${S}"}, {"HF_HUB_CACHE": "~/hub"},
+                     {"HUGGINGFACE_HUB_CACHE": "/nowhere", "HF_HUB_CACHE": "$HOME/hub"}]:
+            self.ok("ask", "-m", "org/name", "-n", "1", "x", env={**unset, **set_})
+        self.fails(["ask", "-m", "org/name", "x"], "$UNSET_VARIABLE/hub", env={**unset, "HF_HUB_CACHE": "$UNSET_VARIABLE/hub"})
+
+    def test_adapters_on_tied_embeddings(self):
+        """PEFT changes one side of a tied embedding: the same as a model whose head is stored and adapted."""
+        embed = "model.embed_tokens.weight"
+        dtype, (count, width), data = TENSORS[embed]
+        rolled = (dtype, [count, width], data[-len(data) // count:] + data[:-len(data) // count])
+        for module, head, embedding in [("model.embed_tokens", TENSORS[embed], rolled), ("lm_head", rolled, TENSORS[embed])]:
+            adapter = self.dir / f"adapter_{module}"
+            adapter.mkdir()
+            (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+            write_safetensors(adapter / "adapter_model.safetensors", {f"base_model.model.{module}.weight": rolled})
+            untied = self.model_copy(f"untied_{module}", ["model.safetensors", "config.json"])
+            write_safetensors(untied / "model.safetensors", {**TENSORS, embed: embedding, "lm_head.weight": head})
+            config = json.loads((MODEL / "config.json").read_text())
+            (untied / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+            stored = self.without_weights(f"stored_{module}")  # tied, and a head that nobody reads
+            write_safetensors(stored / "model.safetensors", {**TENSORS, "lm_head.weight": TENSORS[embed]})
+
+            def ids(*flags):
+                return self.ask("-n", "9", "--dtype", "fp32", "--new-modules", MODULES, *flags)["token_ids"]
+
+            expected = ids("-m", untied)
+            self.assertNotEqual(expected, ids("-m", MODEL))
+            for model in (MODEL, stored):
+                self.assertEqual(ids("-m", model, "--adapter", adapter), expected)
+                merged = self.dir / "merged"
+                self.ok("merge", "-m", model, "--adapter", adapter, "-o", merged, "--overwrite")
+                self.assertEqual(ids("-m", merged), expected)
+                self.assertIs(json.loads((merged / "config.json").read_text())["tie_word_embeddings"], False)
+
+
 if __name__ == "__main__":
     unittest.main()

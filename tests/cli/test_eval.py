@@ -138,8 +138,8 @@ class Eval(EvalTest):
             line["kept_tokens"] = len(line["keep"])
         (self.dir / "part.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.fails([*part, "--sets", "b"], "divprune@from to ", "asked with another budget", "--overwrite")
-        for bad, says in [("none@0.1", "none keeps everything; write it without a budget"), ("least", "give it a budget"),
-                          ("reference@5", "the boxes of reference say what stays"), ("dart@from", "--budget-from names no run")]:
+        for bad, says in [("none@0.1", "none takes no budget; write it without one"), ("least", "give it a budget"),
+                          ("reference@5", "reference takes no budget"), ("dart@from", "--budget-from names no run")]:
             self.fails(run("x", methods=bad), says)
         self.fails(run("x", *flags, "--budget-from", self.dir / "counts"), "RUN/METHOD@BUDGET", "it has glimpse@own")
 

@@ -132,6 +132,21 @@ class Infer(CliTest):
         for recorded in RECORDED[:6]:
             self.assertEqual(got[recorded["id"]]["answer"], recorded["answer_pruned"])
 
+    def test_interrupts_that_the_parent_ignores(self):
+        """As of every job that a script starts in the background."""
+        out = self.dir / "out.jsonl"
+        command = [PROGRAM, *self.infer("--threads", "1", "--limit", "12")]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
+                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) as process:
+            while not out.exists() or out.read_text().count("\n") < 2:
+                self.assertIsNone(process.poll())
+                time.sleep(0.02)
+            for _ in range(2):
+                process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, errors)
+        self.assertEqual(len(read(out)), 12)
+
     def test_rows_of_every_kind(self):
         image = str(IMAGES / "read_000.jpg")
         rows = self.rows_file({"id": "a", "question": "What letter is on the orange square?", "image": image}, "",

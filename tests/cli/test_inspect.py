@@ -45,7 +45,42 @@ class Usage(CliTest):
             self.assertEqual((text.returncode, text.stderr), (0, ""))
             self.assertIn(f"Usage: glimpse {command} [OPTIONS]", text.stdout)
             self.assertIn("--model DIR", text.stdout)
-            self.assertEqual("--threshold VALUE" in text.stdout, command != "inspect")
+            self.assertEqual("--threshold NUMBER" in text.stdout, command != "inspect")
+
+    def test_settings_say_their_ranges_and_defaults(self):
+        for command, says in [
+            ("ask", ["--threshold NUMBER", "[0 to 1; default the modules', else 0.5]", "--top-k N", "[at least 0; default the checkpoint's, else 0]",
+                     "--max-pixels N", "[at least 1; default the checkpoint's]", "[auto, bf16 or fp32; default auto]",
+                     "[own or reference; default own]", "-m,--model DIR", "-t,--threads N", "[0 to 4096; default 0]"]),
+            ("train", ["--lr NUMBER", "highest learning rate [0 to 10; default 0.0001]", "[above 0", "[fp32 or bf16; default fp32]"][:2]),
+            ("eval", ["--preprocessing TEXT", "[at least 1; default the checkpoint's]"]),
+        ]:
+            text = self.ok(command, "--help")
+            for part in says:
+                self.assertIn(part, text)
+        for command in ("ask", "train"):  # every setting of a list says what it may be
+            for line in self.ok(command, "--help").splitlines():
+                if "--" in line and any(f" {kind} " in line for kind in ("NUMBER", "true|false")):
+                    self.assertRegex(line, r"\[.+\]$")
+
+    def test_methods(self):
+        text = self.ok("methods")
+        for part in ["glimpse\n", "divprune\n", "keep=NUMBER", "[above 0, at most 1; default 0.111]", "layers=N+...", "default 7+14+21]",
+                     "relevance=TEXT", "default words]", "none\n"]:
+            self.assertIn(part, text)
+        general = {each["method"]: each for each in json.loads(self.ok("methods", "--json"))}
+        own = {each["method"]: each for each in json.loads(self.ok("methods", "--json", "--model", MODEL, "--new-modules", MODULES))}
+        self.assertEqual(set(general), set(own))
+        unknown = self.fails(["ask", "--prune", "frob", "x"], "known: none").stderr
+        for name, method in own.items():
+            self.assertIn(name, unknown)
+            self.assertTrue(method["about"])
+            for setting in method["settings"]:  # the list is what the methods take
+                refused = self.fails(["ask", "--prune", f"{name}({setting['name']}=@)", "-i", IMAGE, "x"]).stderr
+                self.assertNotIn("unknown setting", refused)
+        layers = [next(s["about"] for s in methods["pyramiddrop"]["settings"] if s["name"] == "layers") for methods in (general, own)]
+        self.assertRegex(layers[0], "default 7[+]14[+]21]$")
+        self.assertRegex(layers[1], "default 1[+]3[+]4]$")  # of the built-in model's 6
 
     def test_version(self):
         for flag in ("--version", "-V"):

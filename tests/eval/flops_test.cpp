@@ -40,11 +40,16 @@ Counted ask(const Request& request) {
 }  // namespace
 
 TEST_CASE("operations of whole answers, for every method") {
-  for (const std::string method :
-       {"none", "glimpse", "least", "random", "random(layer=-1)", "divprune", "cdpruner", "dart", "visionzip",
-        "vscan", "pyramiddrop", "pyramiddrop(layers=2,keep=0.2)", "divprune(keep=0.5)+glimpse(threshold=0.5)",
-        "visionzip(dominant=0.3,contextual=0.2)+pyramiddrop",
-        "vscan(layers=none,layer_keep=none)+dart(keep=0.1)"})
+  std::vector<std::string> methods = {"none",
+                                      "random(layer=-1)",
+                                      "pyramiddrop(layers=2,keep=0.2)",
+                                      "divprune(keep=0.5)+glimpse(threshold=0.5)",
+                                      "visionzip(dominant=0.3,contextual=0.2)+pyramiddrop",
+                                      "vscan(layers=none,layer_keep=none)+dart(keep=0.1)"};
+  for (const PrunerInfo& info : known_pruners(tiny_engine().pruner_context()))
+    if (info.budgeted != PrunerInfo::Budgeted::never) methods.push_back(info.name);
+  CHECK(methods.size() >= 15);
+  for (const std::string& method : methods)
     for (const double keep : {0.0, 0.05, 0.111, 0.4, 1.0}) {
       if (method == "least" && keep == 0) continue;
       CAPTURE(method);
@@ -102,7 +107,7 @@ TEST_CASE("the encoder of LLaVA") {
   const auto model = test::load_model(golden, at::kFloat);
   nlohmann::json config = read_json(folder / "base/config.json");
   config["mm_vision_tower"] = (folder / "vision_tower").string();
-  const VisionShape shape = VisionShape::of(folder / "base", config);
+  const VisionShape shape = vision_shape(config, folder / "base");
   const int side = 112 / 14;
   Patches patches;
   patches.pixel_values = at::rand({side * side, 3 * 14 * 14});

@@ -162,6 +162,11 @@ TEST_CASE("boxes in answers, as pixels of the picture") {
   task.score = "one_box_iou";
   CHECK(row_score(task, row, "[0.25, 0.375, 0.5, 0.625]", padded) == 0);
   CHECK(row_score(task, row, "none", padded) == 0);
+  task.score = "one_box_format";  // wherever it is, but one
+  CHECK(row_score(task, row, "at [9, 9, 10, 10]", padded) == 1);
+  CHECK(row_score(task, row, "[1, 1, 2, 2] or [3, 3, 4, 4]", padded) == 0);
+  CHECK(row_score(task, row, "none", padded) == 0);
+  CHECK(std::count(score_names().begin(), score_names().end(), task.score) == 1);
 }
 
 TEST_CASE("which answers a judge has to see") {
@@ -260,10 +265,9 @@ TEST_CASE("the grid") {
                    "budget: expected a fraction in (0, 1], a number of tokens above 1, or own");
   // Whoever keeps everything, or what boxes say, takes no budget; a stage after reference does.
   for (const char* bad : {"none@0.1", "none@5"})
-    check_mentions(error_of([&] { make_grid({bad}, {}); }),
-                   "none keeps everything; write it without a budget");
+    check_mentions(error_of([&] { make_grid({bad}, {}); }), "none takes no budget; write it without one");
   for (const char* bad : {"reference@0.1", "reference(layer=3)@7", "divprune(keep=0.5)+reference@0.1"})
-    check_mentions(error_of([&] { make_grid({bad}, {}); }), "the boxes of reference say what stays");
+    check_mentions(error_of([&] { make_grid({bad}, {}); }), "reference takes no budget");
   CHECK(labels(make_grid({"reference(layer=1)+divprune", "random+reference(layer=2)"}, {"0.5"})) ==
         std::vector<std::string>{"reference(layer=1)+divprune@0.5", "random+reference(layer=2)@own"});
   CHECK(takes_budget("vscan(layers=2+3,layer_keep=0.5+0.5)"));

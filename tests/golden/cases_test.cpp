@@ -55,8 +55,13 @@ std::unique_ptr<Engine> load(const GoldenCase& golden, at::ScalarType dtype) {
   // The case's overrides replace fields of the config.
   auto changed = std::make_shared<GlimpseModules>(*modules);
   config.update(golden.info.value("overrides", nlohmann::json::object()));
+  config.erase("use_zero_masks");  // pruner_of() sees to it
   changed->config = GlimpseConfig::from_json(config, base_shape(*model));
   return std::make_unique<Engine>(std::move(model), changed);
+}
+
+bool zero_masks(const GoldenCase& golden) {
+  return golden.info.value("overrides", nlohmann::json::object()).value("use_zero_masks", false);
 }
 
 std::shared_ptr<Recorder> pruner_of(const GoldenCase& golden, const Engine& engine,
@@ -64,7 +69,7 @@ std::shared_ptr<Recorder> pruner_of(const GoldenCase& golden, const Engine& engi
   const GlimpseConfig& config = engine.modules()->config;
   if (!golden.info.value("do_selection", true)) return nullptr;
   const bool given = !member(golden.info, "ref_boxes").is_null();
-  if (!given && !config.zero_masks) {
+  if (!given && !zero_masks(golden)) {
     auto modules = std::shared_ptr<const GlimpseModules>(engine.modules(), [](const GlimpseModules*) {});
     return std::make_shared<Recorder>(std::make_shared<GlimpsePruner>(modules, config.rule));
   }

@@ -151,7 +151,6 @@ TEST_CASE("options come from every known form of preprocessor_config.json") {
       std::filesystem::path(GLIMPSE_SOURCE_DIR) / "models/tiny/model/preprocessor_config.json"));
   CHECK(tiny.max_pixels == 200704);
   CHECK(tiny.mean[2] == doctest::Approx(0.40821073));
-  CHECK(tiny.decode_options().apply_orientation);
 }
 
 TEST_CASE("wrong options are refused with the field's name") {

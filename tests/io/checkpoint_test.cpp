@@ -294,6 +294,75 @@ TEST_CASE("an adapter that is written is read back, its exceptions too") {
   check_mentions(error_of([&] { save_adapter(scratch.write("file", ""), deltas); }), "cannot write");
 }
 
+TEST_CASE("an adapter that brings the weight its change belongs to") {
+  const Scratch scratch;
+  save_safetensors(scratch / "base.safetensors", {{"lm_head.weight", at::ones({4, 3})}});
+  const at::Tensor own = at::linspace(0, 1, 12).view({4, 3}), product = at::matmul(kB, kA);
+  Tensors tensors = lora("lm_head");
+  tensors["base_model.model.lm_head.base_layer.weight"] = own;
+  Weights weights = Weights::open(scratch / "base.safetensors");
+  weights.merge_adapter(write_adapter(scratch, tensors));
+  CHECK(at::allclose(weights.raw("lm_head.weight"), own + product * 3));
+  // The weight alone takes the model's place; with another shape it is refused.
+  Weights alone = Weights::open(scratch / "base.safetensors");
+  alone.merge_adapter(write_adapter(scratch, {{"base_model.model.lm_head.base_layer.weight", own}}));
+  CHECK(at::equal(alone.raw("lm_head.weight"), own));
+  tensors["base_model.model.lm_head.base_layer.weight"] = at::ones({5, 3});
+  check_mentions(error_of([&] { alone.merge_adapter(write_adapter(scratch, tensors)); }), "has shape [5, 3]");
+}
+
+TEST_CASE("an adapter on an embedding that is the head too makes them two, as in PEFT") {
+  const Scratch scratch;
+  const at::Tensor own = at::linspace(0, 1, 12).view({4, 3}), product = at::matmul(kB, kA);
+  const auto merged = [&](const Tensors& base, const Tensors& adapter, const nlohmann::json& config = {}) {
+    save_safetensors(scratch / "base.safetensors", base);
+    Weights weights = Weights::open(scratch / "base.safetensors");
+    const bool two = weights.merge_adapters({write_adapter(scratch, adapter, config)}, "embed_tokens.weight",
+                                            "lm_head.weight");
+    return std::pair{two, std::move(weights)};
+  };
+  const auto equals = [](const Weights& weights, const char* name, const at::Tensor& expected) {
+    CHECK(at::allclose(weights.raw(name), expected));
+    CHECK(weights.name_in_file(name) == name);
+  };
+  const auto whole = [&](const std::string& module) {
+    return Tensors{{"base_model.model." + module + ".weight", own}};
+  };
+  // A head that is stored beside it is not read, as transformers has it.
+  for (const Tensors& base : {Tensors{{"embed_tokens.weight", at::ones({4, 3})}},
+                              Tensors{{"embed_tokens.weight", at::ones({4, 3})}, {"lm_head.weight", -own}}}) {
+    const auto [input, changed_input] = merged(base, whole("embed_tokens"));
+    CHECK(input);
+    equals(changed_input, "embed_tokens.weight", own);
+    equals(changed_input, "lm_head.weight", at::ones({4, 3}));
+    const auto [output, changed_output] = merged(base, whole("lm_head"));
+    CHECK(output);
+    equals(changed_output, "embed_tokens.weight", at::ones({4, 3}));
+    equals(changed_output, "lm_head.weight", own);
+    const auto [low_rank, added] = merged(base, lora("lm_head"));
+    CHECK(low_rank);
+    equals(added, "lm_head.weight", at::ones({4, 3}) + product * 3);
+  }
+  // What changes neither leaves everything as it was.
+  const Tensors other = {{"embed_tokens.weight", at::ones({4, 3})}, {"q.weight", at::zeros({4, 3})}};
+  const auto [two, weights] = merged(other, lora("q"));
+  CHECK_FALSE(two);
+  CHECK(weights.names() == std::vector<std::string>{"embed_tokens.weight", "q.weight"});
+  check_mentions(error_of([&] {
+                   merged(other, whole("embed_tokens"), {{"ensure_weight_tying", true}});
+                 }),
+                 "ensure_weight_tying");
+}
+
+TEST_CASE("a file that git did not fetch is told from a damaged one") {
+  const Scratch scratch;
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7516344472\n";
+  for (const char* name : {"model.safetensors", "model.bin", "model.safetensors.index.json"}) {
+    const fs::path file = scratch.write(name, pointer);
+    check_mentions(error_of([&] { Weights::open(file); }), file.string() + ": is a Git LFS pointer");
+  }
+}
+
 TEST_CASE("several adapters merge one after the other, and nothing is computed before it is asked for") {
   const Scratch scratch;
   save_safetensors(scratch / "base.safetensors", {{"old.q.weight", at::ones({4, 3}, at::kBFloat16)}});

@@ -1,7 +1,10 @@
 // What damaged model folders are answered with.
 #include "builtin.h"
 #include "glimpse/base/check.h"
+#include "glimpse/image/qwen_image.h"
 #include "glimpse/io/safetensors.h"
+#include "io/gguf_bytes.h"
+#include "io/scratch.h"
 
 #undef CHECK
 #include <doctest/doctest.h>
@@ -79,6 +82,152 @@ TEST_CASE("config.json: which model, which fields") {
            {"head size 1 is odd"});
   contains(with_config([](json& c) { c["use_sliding_window"] = true; }),
            {"sliding-window attention is not supported"});
+}
+
+TEST_CASE("null in a settings file means not set") {
+  // The 4 heads of the built-in model share 2 of keys; null stands for one each, which its weights are not.
+  contains(with_config([](json& c) { c["num_key_value_heads"] = nullptr; }), {"k_proj"});
+  for (const char* key : {"head_dim", "rms_norm_eps", "max_position_embeddings", "use_sliding_window",
+                          "text_config", "rope_parameters", "torch_dtype"})
+    CHECK(with_config([&](json& c) { c[key] = nullptr; }) == "no error");
+  const BrokenModel model;
+  std::ofstream(model.dir() / "generation_config.json")
+      << R"({"do_sample": true, "temperature": null, "top_p": null, "top_k": null, "repetition_penalty": null,
+             "eos_token_id": null})";
+  model.edit_json("config.json", [](json& c) { c["eos_token_id"] = 3; });
+  const auto engine = Engine::load({.model = model.dir(), .dtype = "fp32"});
+  CHECK(engine->stop_ids() == std::vector<int64_t>{3});
+  CHECK(engine->default_sampling().top_k == 50);
+  CHECK(engine->default_sampling().temperature == 1);
+  std::ofstream(model.dir() / "generation_config.json") << R"({"do_sample": true, "top_p": "0.9"})";
+  CHECK_THROWS_WITH_AS(Engine::load({.model = model.dir(), .dtype = "fp32"}),
+                       doctest::Contains("generation_config.json: top_p has an unexpected value \"0.9\""),
+                       Error);
+}
+
+TEST_CASE("a scaled rotary embedding is refused by name") {
+  const auto with_rope = [](const json& rope, const char* key = "rope_scaling", bool nested = false) {
+    return with_config([&](json& c) {
+      json whole = c["rope_scaling"];
+      whole.update(rope);
+      c.erase("rope_scaling");
+      if (nested) c["text_config"] = c;
+      c[key] = whole;
+    });
+  };
+  CHECK(with_rope({}) == "no error");
+  CHECK(with_rope({}, "rope_parameters") == "no error");
+  CHECK(with_rope({{"type", "default"}, {"rope_type", "default"}}) == "no error");
+  for (const char* kind : {"type", "rope_type"})
+    for (const char* value : {"linear", "dynamic", "yarn", "longrope", "llama3"}) {
+      const std::string said = std::string(kind) + " \"" + value + "\" is not supported";
+      contains(with_rope({{kind, value}, {"factor", 4}}), {"config.json", "rope_scaling", said.c_str()});
+      contains(with_rope({{kind, value}}, "rope_parameters"), {"rope_parameters", said.c_str()});
+      contains(with_rope({{kind, value}}, "rope_scaling", true), {said.c_str()});
+    }
+}
+
+TEST_CASE("what says how images are prepared") {
+  const Image image{280, 280, std::vector<uint8_t>(3 * 280 * 280, 90)};
+  const auto tokens = [&](const BrokenModel& model) {
+    const auto loaded = load_vlm(model.dir(), {.dtype = at::kFloat});
+    return loaded->prompt({test::user("x", 1)}, {image}, {}).visual_rows.size();
+  };
+  // As transformers 5 writes it; it wins over the older file.
+  const auto nested = [](const BrokenModel& model, const json& change) {
+    json own = read_json(test::tiny_dir() / "model/preprocessor_config.json");
+    own["size"] = {{"shortest_edge", own["min_pixels"]}, {"longest_edge", 28 * 28 * 30}};
+    own.erase("min_pixels");
+    own.erase("max_pixels");
+    own.update(change);
+    std::ofstream(model.dir() / "processor_config.json") << json{{"image_processor", own}}.dump();
+  };
+  const BrokenModel both;
+  CHECK(tokens(both) == 100);
+  nested(both, {});
+  CHECK(tokens(both) <= 30);
+  const BrokenModel newer;
+  nested(newer, {{"image_mean", nullptr}});
+  std::filesystem::remove(newer.dir() / "preprocessor_config.json");
+  CHECK(tokens(newer) <= 30);
+  nested(newer, {{"patch_size", 16}});
+  contains(error_of(newer), {"/processor_config.json: patch_size is 16"});
+  nested(newer, {{"resample", 2}});
+  contains(error_of(newer), {"/processor_config.json: resample 2 is not supported"});
+
+  // Without either nothing is guessed. Questions without an image go on.
+  std::ofstream(newer.dir() / "processor_config.json") << R"({"processor_class": "Qwen2_5_VLProcessor"})";
+  CHECK_THROWS_WITH_AS(tokens(newer),
+                       doctest::Contains("neither preprocessor_config.json nor processor_config"), Error);
+  const auto loaded = load_vlm(newer.dir(), {.dtype = at::kFloat});
+  CHECK_FALSE(loaded->prompt({test::user("x")}, {}, {}).ids.empty());
+}
+
+TEST_CASE("the published evaluation's preprocessing is asked for by name") {
+  const Vlm& model = test::tiny_engine().model();
+  const Image image{301, 217, std::vector<uint8_t>(3 * 301 * 217, 90)};
+  const auto patches = [&](const char* how) {
+    ImageBounds bounds;
+    bounds.fields().set("preprocessing", how, "test");
+    return model.prompt({test::user("x", 1)}, {image}, bounds).patches.at(0);
+  };
+  QwenImageOptions reference =
+      QwenImageOptions::from_json(read_json(test::tiny_dir() / "model/preprocessor_config.json"));
+  CHECK(at::equal(patches("own").pixel_values, qwen_patches(image, reference).pixel_values));
+  reference.reference = true;
+  CHECK(at::equal(patches("reference").pixel_values, qwen_patches(image, reference).pixel_values));
+  CHECK_THROWS_WITH_AS(patches("other"), doctest::Contains("expected own or reference"), Error);
+  ImageBounds bounds;
+  CHECK(bounds.decode_options().apply_orientation);
+  bounds.preprocessing = "reference";
+  CHECK_FALSE(bounds.decode_options().apply_orientation);
+}
+
+TEST_CASE("GGUF files are told by their first bytes") {
+  const test::Scratch scratch;
+  const auto file = [&](const std::string& name, const std::string& architecture) {
+    test::GgufBytes bytes;
+    bytes.key("general.architecture", 8, test::text_bytes(architecture));
+    return scratch.write(name, bytes.file()).string();
+  };
+  const auto error = [](const std::string& model, const std::string& mmproj) {
+    return test::error_of([&] { open_model(model, mmproj); });
+  };
+  const std::string mmproj = file("mmproj-model.gguf", "clip");
+  contains(error(mmproj, ""), {"mmproj-model.gguf holds a vision encoder: name it with --mmproj"});
+  for (const char* name : {"M.GGUF", "sha256-blob"}) {
+    const std::string model = file(name, "qwen2vl");
+    contains(error(model, ""), {"holds a language model only", ("--mmproj " + mmproj).c_str()});
+    contains(error(model, mmproj), {"mmproj-model.gguf: projector type ''"});  // both are opened
+  }
+  contains(error(file("other", "llama"), mmproj), {"architecture 'llama' is not supported"});
+  contains(error(scratch.write("text.gguf", "words"), mmproj), {"text.gguf is not a GGUF file"});
+  contains(error(scratch.write("text", "words"), mmproj),
+           {"--mmproj belongs to a --model that is a GGUF file"});
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7516344472\n";
+  contains(error(scratch.write("model.gguf", pointer), mmproj), {"model.gguf: is a Git LFS pointer"});
+}
+
+TEST_CASE("a GGUF file whose rotary embedding is scaled") {
+  const test::Scratch scratch;
+  test::GgufBytes vision;
+  vision.key("general.architecture", 8, test::text_bytes("clip"));
+  vision.key("clip.projector_type", 8, test::text_bytes("qwen2.5vl_merger"));
+  const std::string mmproj = scratch.write("mmproj.gguf", vision.file());
+  const auto error = [&](const std::string& key, uint32_t kind, const std::string& value) {
+    test::GgufBytes bytes;
+    bytes.key("general.architecture", 8, test::text_bytes("qwen2vl"));
+    bytes.key(key, kind, value);
+    return test::error_of([&] { open_model(scratch.write("model.gguf", bytes.file()), mmproj); });
+  };
+  contains(error("qwen2vl.rope.scaling.type", 8, test::text_bytes("yarn")),
+           {"rope scaling is not supported"});
+  for (const char* key :
+       {"qwen2vl.rope.scaling.factor", "qwen2vl.rope.scale_linear", "qwen2vl.rope.scaling.attn_factor"}) {
+    contains(error(key, 6, test::bytes_of(4.0f)), {"rope scaling is not supported", key});
+    for (const float none : {0.0f, 1.0f})
+      CHECK(error(key, 6, test::bytes_of(none)).find("scaling") == std::string::npos);
+  }
 }
 
 TEST_CASE("config.json: numbers that cannot be") {

@@ -118,7 +118,7 @@ class Gguf(unittest.TestCase):
         self.fails([*ask, "--model", model], "holds a language model only", f"--mmproj {mmproj}")
         self.fails([*ask, "--model", mmproj, "--mmproj", model], "holds a vision encoder: name it with --mmproj")
         self.fails([*ask, "--model", model, "--mmproj", model], "holds no vision encoder")
-        self.fails([*ask, "--model", TINY / "model", "--mmproj", mmproj], "--mmproj belongs to a --model that is a .gguf file")
+        self.fails([*ask, "--model", TINY / "model", "--mmproj", mmproj], "--mmproj belongs to a --model that is a GGUF file")
         self.fails([*ask, "--mmproj", mmproj], "--mmproj belongs to")
         self.fails([*ask, "--model", DIR / "none.gguf", "--mmproj", mmproj], "no such file", "none.gguf")
         self.fails(["quantize", model, DIR / "out"], "holds a language model only", f"--mmproj {mmproj}")

@@ -73,10 +73,10 @@ TEST_CASE("the default layer: the modules', else two thirds of the way") {
 
 TEST_CASE("what is known") {
   std::vector<std::string> names;
-  for (const PrunerInfo& info : known_pruners()) {
+  for (const PrunerInfo& info : known_pruners(kPlain)) {
     names.push_back(info.name);
     CHECK_FALSE(info.summary.empty());
-    for (const Field& field : info.settings) CHECK_FALSE(field.help.empty());
+    for (const auto& setting : info.settings) CHECK_FALSE(setting.about.empty());
   }
   for (const char* name : {"glimpse", "random", "reference"})
     CHECK(std::find(names.begin(), names.end(), name) != names.end());

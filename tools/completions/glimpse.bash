@@ -5,7 +5,7 @@ _glimpse() {
   local model='--model --mmproj --new-modules --clip --adapter --dtype --weights --kernels --device --threads --help'
   local run="$model --prune --keep --threshold --max-keep --min-keep --anchors
     --max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --system
-    --min-pixels --max-pixels"
+    --min-pixels --max-pixels --preprocessing"
 
   COMPREPLY=()
   case $prev in
@@ -20,6 +20,7 @@ _glimpse() {
     --weights) mapfile -t COMPREPLY < <(compgen -W 'auto bf16 int8 int4' -- "$cur"); return ;;
     --kernels) mapfile -t COMPREPLY < <(compgen -W 'auto avx512 avx2 sse4 scalar' -- "$cur"); return ;;
     --group) mapfile -t COMPREPLY < <(compgen -W '32 64' -- "$cur"); return ;;
+    --preprocessing) mapfile -t COMPREPLY < <(compgen -W 'own reference' -- "$cur"); return ;;
     --device) mapfile -t COMPREPLY < <(compgen -W 'cpu cuda' -- "$cur"); return ;;
     --keep | --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | -n | --temperature | --top-p | \
       --top-k | --repetition-penalty | --seed | --system | --min-pixels | --max-pixels | --threads | -t | --limit | \
@@ -29,15 +30,15 @@ _glimpse() {
 
   local words
   if ((COMP_CWORD == 1)); then
-    words='ask chat infer eval inspect merge quantize train --help --version'
+    words='ask chat infer eval inspect methods merge quantize train --help --version'
   else
     case $command in
       ask) words="$run --image --reference-boxes --mask-out --overlay-out --scores-out --json --quiet" ;;
       chat) words="$run --image --cache-mb" ;;
       infer) words="$run --out --image-root --limit --batch --kv-mb --cache-mb --keep-going --overwrite --budget-from" ;;
       train) words="--config --data --out --resume --overwrite --model --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
-      eval) words="$model --out --task --methods --budgets --budget-from --data-root --image-root --sets --limit --overwrite --keep-going --gallery --masks-only --masks-out --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --judge-timeout --max-new-tokens --min-pixels --max-pixels" ;;
-      inspect) words="$model --json" ;;
+      eval) words="$model --out --task --methods --budgets --budget-from --data-root --image-root --sets --limit --overwrite --keep-going --gallery --masks-only --masks-out --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --judge-timeout --max-new-tokens --min-pixels --max-pixels --preprocessing" ;;
+      inspect | methods) words="$model --json" ;;
       quantize) words='--mmproj --weights --group --max-shard-size --threads --overwrite --help' ;;
       merge) words='--model --adapter --out --max-shard-size --overwrite --help' ;;
     esac
