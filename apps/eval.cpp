@@ -69,7 +69,7 @@ EvalPlan make_plan(const EvalFlags& flags) {
       check(other.task.name != task.task.name, "task ", task.task.name, " is named twice");
     if (flags.masks_only) task.task.score = "mask_iou";
     TaskSource source{flags.data_root.empty() ? file.parent_path() : fs::path(flags.data_root),
-                      flags.image_root, split_all(flags.sets), flags.limit};
+                      flags.image_root, split_all(flags.sets), flags.limit, flags.keep_going};
     task.rows = rows_of(flags, task.task, source, plan.counts);
     check(!needs_judge(task.task.score) || !flags.judge.url.empty(), "task ", task.task.name,
           " is scored by a judge: name a server with --judge-url and --judge-model");

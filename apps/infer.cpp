@@ -205,7 +205,7 @@ int run(const InferFlags& flags, Interrupt& interrupt) {
         "--budget-from needs a pruning method that takes a budget; --prune ", shared.prune, " takes none");
   ResumableLines out(flags.out, settings_of(flags, *engine, shared, budget), flags.overwrite);
   const size_t total = rows.size();
-  std::erase_if(rows, [&](const Row& row) { return out.done(row.id); });
+  std::erase_if(rows, [&](const Row& row) { return row.problem.empty() && out.done(row.id); });
   if (total != rows.size()) std::cerr << "glimpse: " << total - rows.size() << " rows are already answered\n";
   shared.stop = interrupt.arm();
 
@@ -223,7 +223,7 @@ int run(const InferFlags& flags, Interrupt& interrupt) {
 std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt) {
   auto flags = std::make_shared<InferFlags>();
   app.add_option("rows", flags->rows,
-                 "JSONL file: question, image (a name or a list), optional id, dataset, bboxs")
+                 "JSONL file: question, image or images (a name or a list), optional id, dataset, bboxs")
       ->required();
   app.add_option("-o,--out", flags->out, "JSONL file of answers; an existing one is continued")
       ->required()

@@ -19,22 +19,14 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-Row parse_row(const std::string& text, size_t line, const fs::path& root) {
+void parse_row(const std::string& text, const fs::path& root, Row& row) {
   QuestionRow parsed = parse_question_row(text);
-  Row row;
-  row.line = line;
-  row.id = parsed.object.contains("id") ? parsed.object["id"] : json(line - 1);
+  row.id = parsed.object.contains("id") ? parsed.object["id"] : json(row.line - 1);
   check(row.id.is_string() || row.id.is_number(), "\"id\" must be text or a number");
   if (!parsed.dataset.empty()) row.set = parsed.dataset;
   row.question = std::move(parsed.question);
   row.boxes = std::move(parsed.boxes);
-  try {
-    for (const std::string& name : parsed.images)
-      row.images.push_back(find_image(root, parsed.dataset, name));
-  } catch (const Error& error) {
-    row.problem = error.what();
-  }
-  return row;
+  for (const std::string& name : parsed.images) row.images.push_back(find_image(root, parsed.dataset, name));
 }
 
 double now_s() {
@@ -47,11 +39,13 @@ std::vector<Row> read_rows(const fs::path& file, const fs::path& root, size_t li
   std::vector<Row> rows;
   std::set<std::string> ids;
   visit_lines(file, [&](const std::string& text, size_t line) {
+    Row& row = rows.emplace_back();
+    row.line = line;
     try {
-      rows.push_back(parse_row(text, line, root));
-      check(ids.insert(rows.back().id.dump()).second, "id ", rows.back().id.dump(), " occurs twice");
+      parse_row(text, root, row);
+      check(ids.insert(row.id.dump()).second, "id ", row.id.dump(), " occurs twice");
     } catch (const Error& error) {
-      fail(file.string(), ":", line, ": ", error.what());
+      row.problem = error.what();
     }
     return limit == 0 || rows.size() < limit;
   });

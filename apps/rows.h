@@ -17,11 +17,11 @@ struct Row {
   std::vector<std::filesystem::path> images;
   std::vector<std::array<double, 4>> boxes;  ///< pixels, x1 y1 x2 y2; of the first image
   size_t line = 0;                           ///< 1-based, for messages
-  std::string problem;                       ///< why an image cannot be found, or ""
+  std::string problem;                       ///< why it cannot be asked, or ""
 };
 
-/// Reads the first `limit` rows (0: all) before any work. Errors name file and line. Images are looked
-/// for as find_image() does.
+/// Reads the first `limit` rows (0: all) before any work; what is wrong with one is its `problem`. Images are
+/// looked for as find_image() does. Error when there is none.
 std::vector<Row> read_rows(const std::filesystem::path& file, const std::filesystem::path& image_root,
                            size_t limit);
 

@@ -56,6 +56,7 @@ struct TaskSource {
   std::filesystem::path images;   ///< folder of the images, or empty: the task's own
   std::vector<std::string> sets;  ///< only these; empty: all
   size_t limit = 0;               ///< at most so many rows of each set, evenly spaced; 0: all
+  bool keep_going = false;        ///< a row that is wrong has a `problem` and is no Error
 };
 
 /// The rows of a task in the order of its sets and files. Errors name the file and the row: no such set, a

@@ -165,6 +165,29 @@ class Infer(CliTest):
         self.fails(self.infer("--limit", "2", rows=rows, out="b.jsonl"), "rows.jsonl:2: ", "broken.jpg")
         self.assertEqual(list(read(self.dir / "b.jsonl")), [1])
 
+    def test_keep_going_past_bad_lines(self):
+        """A line that cannot be read is told by its reason and column; the others are answered."""
+        good = {"question": "Hello"}
+        digits = "123456789012345678901234567890"
+        rows = self.rows_file("\ufeff", {**good, "id": 1}, '{"id": 2, "question": "\\ud83d"}', {**good, "id": 1},
+                              '{"id": 3, "question": "Hello", "score": NaN}', f'{{"id": {digits}, "question": "Hello"}}',
+                              f'{{"id": {digits[:-1]}1, "question": "Hello"}}')
+        result = self.fails(self.infer("-n", "1", "--keep-going", rows=rows), "2 of 6 rows could not be answered",
+                            "rows.jsonl:3: not valid JSON: column 30: ", "surrogate", "rows.jsonl:4: id 1 occurs twice")
+        self.assertEqual(result.stderr.count("rows.jsonl"), 2)
+        self.assertEqual(list(read(self.dir / "out.jsonl")), [1, 3, digits, digits[:-1] + "1"])
+        self.fails(self.infer("-n", "1", rows=rows), "rows.jsonl:3: not valid JSON")
+
+    def test_images_key(self):
+        """Many data sets say "images"; under any other name a picture is not left out in silence."""
+        row = {"id": 1, "question": "What letter is on the orange square?"}
+        self.ok(*self.infer(rows=self.rows_file({**row, "images": ["cot/read/read_000.jpg"]})))
+        self.assertEqual(read(self.dir / "out.jsonl")[1]["answer"], RECORDED[0]["answer_pruned"])
+        self.fails(self.infer(rows=self.rows_file({**row, "image_path": "cot/read/read_000.jpg"}), out="b.jsonl"),
+                   'rows.jsonl:1: "image_path" names a picture', 'call it so, or add "image": null')
+        self.fails(self.infer(rows=self.rows_file({**row, "image": "cot/read/read_000.jpg\0.png"}), out="b.jsonl"),
+                   "rows.jsonl:1: image not found")
+
     def test_bad_rows(self):
         good = {"id": 1, "question": "x"}
         for bad, says in [
