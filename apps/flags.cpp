@@ -190,6 +190,13 @@ std::string CommonFlags::composition(const Engine& loaded) const {
   return chosen + "(" + settings + ")";
 }
 
+void CommonFlags::check_used(bool has_images) const {
+  if (has_images) return;
+  check(!keep.keep && !keep.count, "--keep: there is no image whose tokens it could keep");
+  for (const auto& [name, text] : rule.values())
+    fail("--", dashed(name), ": there is no image whose tokens it could keep");
+}
+
 Request CommonFlags::request(const Engine& loaded) const {
   Request request;
   request.prune = composition(loaded);
@@ -236,6 +243,13 @@ std::string summary(const Answer& answer) {
   out << ", KV cache " << static_cast<double>(answer.kv_bytes) / 1048576 << " MiB, peak memory "
       << peak_memory_mib() << " MiB";
   return out.str();
+}
+
+std::string cut_note(const Answer& answer, int64_t max_new_tokens) {
+  if (answer.finish_reason != "length") return "";
+  const bool asked = std::ssize(answer.ids) >= max_new_tokens;
+  return concat("glimpse: the answer was cut after ", answer.ids.size(), " tokens",
+                asked ? " (--max-new-tokens)" : ": the model's context is full", "\n");
 }
 
 Interrupt::Interrupt() {

@@ -42,6 +42,8 @@ struct CommonFlags {
   void add(CLI::App& app);
   /// The composition that --prune and the rule's flags together mean.
   std::string composition(const Engine& loaded) const;
+  /// Error for a setting about visual tokens that would do nothing: there is no image.
+  void check_used(bool has_images) const;
   /// A request with every setting but messages and images.
   Request request(const Engine& loaded) const;
 };
@@ -59,6 +61,9 @@ void add_cache_flag(CLI::App& app, EngineOptions& options);
 nlohmann::json times_json(const Answer& answer);
 /// The same in one or two lines for people.
 std::string summary(const Answer& answer);
+
+/// A line that says that the answer was cut and by what; "" when it came to its end.
+std::string cut_note(const Answer& answer, int64_t max_new_tokens);
 
 /// Peak resident memory of this process so far, MiB.
 double peak_memory_mib();

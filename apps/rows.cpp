@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <iomanip>
 #include <iostream>
@@ -28,6 +29,9 @@ void parse_row(const std::string& text, const fs::path& root, Row& row) {
   row.boxes = std::move(parsed.boxes);
   for (const std::string& name : parsed.images) row.images.push_back(find_image(root, parsed.dataset, name));
 }
+
+// A log gets its first line soon, later ones more rarely.
+constexpr double kFirstLineAfter_s = 5, kMostBetweenLines_s = 60;
 
 double now_s() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -102,22 +106,29 @@ Progress::Progress(size_t total, size_t done, std::string unit)
       first_(done),
       unit_(std::move(unit)),
       start_s_(now_s()),
-      shown_(isatty(STDERR_FILENO)) {}
+      next_line_s_(kFirstLineAfter_s),
+      terminal_(isatty(STDERR_FILENO)) {}
 
 Progress::~Progress() {
-  if (shown_) std::cerr << "\n";
+  if (terminal_) std::cerr << "\n";
 }
 
 void Progress::step(const std::string& note) {
   ++done_;
-  if (!shown_) return;
   const double elapsed = now_s() - start_s_;
+  if (!terminal_ && (elapsed < next_line_s_ || done_ == total_)) return;
+  next_line_s_ = elapsed + std::clamp(elapsed, kFirstLineAfter_s, kMostBetweenLines_s);
   const double rate = static_cast<double>(done_ - first_) / std::max(elapsed, 1e-9);
   const int width = 24, full = static_cast<int>(width * done_ / std::max<size_t>(total_, 1));
   std::ostringstream line;
-  line << "\r" << std::string(full, '#') << std::string(width - full, '.') << " " << done_ << "/" << total_
-       << " " << std::fixed << std::setprecision(1) << rate << " " << unit_ << "/s, "
-       << static_cast<double>(total_ - done_) / std::max(rate, 1e-9) << " s left  " << note << "\x1b[K";
+  if (terminal_)
+    line << "\r" << std::string(full, '#') << std::string(width - full, '.') << " ";
+  else
+    line << "glimpse: ";
+  line << done_ << "/" << total_ << " " << std::fixed << std::setprecision(1) << rate << " " << unit_
+       << "/s, " << static_cast<double>(total_ - done_) / std::max(rate, 1e-9) << " s left";
+  if (terminal_) line << "  " << note << "\x1b[K";
+  if (!terminal_) line << "\n";
   std::cerr << line.str() << std::flush;
 }
 

@@ -40,7 +40,7 @@ class ResumableLines {
   std::string name_;
 };
 
-/// A progress line on a terminal, nothing elsewhere.
+/// A progress line on a terminal; elsewhere (a log) a line now and then.
 class Progress {
  public:
   Progress(size_t total, size_t done, std::string unit = "rows");
@@ -50,8 +50,8 @@ class Progress {
  private:
   size_t total_, done_, first_;
   std::string unit_;
-  double start_s_;
-  bool shown_;
+  double start_s_, next_line_s_;
+  bool terminal_;
 };
 
 }  // namespace glimpse::app

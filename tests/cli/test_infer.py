@@ -43,6 +43,13 @@ class Infer(CliTest):
         self.ok(*self.infer("--limit", "6", "--batch", "4", out="batch.jsonl"))
         self.assertEqual(read(self.dir / "batch.jsonl"), read(self.dir / "out.jsonl"))
 
+        # What was done, for the log; nothing is said of answers that end by themselves.
+        result = self.fails(self.infer("--limit", "6", out="again.jsonl"), "glimpse: 6 rows answered in ", " rows/s), visual tokens "
+                            "kept: ", status=0)
+        self.assertNotIn("cut", result.stderr)
+        self.fails(self.infer("--limit", "2", "-n", "3", out="cut.jsonl"), "2 of these answers were cut at --max-new-tokens",
+                   status=0)
+
         # Torn in the middle of line 4: lines 1 to 3 stay as they are.
         whole = (self.dir / "out.jsonl").read_bytes()
         lines = whole.splitlines(keepends=True)
@@ -132,6 +139,20 @@ class Infer(CliTest):
         for recorded in RECORDED[:6]:
             self.assertEqual(got[recorded["id"]]["answer"], recorded["answer_pruned"])
 
+    def test_log(self):
+        """Without a terminal a line now and then says how far it is."""
+        rows = self.rows_file(*[{"question": "Hello"}] * 1000)
+        command = [PROGRAM, *self.infer("-n", "2000", "--threads", "1", "-m", self.endless_model(), rows=rows)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            self.assertRegex(process.stderr.readline(), r"^glimpse: \d+/1000 [\d.]+ rows/s, [\d.]+ s left$")
+            process.kill()
+
+    def test_keep_on_text(self):
+        text = {"id": 1, "question": "Hello"}
+        self.fails(self.infer("--keep", "0.5", "--prune", "divprune", rows=self.rows_file(text)), "--keep: there is no image")
+        rows = self.rows_file(text, {"id": 2, "question": "What?", "image": str(IMAGES / "read_000.jpg")})
+        self.ok(*self.infer("--keep", "0.5", "--prune", "divprune", "-n", "1", rows=rows))
+
     def test_rows_of_every_kind(self):
         image = str(IMAGES / "read_000.jpg")
         rows = self.rows_file({"id": "a", "question": "What letter is on the orange square?", "image": image}, "",
@@ -209,6 +230,9 @@ class Infer(CliTest):
         for flags in ([], ["--overwrite"]):
             self.fails(self.infer(*flags, rows=rows, out="rows.jsonl"), "is the file of rows itself")
             self.fails(self.infer(*flags, rows=rows, out="."), "exists and is not a regular file")
+            (self.dir / "link.jsonl").unlink(missing_ok=True)
+            (self.dir / "link.jsonl").symlink_to(rows)
+            self.fails(self.infer(*flags, rows=rows, out="link.jsonl"), "is the file of rows itself")
         self.assertEqual(rows.read_text(), text)
         (self.dir / "other.jsonl").write_text('{"id": 1}\n')
         self.fails(self.infer(rows=rows, out="other.jsonl"), "other.jsonl exists and is no output of this command")
