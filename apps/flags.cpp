@@ -11,6 +11,9 @@
 #include <thread>
 
 #include "glimpse/eval/grid.h"
+#include "glimpse/io/model_dir.h"
+#include "glimpse/io/run_identity.h"
+#include "glimpse/models/source.h"
 
 namespace glimpse::app {
 
@@ -109,15 +112,28 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
 }
 
 nlohmann::json model_settings(const EngineOptions& options) {
-  nlohmann::json settings = {{"model", options.model.empty() ? "built-in" : options.model},
+  const bool builtin = options.model.empty();
+  nlohmann::json settings = {{"model", builtin ? "built-in" : options.model},
+                             {"mmproj", options.mmproj},
                              {"new_modules", options.new_modules},
+                             {"clip", options.clip},
                              {"adapters", options.adapters},
                              {"dtype", options.dtype},
                              {"weights", options.weights}};
-  if (!options.mmproj.empty()) settings["mmproj"] = options.mmproj;
-  if (!options.clip.empty()) settings["clip"] = options.clip;
+  nlohmann::json& content = settings["content"];
+  content["model"] = weights_fingerprint(model_source(options)->path());
+  if (!options.mmproj.empty()) content["mmproj"] = weights_fingerprint(options.mmproj);
+  if (!options.new_modules.empty())
+    content["new_modules"] = weights_fingerprint(resolve_model_dir(options.new_modules));
+  else if (builtin)
+    content["new_modules"] = weights_fingerprint(builtin_model_dir() / "new_modules");
+  if (!options.clip.empty()) content["clip"] = weights_fingerprint(resolve_model_dir(options.clip));
+  for (const std::string& adapter : options.adapters)
+    content["adapters"].push_back(weights_fingerprint(resolve_model_dir(adapter)));
   return settings;
 }
+
+const std::set<std::string> kModelPlaces = {"model", "mmproj", "new_modules", "clip", "adapters"};
 
 void add_cache_flag(CLI::App& app, EngineOptions& options) {
   options.cache_mb = 1024;

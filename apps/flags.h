@@ -4,6 +4,7 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -51,8 +52,10 @@ struct CommonFlags {
 /// Adds the flags that name a model and how to run it.
 void add_model_flags(CLI::App& app, EngineOptions& options);
 
-/// Which model these mean, as recorded beside the answers.
+/// Which model these mean, as recorded beside the answers: what it is called, and what it holds.
 nlohmann::json model_settings(const EngineOptions& options);
+/// Those of its members that only say where the model lies.
+extern const std::set<std::string> kModelPlaces;
 
 /// Adds --cache-mb, for commands that ask more than one question.
 void add_cache_flag(CLI::App& app, EngineOptions& options);

@@ -45,6 +45,7 @@ Request make_request(const Request& shared, const Row& row, const KeptCounts& bu
 
 nlohmann::json result(const Row& row, const Answer& answer) {
   return {{"id", row.id},
+          {"row", row.fingerprint()},
           {"answer", answer.text},
           {"token_ids", answer.ids},
           {"finish_reason", answer.finish_reason},
@@ -153,25 +154,36 @@ class Answering {
   };
 
   void ask(const Request& shared, size_t row) {
-    try {
+    attempt(row, [&] {
       in_flight_.push_back({row, scheduler_.submit(make_request(shared, rows_[row], budget_))});
+    });
+  }
+
+  // Notes why a row has no answer; a mistake of this program ends it.
+  template <class Work>
+  void attempt(size_t row, const Work& work) {
+    try {
+      work();
+    } catch (const std::logic_error&) {
+      throw;
     } catch (const Error& error) {
       results_[row] = {true, {}, error.what()};
+    } catch (const std::exception& error) {
+      const std::string_view why = error.what();  // libtorch adds where it happened, line by line
+      results_[row] = {true, {}, std::string(why.substr(0, why.find('\n')))};
     }
   }
 
   // Takes the answer if there is one.
   bool collect(InFlight& each) {
     if (each.answer.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return false;
-    try {
+    attempt(each.row, [&] {
       const Answer answer = each.answer.get();
       if (answer.finish_reason == "cancelled")
         stopped_ = true;
       else
         take(each.row, answer);
-    } catch (const Error& error) {
-      results_[each.row] = {true, {}, error.what()};
-    }
+    });
     return true;
   }
 
@@ -236,7 +248,7 @@ int run(const InferFlags& flags, Interrupt& interrupt) {
         "--budget-from needs a pruning method that takes a budget; --prune ", shared.prune, " takes none");
   ResumableLines out(flags.out, settings_of(flags, *engine, shared, budget), flags.overwrite);
   const size_t total = rows.size();
-  std::erase_if(rows, [&](const Row& row) { return row.problem.empty() && out.done(row.id); });
+  std::erase_if(rows, [&](const Row& row) { return row.problem.empty() && out.done(row); });
   if (total != rows.size()) std::cerr << "glimpse: " << total - rows.size() << " rows are already answered\n";
   shared.stop = interrupt.arm();
 

@@ -8,10 +8,12 @@
 #include <iostream>
 #include <set>
 
+#include "flags.h"
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/io/rows.h"
+#include "glimpse/io/run_identity.h"
 
 namespace glimpse::app {
 
@@ -57,47 +59,41 @@ std::vector<Row> read_rows(const fs::path& file, const fs::path& root, size_t li
   return rows;
 }
 
+std::string Row::fingerprint() const {
+  return question_fingerprint(question, boxes, images);
+}
+
+constexpr const char* kAdvice = "; name another --out, or start again with --overwrite";
+
 ResumableLines::ResumableLines(const fs::path& file, const json& settings, bool overwrite)
     : name_(file.string()) {
   const fs::path beside = file.string() + ".settings.json";
-  // Paths and texts of the command line need not be UTF-8.
-  const std::string note_text = settings.dump(2, ' ', false, json::error_handler_t::replace);
   std::error_code ignored;
-  check(!fs::exists(file, ignored) || fs::is_regular_file(file, ignored), name_,
-        ": exists and is not a regular file");
-  if (overwrite) {
-    fs::remove(file);
-    fs::remove(beside);
+  const bool goes_on = !overwrite && fs::is_regular_file(file, ignored) && fs::file_size(file) > 0;
+  check(!goes_on || fs::exists(beside), name_, " exists and is no output of this command: there is no ",
+        beside.string(), kAdvice);
+  out_.emplace(file, overwrite);
+  const json now = stored(settings);
+  if (goes_on) {
+    const std::string other = differences(read_json(beside), now, kModelPlaces);
+    check(other.empty(), name_, " was made with other settings (", other, ")", kAdvice);
   }
-  uintmax_t whole = 0;
-  if (fs::exists(file) && fs::file_size(file) > 0) {
-    const char* advice = "; name another --out, or start again with --overwrite";
-    check(fs::exists(beside), name_, " exists and is no output of this command: there is no ",
-          beside.string(), advice);
-    check(read_json(beside) == json::parse(note_text), name_, " was made with other settings (",
-          beside.string(), ")", advice);
-    std::ifstream in(file);
-    for (std::string text; std::getline(in, text) && !in.eof();) {
-      const json row = json::parse(text, nullptr, false);
-      check(row.is_object() && member(row, "id").is_primitive(), name_,
-            " exists and is no output of this command", advice);
-      ids_[row["id"].dump()] = true;
-      whole += text.size() + 1;
-    }
-    // A line without its end was torn when the program was killed.
-    if (fs::file_size(file) != whole) fs::resize_file(file, whole);
-  }
+  visit_whole_lines(file, [&](const json& line) {
+    check(line.is_object() && member(line, "id").is_primitive(), name_,
+          " exists and is no output of this command", kAdvice);
+    fingerprints_[line["id"].dump()] = member(line, "row");
+  });
   AtomicFile note(beside);
-  note.stream() << note_text << "\n";
+  note.stream() << now.dump(2) << "\n";
   note.commit();
-  out_.open(file, std::ios::app);
-  check(out_.good(), name_, ": cannot be written");
 }
 
-void ResumableLines::write(const json& row) {
-  out_ << row.dump() << std::endl;
-  check(out_.good(), name_, ": writing failed (disk full?)");
-  ids_[row["id"].dump()] = true;
+bool ResumableLines::done(const Row& row) const {
+  const auto found = fingerprints_.find(row.id.dump());
+  if (found == fingerprints_.end()) return false;
+  check(found->second == row.fingerprint(), name_, " has an answer to id ", row.id.dump(),
+        ", asked with another question, box or picture than now", kAdvice);
+  return true;
 }
 
 Progress::Progress(size_t total, size_t done, std::string unit)

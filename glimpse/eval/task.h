@@ -19,7 +19,7 @@ struct TaskRow {
       boxes;                ///< where the answer is seen: x1 y1 x2 y2 in pixels of the first image
   std::string place;        ///< file and row, for messages
   std::string problem;      ///< why it cannot be asked, or ""
-  std::string fingerprint;  ///< of what is asked: question, boxes, each image's size and first bytes
+  std::string fingerprint;  ///< of what is asked (io/run_identity.h)
 
   /// Names the row among all of its task.
   std::string key() const;

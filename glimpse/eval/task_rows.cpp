@@ -1,13 +1,12 @@
 #include <algorithm>
-#include <fstream>
 #include <map>
 #include <set>
 
 #include "glimpse/base/json_file.h"
-#include "glimpse/eval/content_hash.h"
 #include "glimpse/eval/scores.h"
 #include "glimpse/eval/task.h"
 #include "glimpse/io/rows.h"
+#include "glimpse/io/run_identity.h"
 
 namespace glimpse {
 
@@ -144,20 +143,6 @@ Parsed parse_conversation(const json& object) {
   return out;
 }
 
-// The first bytes of two pictures of one size are hardly ever the same.
-std::string fingerprint_of(const TaskRow& row) {
-  std::string all = json{row.question, row.boxes}.dump(-1, ' ', false, json::error_handler_t::replace);
-  for (const fs::path& path : row.images) {
-    std::string head(4096, '\0');
-    std::ifstream in(path, std::ios::binary);
-    in.read(head.data(), std::ssize(head));
-    head.resize(static_cast<size_t>(in.gcount()));
-    std::error_code ignored;
-    all += concat(' ', fs::file_size(path, ignored), ' ', head);
-  }
-  return content_hash(all);
-}
-
 TaskRow make_row(const Task& task, const Record& record, const std::string& set, size_t index,
                  const fs::path& images) {
   check(record.problem.empty(), record.problem);
@@ -178,7 +163,7 @@ TaskRow make_row(const Task& task, const Record& record, const std::string& set,
   } catch (const Error& error) {
     row.problem = error.what();
   }
-  row.fingerprint = fingerprint_of(row);
+  row.fingerprint = question_fingerprint(row.question, row.boxes, row.images);
   return std::move(row);
 }
 
