@@ -5,6 +5,7 @@
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/image/decode.h"
 #include "glimpse/image/overlay.h"
+#include "paths.h"
 
 namespace glimpse::app {
 
@@ -55,6 +56,19 @@ void write_pictures(const AskFlags& flags, const Answer& answer, const std::vect
   }
 }
 
+// What is written, once there is an answer about `images` images.
+std::vector<NamedPath> outputs_of(const AskFlags& flags, size_t images) {
+  std::vector<NamedPath> outputs;
+  for (const auto& [flag, file] :
+       {std::pair("--overlay-out", flags.overlay_out), {"--mask-out", flags.mask_out}}) {
+    if (file.empty()) continue;
+    check(images > 0, flag, ": there is no image to draw; name one with --image");
+    for (size_t i = 0; i < images; ++i) outputs.push_back({flag, numbered(file, i, images)});
+  }
+  if (!flags.scores_out.empty()) outputs.push_back({"--scores-out", flags.scores_out});
+  return outputs;
+}
+
 nlohmann::json image_json(const Answer& answer, size_t i) {
   const Segment& image = answer.segments[i];
   return {{"rows", image.rows},
@@ -100,9 +114,13 @@ nlohmann::json answer_json(const Answer& answer) {
 int run(AskFlags& flags, Interrupt& interrupt) {
   check(std::count(flags.images.begin(), flags.images.end(), "-") <= 1,
         "--image -: standard input holds one image");
+  flags.common.check_used(!flags.images.empty());
   // An answer may take long: what cannot be written is better said before it.
-  for (const std::string& path : {flags.overlay_out, flags.mask_out, flags.scores_out})
-    if (!path.empty()) AtomicFile{path};
+  const std::vector<NamedPath> outputs = outputs_of(flags, flags.images.size());
+  std::vector<NamedPath> inputs;
+  for (const std::string& path : flags.images) inputs.push_back({"--image", path});
+  check_outputs(outputs, inputs);
+  for (const NamedPath& output : outputs) AtomicFile{output.path};
   std::vector<Image> images;
   for (const std::string& path : flags.images)
     images.push_back(load_image(path, flags.common.bounds.decode_options()));
@@ -115,6 +133,10 @@ int run(AskFlags& flags, Interrupt& interrupt) {
   message.parts.push_back({Part::Kind::text, flags.question});
   request.images = images;
   if (!flags.boxes.empty()) {
+    const auto pruners = make_pruners(request.prune, engine->pruner_context());
+    check(std::any_of(pruners.begin(), pruners.end(),
+                      [](const auto& pruner) { return pruner->name() == "reference"; }),
+          "--reference-boxes belongs to the method reference; --prune ", request.prune, " would not read it");
     check(flags.boxes.size() == images.size(), "--reference-boxes: give it once per image: ", images.size(),
           " images, ", flags.boxes.size(), " lists of boxes");
     for (size_t i = 0; i < images.size(); ++i)
@@ -128,7 +150,7 @@ int run(AskFlags& flags, Interrupt& interrupt) {
     std::cout << answer_json(answer).dump(2) << std::endl;
   } else {
     std::cout << std::endl;
-    if (!flags.quiet) std::cerr << summary(answer) << "\n";
+    if (!flags.quiet) std::cerr << summary(answer) << "\n" << cut_note(answer, request.max_new_tokens);
   }
   if (answer.finish_reason == "cancelled") {
     std::cerr << "glimpse: stopped\n";

@@ -5,6 +5,7 @@
 #include "flags.h"
 #include "glimpse/engine/session.h"
 #include "glimpse/image/decode.h"
+#include "paths.h"
 
 namespace glimpse::app {
 
@@ -25,12 +26,30 @@ void add_image(Session& session, const std::string& path, const ImageBounds& bou
   session.add_image(load_image(path, bounds.decode_options()));
 }
 
+// What is typed, without the mark that some editors put before a file's text and Windows' line ends.
+bool read_line(bool first, std::string& line) {
+  if (!std::getline(std::cin, line)) return false;
+  if (first && line.starts_with("\xEF\xBB\xBF")) line.erase(0, 3);
+  if (line.ends_with('\r')) line.pop_back();
+  return true;
+}
+
+// "/image a.jpg" is the command "/image" about " a.jpg"; anything else than a command is a question.
+std::pair<std::string, std::string> split_command(const std::string& line) {
+  const size_t begin = std::min(line.find_first_not_of(" \t"), line.size());
+  if (line.substr(begin, 1) != "/") return {"", line};
+  const size_t end = std::min(line.find_first_of(" \t", begin), line.size());
+  const size_t rest = std::min(end + 1, line.size());
+  return {line.substr(begin, end - begin), line.substr(rest)};
+}
+
 // Asks and prints; false for an answer that was cancelled.
-bool ask(Session& session, const std::string& question, std::stop_token stop) {
+bool ask(Session& session, const std::string& question, int64_t max_new_tokens, std::stop_token stop) {
   const Answer answer = session.ask(question, std::move(stop),
                                     [](const std::string& text) { std::cout << text << std::flush; });
   std::cout << std::endl;
   if (isatty(STDERR_FILENO)) std::cerr << summary(answer) << "\n";
+  std::cerr << cut_note(answer, max_new_tokens);
   return answer.finish_reason != "cancelled";
 }
 
@@ -40,23 +59,25 @@ int run(const ChatFlags& flags, Interrupt& interrupt) {
   for (const std::string& path : flags.images) add_image(session, path, flags.common.bounds);
   const bool person = isatty(STDIN_FILENO);
   if (person) std::cerr << kHelp << "\n";
-  for (std::string line;;) {
+  for (bool first = true;; first = false) {
     if (person) std::cerr << "> " << std::flush;
-    if (!std::getline(std::cin, line)) break;
-    if (line.ends_with('\r')) line.pop_back();
+    std::string line;
+    if (!read_line(first, line)) break;
+    const auto [command, rest] = split_command(line);
+    const bool alone = rest.find_first_not_of(" \t") == rest.npos;
     try {
-      if (line.empty()) continue;
-      if (line == "/quit" || line == "/exit") break;
-      if (line == "/clear") {
+      if (command.empty() && alone) continue;
+      if (alone && (command == "/quit" || command == "/exit")) break;
+      if (alone && command == "/clear") {
         session.clear();
-      } else if (line == "/help") {
+      } else if (alone && command == "/help") {
         std::cerr << kHelp << "\n";
-      } else if (line.starts_with("/image ")) {
-        add_image(session, line.substr(7), flags.common.bounds);
-      } else if (line.starts_with('/')) {
+      } else if (!alone && command == "/image") {
+        add_image(session, pasted_path(rest), flags.common.bounds);
+      } else if (!command.empty()) {
         fail("unknown command '", line, "'. ", kHelp);
       } else {
-        const bool answered = ask(session, line, interrupt.arm());
+        const bool answered = ask(session, line, flags.common.max_new_tokens, interrupt.arm());
         interrupt.disarm();
         if (!answered && !person) return 130;
       }

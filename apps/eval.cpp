@@ -69,7 +69,7 @@ EvalPlan make_plan(const EvalFlags& flags) {
       check(other.task.name != task.task.name, "task ", task.task.name, " is named twice");
     if (flags.masks_only) task.task.score = "mask_iou";
     TaskSource source{flags.data_root.empty() ? file.parent_path() : fs::path(flags.data_root),
-                      flags.image_root, split_all(flags.sets), flags.limit};
+                      flags.image_root, split_all(flags.sets), flags.limit, flags.keep_going};
     task.rows = rows_of(flags, task.task, source, plan.counts);
     check(!needs_judge(task.task.score) || !flags.judge.url.empty(), "task ", task.task.name,
           " is scored by a judge: name a server with --judge-url and --judge-model");
@@ -96,8 +96,7 @@ EvalPlan make_plan(const EvalFlags& flags) {
   return plan;
 }
 
-// What answers and times depend on.
-json settings_of(const EvalFlags& flags, const EvalPlan& plan) {
+EvalSettings settings_of(const EvalFlags& flags, const EvalPlan& plan) {
   const EngineOptions& e = flags.engine;
   json tasks = json::array();
   for (const EvalTask& task : plan.tasks) tasks.push_back(task.task.to_json());
@@ -112,7 +111,9 @@ json settings_of(const EvalFlags& flags, const EvalPlan& plan) {
                    {"max_pixels", flags.bounds.max_pixels ? json(*flags.bounds.max_pixels) : json()},
                    {"preprocessing", flags.bounds.preprocessing},
                    {"sampling", "greedy"}});
-  return settings;
+  std::set<std::string> aside = kModelPlaces;
+  aside.insert({"commit", "earlier_commits"});
+  return {settings, aside};
 }
 
 void write_file(const fs::path& path, const std::string& text) {
@@ -133,7 +134,7 @@ std::unique_ptr<Engine> load_engine(const EvalFlags& flags, const EvalPlan& plan
 // Answers what is missing; 130 when stopped.
 int answer(const EvalFlags& flags, const EvalPlan& plan, const Engine& engine, Interrupt& interrupt) {
   const Accounting accounting(engine, *model_source(flags.engine));
-  const EvalProgress progress = progress_of(plan);
+  const EvalProgress progress = progress_of(plan, true);
   Progress bar(progress.mine, progress.mine - progress.mine_missing, "answers");
   if (!PeakMemory().mib())
     std::cerr << "glimpse: peak memory is not measured: /proc/self/clear_refs cannot be written\n";
@@ -171,20 +172,23 @@ json evaluate(const EvalPlan& plan, const EvalFlags& flags, Interrupt& interrupt
 
 int run(EvalFlags flags, Interrupt& interrupt) {
   const EvalPlan plan = make_plan(flags);
-  const json settings = settings_of(flags, plan);
+  const EvalSettings settings = settings_of(flags, plan);
   check_folder(plan, settings, flags.overwrite);
-  const EvalProgress before = flags.overwrite ? EvalProgress{.mine_missing = 1} : progress_of(plan);
+  const EvalProgress before = flags.overwrite ? EvalProgress{.mine_missing = 1} : progress_of(plan, true);
   if (before.mine_missing < before.mine)
     std::cerr << "glimpse: " << before.mine - before.mine_missing << " of " << before.mine
               << " answers are there already\n";
   if (before.mine_missing > 0) {
     const auto engine = load_engine(flags, plan);
-    claim_folder(plan, settings, flags.overwrite);
+    const FolderClaim claim(plan, settings, flags.overwrite);
+    if (const std::string& commit = claim.earlier_commit(); !commit.empty())
+      std::cerr << "glimpse: the answers that are there were made by " << commit << ", this is " << kBuiltFrom
+                << "; the results name both\n";
     if (const int status = answer(flags, plan, *engine, interrupt)) return status;
   }
 
   // The process that finds all answers there makes the results; of several that do, one after the other.
-  const FolderLock lock(plan.out / ".lock");
+  const FileLock lock(plan.out / ".lock", LockKind::exclusive_wait);
   const EvalProgress progress = progress_of(plan);
   if (progress.missing > 0) {
     std::cerr << "glimpse: process " << plan.shard.rank << " of " << plan.shard.size << " is done; "
@@ -199,7 +203,7 @@ int run(EvalFlags flags, Interrupt& interrupt) {
     std::cerr << "\nglimpse: stopped; the same command goes on from here\n";
     return 130;
   }
-  json about = settings;
+  json about = read_json(plan.out / "eval.json");
   about["machine"] = read_json(plan.out / "machine.json");
   about["limit"] = flags.limit;
   if (!flags.judge.url.empty()) about["judge_model"] = flags.judge.model;

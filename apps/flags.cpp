@@ -11,6 +11,9 @@
 #include <thread>
 
 #include "glimpse/eval/grid.h"
+#include "glimpse/io/model_dir.h"
+#include "glimpse/io/run_identity.h"
+#include "glimpse/models/source.h"
 
 namespace glimpse::app {
 
@@ -71,17 +74,28 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
 }
 
 nlohmann::json model_settings(const EngineOptions& options) {
-  nlohmann::json settings = {
-      {"model", options.model.empty() ? "built-in" : options.model},
-      {"new_modules", options.new_modules.size() == 1 ? nlohmann::json(options.new_modules[0])
-                                                      : nlohmann::json(options.new_modules)},
-      {"adapters", options.adapters},
-      {"dtype", options.dtype},
-      {"weights", options.weights}};
-  if (!options.mmproj.empty()) settings["mmproj"] = options.mmproj;
-  if (!options.clip.empty()) settings["clip"] = options.clip;
+  const bool builtin = options.model.empty();
+  nlohmann::json settings = {{"model", builtin ? "built-in" : options.model},
+                             {"mmproj", options.mmproj},
+                             {"new_modules", options.new_modules.size() == 1
+                                                 ? nlohmann::json(options.new_modules[0])
+                                                 : nlohmann::json(options.new_modules)},
+                             {"clip", options.clip},
+                             {"adapters", options.adapters},
+                             {"dtype", options.dtype},
+                             {"weights", options.weights}};
+  nlohmann::json& content = settings["content"];
+  content["model"] = weights_fingerprint(model_source(options)->path());
+  if (!options.mmproj.empty()) content["mmproj"] = weights_fingerprint(options.mmproj);
+  for (const auto& [name, dir] : module_dirs(options))
+    content["new_modules"][name] = weights_fingerprint(dir);
+  if (!options.clip.empty()) content["clip"] = weights_fingerprint(resolve_model_dir(options.clip));
+  for (const std::string& adapter : options.adapters)
+    content["adapters"].push_back(weights_fingerprint(resolve_model_dir(adapter)));
   return settings;
 }
+
+const std::set<std::string> kModelPlaces = {"model", "mmproj", "new_modules", "clip", "adapters"};
 
 void add_cache_flag(CLI::App& app, EngineOptions& options) {
   options.cache_mb = 1024;
@@ -171,6 +185,13 @@ std::string CommonFlags::composition(const Engine& loaded) const {
        "' write them inside it, as in glimpse(threshold=0.3)+random(keep=0.5)");
 }
 
+void CommonFlags::check_used(bool has_images) const {
+  if (has_images) return;
+  check(!keep.keep && !keep.count, "--keep: there is no image whose tokens it could keep");
+  for (const auto& [name, text] : rule.values())
+    fail("--", dashed(name), ": there is no image whose tokens it could keep");
+}
+
 Request CommonFlags::request(const Engine& loaded) const {
   Request request;
   request.prune = composition(loaded);
@@ -217,6 +238,13 @@ std::string summary(const Answer& answer) {
   out << ", KV cache " << static_cast<double>(answer.kv_bytes) / 1048576 << " MiB, peak memory "
       << peak_memory_mib() << " MiB";
   return out.str();
+}
+
+std::string cut_note(const Answer& answer, int64_t max_new_tokens) {
+  if (answer.finish_reason != "length") return "";
+  const bool asked = std::ssize(answer.ids) >= max_new_tokens;
+  return concat("glimpse: the answer was cut after ", answer.ids.size(), " tokens",
+                asked ? " (--max-new-tokens)" : ": the model's context is full", "\n");
 }
 
 Interrupt::Interrupt() {

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,8 @@ struct CommonFlags {
   void add(CLI::App& app);
   /// The composition that --prune and the rule's flags together mean.
   std::string composition(const Engine& loaded) const;
+  /// Error for a setting about visual tokens that would do nothing: there is no image.
+  void check_used(bool has_images) const;
   /// A request with every setting but messages and images.
   Request request(const Engine& loaded) const;
 };
@@ -54,8 +57,10 @@ void add_model_flags(CLI::App& app, EngineOptions& options);
 /// Adds the flags that say how images are prepared.
 void add_image_flags(CLI::App& app, ImageBounds& bounds);
 
-/// Which model these mean, as recorded beside the answers.
+/// Which model these mean, as recorded beside the answers: what it is called, and what it holds.
 nlohmann::json model_settings(const EngineOptions& options);
+/// Those of its members that only say where the model lies.
+extern const std::set<std::string> kModelPlaces;
 
 /// Adds --cache-mb, for commands that ask more than one question.
 void add_cache_flag(CLI::App& app, EngineOptions& options);
@@ -64,6 +69,9 @@ void add_cache_flag(CLI::App& app, EngineOptions& options);
 nlohmann::json times_json(const Answer& answer);
 /// The same in one or two lines for people.
 std::string summary(const Answer& answer);
+
+/// A line that says that the answer was cut and by what; "" when it came to its end.
+std::string cut_note(const Answer& answer, int64_t max_new_tokens);
 
 /// Peak resident memory of this process so far, MiB.
 double peak_memory_mib();

@@ -1,12 +1,15 @@
 #include <chrono>
+#include <iomanip>
 #include <iostream>
 #include <map>
 #include <numeric>
 
 #include "flags.h"
+#include "glimpse/base/timer.h"
 #include "glimpse/engine/scheduler.h"
 #include "glimpse/eval/grid.h"
 #include "glimpse/image/decode.h"
+#include "paths.h"
 #include "rows.h"
 
 namespace glimpse::app {
@@ -42,6 +45,7 @@ Request make_request(const Request& shared, const Row& row, const KeptCounts& bu
 
 nlohmann::json result(const Row& row, const Answer& answer) {
   return {{"id", row.id},
+          {"row", row.fingerprint()},
           {"answer", answer.text},
           {"token_ids", answer.ids},
           {"finish_reason", answer.finish_reason},
@@ -124,6 +128,21 @@ class Answering {
 
   size_t failed() const { return failed_; }
 
+  /// What was answered, in a line or two for people.
+  std::string summary() const {
+    const auto share = [](double part, double whole) { return whole > 0 ? part / whole : 0; };
+    const double seconds = timer_.ms() / 1000;
+    std::ostringstream out;
+    out << std::fixed << std::setprecision(1) << answered_ << " rows answered in " << seconds << " s ("
+        << share(static_cast<double>(answered_), seconds) << " rows/s)";
+    if (visual_ > 0)
+      out << ", visual tokens kept: " << kept_ << " of " << visual_ << " ("
+          << 100 * share(static_cast<double>(kept_), static_cast<double>(visual_)) << " %)";
+    if (cut_ > 0)
+      out << "\nglimpse: " << cut_ << " of these answers were cut at --max-new-tokens or the model's context";
+    return out.str();
+  }
+
  private:
   struct InFlight {
     size_t row;
@@ -136,27 +155,46 @@ class Answering {
   };
 
   void ask(const Request& shared, size_t row) {
-    try {
+    attempt(row, [&] {
       in_flight_.push_back({row, scheduler_.submit(make_request(shared, rows_[row], budget_))});
+    });
+  }
+
+  // Notes why a row has no answer; a mistake of this program ends it.
+  template <class Work>
+  void attempt(size_t row, const Work& work) {
+    try {
+      work();
+    } catch (const std::logic_error&) {
+      throw;
     } catch (const Error& error) {
       results_[row] = {true, {}, error.what()};
+    } catch (const std::exception& error) {
+      const std::string_view why = error.what();  // libtorch adds where it happened, line by line
+      results_[row] = {true, {}, std::string(why.substr(0, why.find('\n')))};
     }
   }
 
   // Takes the answer if there is one.
   bool collect(InFlight& each) {
     if (each.answer.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return false;
-    try {
+    attempt(each.row, [&] {
       const Answer answer = each.answer.get();
       if (answer.finish_reason == "cancelled")
         stopped_ = true;
       else
-        results_[each.row] = {true, result(rows_[each.row], answer),
-                              concat("kept ", answer.kept_tokens, "/", answer.visual_tokens)};
-    } catch (const Error& error) {
-      results_[each.row] = {true, {}, error.what()};
-    }
+        take(each.row, answer);
+    });
     return true;
+  }
+
+  void take(size_t row, const Answer& answer) {
+    results_[row] = {true, result(rows_[row], answer),
+                     concat("kept ", answer.kept_tokens, "/", answer.visual_tokens)};
+    ++answered_;
+    visual_ += answer.visual_tokens;
+    kept_ += answer.kept_tokens;
+    cut_ += answer.finish_reason == "length";
   }
 
   void write() {
@@ -189,6 +227,8 @@ class Answering {
   std::vector<Result> results_;  // of each row
   std::vector<InFlight> in_flight_;
   size_t asked_ = 0, written_ = 0, failed_ = 0;
+  int64_t answered_ = 0, visual_ = 0, kept_ = 0, cut_ = 0;  // of this run, for its summary
+  const Timer timer_;
   bool stopped_ = false;
 };
 
@@ -196,9 +236,12 @@ int run(const InferFlags& flags, Interrupt& interrupt) {
   std::vector<Row> rows = read_rows(flags.rows, flags.image_root, flags.limit);
   for (const Row& row : rows)
     check(flags.keep_going || row.problem.empty(), flags.rows, ":", row.line, ": ", row.problem);
-  std::error_code ignored;
-  check(!std::filesystem::equivalent(flags.rows, flags.out, ignored), "--out ", flags.out,
-        " is the file of rows itself");
+  std::vector<NamedPath> inputs = {{"the file of rows", flags.rows}, {"--budget-from", flags.budget_from}};
+  for (const Row& row : rows)
+    for (const auto& image : row.images) inputs.push_back({"a picture of the rows", image});
+  check_outputs({{"--out", flags.out}}, inputs);
+  flags.common.check_used(
+      std::any_of(rows.begin(), rows.end(), [](const Row& r) { return !r.images.empty(); }));
   const KeptCounts budget = flags.budget_from.empty() ? KeptCounts() : KeptCounts(flags.budget_from);
   const auto engine = Engine::load(flags.common.engine);
   Request shared = flags.common.request(*engine);
@@ -206,7 +249,7 @@ int run(const InferFlags& flags, Interrupt& interrupt) {
         "--budget-from needs a pruning method that takes a budget; --prune ", shared.prune, " takes none");
   ResumableLines out(flags.out, settings_of(flags, *engine, shared, budget), flags.overwrite);
   const size_t total = rows.size();
-  std::erase_if(rows, [&](const Row& row) { return out.done(row.id); });
+  std::erase_if(rows, [&](const Row& row) { return row.problem.empty() && out.done(row); });
   if (total != rows.size()) std::cerr << "glimpse: " << total - rows.size() << " rows are already answered\n";
   shared.stop = interrupt.arm();
 
@@ -215,6 +258,7 @@ int run(const InferFlags& flags, Interrupt& interrupt) {
     std::cerr << "\nglimpse: stopped; the same command goes on from here\n";
     return 130;
   }
+  std::cerr << "glimpse: " << answering.summary() << "\n";
   check(answering.failed() == 0, answering.failed(), " of ", total, " rows could not be answered; see above");
   return 0;
 }
@@ -224,7 +268,7 @@ int run(const InferFlags& flags, Interrupt& interrupt) {
 std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt) {
   auto flags = std::make_shared<InferFlags>();
   app.add_option("rows", flags->rows,
-                 "JSONL file: question, image (a name or a list), optional id, dataset, bboxs")
+                 "JSONL file: question, image or images (a name or a list), optional id, dataset, bboxs")
       ->required();
   app.add_option("-o,--out", flags->out, "JSONL file of answers; an existing one is continued")
       ->required()

@@ -2,11 +2,13 @@
 
 #include <array>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "glimpse/io/line_file.h"
 
 namespace glimpse::app {
 
@@ -17,30 +19,35 @@ struct Row {
   std::vector<std::filesystem::path> images;
   std::vector<std::array<double, 4>> boxes;  ///< pixels, x1 y1 x2 y2; of the first image
   size_t line = 0;                           ///< 1-based, for messages
-  std::string problem;                       ///< why an image cannot be found, or ""
+  std::string problem;                       ///< why it cannot be asked, or ""
+
+  /// Of what is asked.
+  std::string fingerprint() const;
 };
 
-/// Reads the first `limit` rows (0: all) before any work. Errors name file and line. Images are looked
-/// for as find_image() does.
+/// Reads the first `limit` rows (0: all) before any work; what is wrong with one is its `problem`. Images are
+/// looked for as find_image() does. Error when there is none.
 std::vector<Row> read_rows(const std::filesystem::path& file, const std::filesystem::path& image_root,
                            size_t limit);
 
 /// An output of one JSON object per line that survives being killed: what is already there is kept, a torn
-/// last line is removed, and finished ids are known.
+/// last line is removed, and finished ids are known. Nobody else may write it meanwhile.
 class ResumableLines {
  public:
-  /// `settings` are stored beside the file; a file made with others is an error unless `overwrite`.
+  /// `settings` are stored beside the file; one made with others, but for where the model lies, is an Error
+  /// unless `overwrite`.
   ResumableLines(const std::filesystem::path& file, const nlohmann::json& settings, bool overwrite);
-  bool done(const nlohmann::json& id) const { return ids_.contains(id.dump()); }
-  void write(const nlohmann::json& row);
+  /// Whether the row has its answer. Error when that is one to another question, box or picture.
+  bool done(const Row& row) const;
+  void write(const nlohmann::json& line) { out_->write(line); }
 
  private:
-  std::map<std::string, bool> ids_;
-  std::ofstream out_;
+  std::map<std::string, nlohmann::json> fingerprints_;  // of the rows that were answered, by id
   std::string name_;
+  std::optional<LineFile> out_;
 };
 
-/// A progress line on a terminal, nothing elsewhere.
+/// A progress line on a terminal; elsewhere (a log) a line now and then.
 class Progress {
  public:
   Progress(size_t total, size_t done, std::string unit = "rows");
@@ -50,8 +57,8 @@ class Progress {
  private:
   size_t total_, done_, first_;
   std::string unit_;
-  double start_s_;
-  bool shown_;
+  double start_s_, next_line_s_;
+  bool terminal_;
 };
 
 }  // namespace glimpse::app

@@ -1,6 +1,8 @@
+#include <algorithm>
 #include <cstdlib>
 #include <iomanip>
 #include <iostream>
+#include <set>
 
 #include "flags.h"
 #include "glimpse/base/json_file.h"
@@ -21,6 +23,9 @@ struct TrainFlags {
   bool overwrite = false;
 };
 
+// Of a run that goes on: how it runs here, and how far.
+const std::set<std::string> kMayChange = {"threads", "loader_threads", "device", "epochs", "max_steps"};
+
 // The settings of a new run, or those of the one to resume.
 TrainOptions options_of(const TrainFlags& flags) {
   TrainOptions options;
@@ -29,34 +34,56 @@ TrainOptions options_of(const TrainFlags& flags) {
     if (!flags.data.empty()) options.data = flags.data;
   } else {
     const fs::path file = fs::path(flags.resume) / "train.json";
-    check(fs::exists(file), flags.resume, " is no training run: there is no train.json in it");
-    options.from_json(read_json(file), file.string());
+    check(
+        fs::exists(file), flags.resume, " is no training run: there is no train.json in it",
+        std::getenv("RANK") ? "; every process needs the run's directory, or a copy of its train.json" : "");
+    nlohmann::json settings = read_json(file);
+    settings.erase("began");  // the trainer's own
+    options.from_json(settings, file.string());
     check(flags.config.empty() && flags.data.empty() && flags.out.empty(),
           "--resume goes on with the run's own settings; --config, --data and --out do not go with it");
     for (const auto& [name, text] : flags.settings.values())
-      check(name == "threads" || name == "loader_threads" || name == "device",
-            "--resume goes on with the run's own ", name,
-            "; only --threads, --loader-threads and --device may differ");
+      check(kMayChange.contains(name), "--resume goes on with the run's own ", name,
+            "; only --threads, --loader-threads, --device, --epochs and --max-steps may differ");
   }
   flags.settings.apply(options.fields());
-  options.device = local_device(options.device);
   return options;
 }
 
+// What a new run reads must not lie in the directory that it empties first.
+void check_kept(const fs::path& out, const TrainOptions& options) {
+  std::error_code ignored;
+  const std::string whole = (fs::weakly_canonical(out, ignored) / "").string();
+  std::vector<std::string> inputs = options.data;
+  for (const std::string& dir : {options.model, options.new_modules, options.image_root})
+    inputs.push_back(dir);
+  for (const std::string& input : inputs)
+    check(input.empty() || !(fs::weakly_canonical(input, ignored) / "").string().starts_with(whole), "--out ",
+          out.string(), " is or holds ", input, ", which is read; --overwrite would remove it");
+}
+
 // A new run needs a folder of its own. The other processes may come later than the first.
-fs::path run_folder(const TrainFlags& flags) {
+fs::path run_folder(const TrainFlags& flags, const TrainOptions& options) {
   if (!flags.resume.empty()) return flags.resume;
   check(!flags.out.empty(), "name the run's directory with --out, or one to go on with by --resume");
   const char* rank = std::getenv("RANK");
   if (rank && std::string_view(rank) != "0") return flags.out;
+  const fs::path out = flags.out;
   std::error_code ignored;
-  const bool run = fs::exists(fs::path(flags.out) / "train.json", ignored);
+  const bool run = fs::exists(out / "train.json", ignored);
   check(!run || flags.overwrite, flags.out, " holds a training run; go on with it by --resume ", flags.out,
         ", or start again with --overwrite");
-  check(run || !fs::exists(flags.out, ignored) || (fs::is_directory(flags.out) && fs::is_empty(flags.out)),
-        flags.out, " exists and is no empty directory");
-  if (run) fs::remove_all(flags.out);
-  return flags.out;
+  const auto is_lock = [](const fs::directory_entry& entry) { return entry.path().filename() == ".lock"; };
+  if (run) {
+    check_kept(out, options);
+    const FileLock alone(out / ".lock", LockKind::exclusive);
+    for (const auto& entry : fs::directory_iterator(out))
+      if (!is_lock(entry)) fs::remove_all(entry.path());
+  } else if (fs::exists(out, ignored)) {
+    check(fs::is_directory(out) && std::all_of(fs::directory_iterator(out), {}, is_lock), flags.out,
+          " exists and is no empty directory");
+  }
+  return out;
 }
 
 std::string note(const StepMetrics& metrics) {
@@ -75,10 +102,12 @@ std::string note(const StepMetrics& metrics) {
 
 int run(const TrainFlags& flags, Interrupt& interrupt) {
   TrainOptions options = options_of(flags);
-  const std::unique_ptr<World> world = World::from_environment(parse_device(options.device));
-  const fs::path folder = run_folder(flags);
-  Trainer trainer(options, folder, *world);
+  const std::unique_ptr<World> world = World::from_environment(parse_device(local_device(options.device)));
+  const fs::path folder = run_folder(flags, options);
+  Trainer trainer(options, folder, *world, !flags.resume.empty());
   if (world->first()) {
+    for (const std::string& each : trainer.notes())
+      std::cerr << "glimpse: " << folder.string() << ": " << each << "\n";
     std::cerr << "glimpse: " << trainer.rows() << " rows, " << trainer.total_steps() << " steps";
     if (trainer.first_step() > 0) std::cerr << ", going on after step " << trainer.first_step();
     std::cerr << "\n";

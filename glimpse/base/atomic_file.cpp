@@ -27,6 +27,16 @@ fs::path create_beside(const fs::path& path) {
   }
 }
 
+/// Where links lead, whether or not there is a file yet: the file is replaced, and the link stays.
+fs::path link_target(fs::path path) {
+  constexpr int longest = 40;  // as the kernel follows
+  std::error_code ignored;
+  for (int i = 0; i < longest && fs::is_symlink(path, ignored); ++i)
+    path = path.parent_path() / fs::read_symlink(path, ignored);
+  check(!fs::is_symlink(path, ignored), "cannot write ", path.string(), ": it is a link that leads nowhere");
+  return path;
+}
+
 bool flush_to_disk(const fs::path& path) {
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0) return false;
@@ -37,11 +47,11 @@ bool flush_to_disk(const fs::path& path) {
 
 }  // namespace
 
-AtomicFile::AtomicFile(const fs::path& path) : path_(path) {
+AtomicFile::AtomicFile(const fs::path& path) : path_(link_target(path)) {
   std::error_code ignored;
   check(!fs::exists(path, ignored) || fs::is_regular_file(path, ignored), "cannot write ", path.string(),
         ": it exists and is not a regular file");
-  temporary_ = create_beside(path);
+  temporary_ = create_beside(path_);
   stream_.open(temporary_, std::ios::binary | std::ios::trunc);
 }
 

@@ -1,13 +1,14 @@
 // Answering the rows of an evaluation.
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <set>
 
 #include "glimpse/base/timer.h"
 #include "glimpse/eval/evaluation.h"
-#include "glimpse/eval/line_file.h"
 #include "glimpse/eval/machine.h"
 #include "glimpse/image/decode.h"
+#include "glimpse/io/line_file.h"
 
 namespace glimpse {
 
@@ -66,11 +67,22 @@ struct OpenCell {
   std::unique_ptr<LineFile> file;
 };
 
+// Reads the file once through: what fails here is the disk, or the file is gone, and says nothing about the
+// picture.
+void check_readable(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  char block[1 << 16];
+  while (in.read(block, sizeof block)) {
+  }
+  if (!in.eof()) throw std::ios_base::failure(path.string() + ": reading failed");
+}
+
 Request make_request(const EvalPlan& plan, const Task& task, const TaskRow& row) {
   check(row.problem.empty(), row.problem);
   Request request;
   Message message{"user", {}};
   for (const fs::path& path : row.images) {
+    check_readable(path);
     request.images.push_back(load_image(path, plan.bounds.decode_options()));
     message.parts.push_back({Part::Kind::image, {}});
   }
@@ -99,7 +111,8 @@ class Answering {
     fs::create_directories(dir);
     for (const GridCell& cell : plan_.cells) {
       cells.push_back({&cell, make_pruners(cell.method, engine_.pruner_context()), {}, nullptr});
-      for (const auto& [key, line] : read_answers(plan_, task, cell)) cells.back().done.insert(key);
+      for (const auto& [key, line] : read_answers(plan_, task, cell))
+        if (!to_retry(line)) cells.back().done.insert(key);
       cells.back().file =
           std::make_unique<LineFile>(dir / concat(cell.label(), ".r", plan_.shard.rank, ".jsonl"));
     }
@@ -159,8 +172,11 @@ class Answering {
       const std::string_view why = error.what();  // libtorch adds where it happened, line by line
       const std::string text = concat(row.place, ": ", why.substr(0, why.find('\n')));
       check(plan_.keep_going, text);
+      json line = {{"id", row.id}, {"set", row.set}, {"row", row.fingerprint}, {"problem", text}};
+      // What is wrong with a row will be so tomorrow; memory may be free again by then, and a disk be back.
+      if (!dynamic_cast<const Error*>(&error)) line["retry"] = true;
       for (OpenCell* cell : cells) {
-        cell->file->write({{"id", row.id}, {"set", row.set}, {"row", row.fingerprint}, {"problem", text}});
+        cell->file->write(line);
         step_(text);
       }
       return false;

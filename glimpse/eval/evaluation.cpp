@@ -2,8 +2,9 @@
 
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/base/json_file.h"
-#include "glimpse/eval/line_file.h"
 #include "glimpse/eval/machine.h"
+#include "glimpse/io/line_file.h"
+#include "glimpse/io/run_identity.h"
 
 namespace glimpse {
 
@@ -11,18 +12,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
-
-json settings_difference(const json& a, const json& b) {
-  json out = json::array();
-  for (const auto& [key, value] : a.items())
-    if (member(b, key.c_str()) != value) out.push_back(key);
-  return out;
-}
-
-// As it is read back: paths and texts of the command line need not be UTF-8.
-json stored(const json& settings) {
-  return json::parse(settings.dump(-1, ' ', false, json::error_handler_t::replace));
-}
 
 // An answer that is there must be one to what would be asked now.
 void check_asked(const EvalPlan& plan, const GridCell& cell, const TaskRow& row, const json& line) {
@@ -55,20 +44,26 @@ Answers read_answers(const EvalPlan& plan, const EvalTask& task, const GridCell&
     visit_whole_lines(file, [&](const json& line) {
       check(member(line, "id").is_primitive() && member(line, "set").is_string(), file.string(),
             ": is no file of answers");
-      answers.emplace(json::array({line["set"], line["id"]}).dump(), line);
+      json& known = answers[json::array({line["set"], line["id"]}).dump()];
+      if (known.is_null() || known.contains("problem")) known = line;
     });
   return answers;
 }
 
-EvalProgress progress_of(const EvalPlan& plan) {
+bool to_retry(const json& line) {
+  return member(line, "retry") == true;
+}
+
+EvalProgress progress_of(const EvalPlan& plan, bool retry) {
   EvalProgress progress;
   for (const EvalTask& task : plan.tasks)
     for (const GridCell& cell : plan.cells) {
       const Answers answers = read_answers(plan, task, cell);
       for (size_t i = 0; i < task.rows.size(); ++i) {
         const auto found = answers.find(task.rows[i].key());
-        const bool mine = plan.shard.mine(i), missing = found == answers.end();
-        if (!missing) check_asked(plan, cell, task.rows[i], found->second);
+        const bool there = found != answers.end(), mine = plan.shard.mine(i),
+                   missing = !there || (retry && to_retry(found->second));
+        if (there) check_asked(plan, cell, task.rows[i], found->second);
         ++progress.total;
         progress.missing += missing;
         progress.mine += mine;
@@ -78,7 +73,7 @@ EvalProgress progress_of(const EvalPlan& plan) {
   return progress;
 }
 
-void check_folder(const EvalPlan& plan, const json& settings, bool overwrite) {
+void check_folder(const EvalPlan& plan, const EvalSettings& settings, bool overwrite) {
   const fs::path file = plan.out / "eval.json";
   const std::string name = plan.out.string();
   std::error_code ignored;
@@ -87,35 +82,46 @@ void check_folder(const EvalPlan& plan, const json& settings, bool overwrite) {
   check(!overwrite || plan.shard.size == 1, "--overwrite is for one process; remove ", name, " yourself");
   if (fs::exists(file, ignored)) {
     if (overwrite) return;
-    const json before = read_json(file), now = stored(settings);
-    check(before == now, name, " was made with other settings (", file.string(), " differs in ",
-          settings_difference(now, before).dump(), "); name another --out, or start again with --overwrite");
+    const std::string other = differences(read_json(file), stored(settings.all), settings.aside);
+    check(other.empty(), name, " was made with other settings (", file.string(), ": ", other,
+          "); name another --out, or start again with --overwrite");
     return;
   }
-  // A process that was killed, or has just begun, leaves the lock alone.
+  // A process that was killed, or has just begun, leaves the locks alone.
   const bool ours = fs::exists(plan.out / ".lock", ignored);
   check(ours || !fs::exists(plan.out, ignored) || fs::is_empty(plan.out), name,
         " holds something that is no evaluation; name another --out");
 }
 
-void claim_folder(const EvalPlan& plan, const json& settings, bool overwrite) {
+FolderClaim::FolderClaim(const EvalPlan& plan, const EvalSettings& settings, bool overwrite) {
   check_folder(plan, settings, overwrite);
   std::error_code error;
   fs::create_directories(plan.out, error);
   check(!error, plan.out.string(), ": cannot be made: ", error.message());
-  const FolderLock lock(plan.out / ".lock");
-  if (overwrite)
+  const FileLock lock(plan.out / ".lock", LockKind::exclusive_wait);
+  if (overwrite) {
+    const FileLock alone(plan.out / ".running", LockKind::exclusive);
     for (const char* part :
          {"answers", "judged.jsonl", "results.json", "table.csv", "report.html", "machine.json", "eval.json"})
       fs::remove_all(plan.out / part);
+  }
+  running_.emplace(plan.out / ".running", LockKind::shared);
   check_folder(plan, settings, overwrite);  // another process may have been faster
-  for (const auto& [name, content] :
-       {std::pair{"machine.json", machine_facts()}, {"eval.json", stored(settings)}}) {
-    if (fs::exists(plan.out / name)) continue;
+  const auto write = [&](const char* name, const json& content) {
     AtomicFile out(plan.out / name);
     out.stream() << content.dump(2) << "\n";
     out.commit();
+  };
+  if (!fs::exists(plan.out / "machine.json")) write("machine.json", machine_facts());
+  json now = stored(settings.all);
+  if (fs::exists(plan.out / "eval.json")) {
+    const json before = read_json(plan.out / "eval.json");
+    if (member(before, "commit") == member(now, "commit")) return;
+    earlier_ = before.value("commit", "an unknown build");
+    now["earlier_commits"] = before.value("earlier_commits", json::array());
+    now["earlier_commits"].push_back(earlier_);
   }
+  write("eval.json", now);
 }
 
 }  // namespace glimpse

@@ -2,12 +2,14 @@
 
 #include <functional>
 #include <map>
+#include <set>
 #include <stop_token>
 
 #include "glimpse/engine/engine.h"
 #include "glimpse/eval/accounting.h"
 #include "glimpse/eval/grid.h"
 #include "glimpse/eval/shard.h"
+#include "glimpse/io/file_lock.h"
 
 namespace glimpse {
 
@@ -18,7 +20,7 @@ struct EvalTask {
 };
 
 /// What is to be answered, and the folder where answers go:
-///   eval.json                        the settings that answers depend on
+///   eval.json                        the settings that answers depend on, and what built the program
 ///   machine.json                     where they began to be made
 ///   answers/TASK/METHOD@BUDGET.rN.jsonl   what process N answered, one line a row
 ///   judged.jsonl                     what a judge said
@@ -46,19 +48,39 @@ nlohmann::json budget_json(const Budget& budget);
 using Answers = std::map<std::string, nlohmann::json>;
 Answers read_answers(const EvalPlan& plan, const EvalTask& task, const GridCell& cell);
 
-/// How many answers there should be, and how many are still missing: of all processes, and of this one. Error
-/// for an answer that is there but was asked for with another question, image, box or budget.
+/// Whether a line says that the row had no answer for a reason that may pass: out of memory, a failing disk.
+bool to_retry(const nlohmann::json& line);
+
+/// How many answers there should be, and how many are still missing: of all processes, and of this one; with
+/// `retry`, those that may be there at another try count as missing. Error for an answer that is there but
+/// was asked for with another question, image, box or budget.
 struct EvalProgress {
   size_t total = 0, missing = 0, mine = 0, mine_missing = 0;
 };
-EvalProgress progress_of(const EvalPlan& plan);
+EvalProgress progress_of(const EvalPlan& plan, bool retry = false);
+
+/// What answers and times depend on.
+struct EvalSettings {
+  nlohmann::json all;
+  std::set<std::string> aside;  ///< members that may change: where the model lies, the program's `commit`
+};
 
 /// Error when the plan's folder cannot be used for answers with these settings, unless `overwrite`: they were
 /// made with others, or it is no folder of an evaluation. Changes nothing.
-void check_folder(const EvalPlan& plan, const nlohmann::json& settings, bool overwrite);
-/// Makes the folder, or with `overwrite` empties it, and stores the settings and what machine this is; the
-/// same errors.
-void claim_folder(const EvalPlan& plan, const nlohmann::json& settings, bool overwrite);
+void check_folder(const EvalPlan& plan, const EvalSettings& settings, bool overwrite);
+
+/// A process at work in the folder. With `overwrite` it is emptied first, which is an Error while others are.
+class FolderClaim {
+ public:
+  /// Makes the folder, and stores the settings and what machine this is; the errors of check_folder().
+  FolderClaim(const EvalPlan& plan, const EvalSettings& settings, bool overwrite);
+  /// The commit whose answers are there, if it is another one; "" otherwise.
+  const std::string& earlier_commit() const { return earlier_; }
+
+ private:
+  std::optional<FileLock> running_;
+  std::string earlier_;
+};
 
 /// Answers this process's missing rows, every way of answering in turn row by row, so that a machine's moods
 /// meet all of them, and each once before, untimed: the first answer pays for what is set up only once. Times

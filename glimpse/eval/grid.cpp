@@ -7,8 +7,8 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
-#include "glimpse/eval/content_hash.h"
-#include "glimpse/eval/line_file.h"
+#include "glimpse/io/line_file.h"
+#include "glimpse/io/run_identity.h"
 #include "glimpse/prune/registry.h"
 
 namespace glimpse {

@@ -10,7 +10,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "glimpse/eval/line_file.h"
+#include "glimpse/io/line_file.h"
 
 namespace glimpse {
 

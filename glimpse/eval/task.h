@@ -19,7 +19,7 @@ struct TaskRow {
       boxes;                ///< where the answer is seen: x1 y1 x2 y2 in pixels of the first image
   std::string place;        ///< file and row, for messages
   std::string problem;      ///< why it cannot be asked, or ""
-  std::string fingerprint;  ///< of what is asked: question, boxes, each image's size and first bytes
+  std::string fingerprint;  ///< of what is asked (io/run_identity.h)
 
   /// Names the row among all of its task.
   std::string key() const;
@@ -56,6 +56,7 @@ struct TaskSource {
   std::filesystem::path images;   ///< folder of the images, or empty: the task's own
   std::vector<std::string> sets;  ///< only these; empty: all
   size_t limit = 0;               ///< at most so many rows of each set, evenly spaced; 0: all
+  bool keep_going = false;        ///< a row that is wrong has a `problem` and is no Error
 };
 
 /// The rows of a task in the order of its sets and files. Errors name the file and the row: no such set, a

@@ -1,13 +1,12 @@
 #include <algorithm>
-#include <fstream>
 #include <map>
 #include <set>
 
 #include "glimpse/base/json_file.h"
-#include "glimpse/eval/content_hash.h"
 #include "glimpse/eval/scores.h"
 #include "glimpse/eval/task.h"
 #include "glimpse/io/rows.h"
+#include "glimpse/io/run_identity.h"
 
 namespace glimpse {
 
@@ -19,6 +18,7 @@ using nlohmann::json;
 struct Record {
   json object;
   std::string place;
+  std::string problem = {};  // of a line that is no JSON
 };
 
 // The objects of a JSON list, or of JSON lines.
@@ -36,8 +36,12 @@ std::vector<Record> read_records(const fs::path& file) {
     for (const json& each : all) records.push_back({each, concat(file.string(), ": row ", records.size())});
   } else {
     visit_lines(file, [&](const std::string& text, size_t line) {
-      records.push_back({json::parse(text, nullptr, false), concat(file.string(), ":", line)});
-      check(!records.back().object.is_discarded(), records.back().place, ": not valid JSON");
+      Record& record = records.emplace_back(json(), concat(file.string(), ":", line));
+      try {
+        record.object = parse_json_line(text);
+      } catch (const Error& error) {
+        record.problem = error.what();
+      }
       return true;
     });
   }
@@ -108,6 +112,7 @@ Parsed parse_row(const Task& task, const json& object) {
   if (!answer.is_null() && !boxes) out.row.answers = texts_of(answer, task.answer);
   if (const json& image = member(object, task.image.c_str()); !image.is_null())
     out.images = texts_of(image, task.image);
+  check_no_unread_image(object, task.image, {task.id, task.set, task.question, task.options, task.answer});
   out.row.boxes = boxes_of(member(object, task.boxes.c_str()), task);
   if (const json& set = member(object, task.set.c_str()); set.is_string())
     out.row.set = set.get<std::string>();
@@ -138,22 +143,9 @@ Parsed parse_conversation(const json& object) {
   return out;
 }
 
-// The first bytes of two pictures of one size are hardly ever the same.
-std::string fingerprint_of(const TaskRow& row) {
-  std::string all = json{row.question, row.boxes}.dump(-1, ' ', false, json::error_handler_t::replace);
-  for (const fs::path& path : row.images) {
-    std::string head(4096, '\0');
-    std::ifstream in(path, std::ios::binary);
-    in.read(head.data(), std::ssize(head));
-    head.resize(static_cast<size_t>(in.gcount()));
-    std::error_code ignored;
-    all += concat(' ', fs::file_size(path, ignored), ' ', head);
-  }
-  return content_hash(all);
-}
-
 TaskRow make_row(const Task& task, const Record& record, const std::string& set, size_t index,
                  const fs::path& images) {
+  check(record.problem.empty(), record.problem);
   check(record.object.is_object(), "expected a JSON object");
   Parsed parsed = task.format == "rows" ? parse_row(task, record.object) : parse_conversation(record.object);
   TaskRow& row = parsed.row;
@@ -171,7 +163,7 @@ TaskRow make_row(const Task& task, const Record& record, const std::string& set,
   } catch (const Error& error) {
     row.problem = error.what();
   }
-  row.fingerprint = fingerprint_of(row);
+  row.fingerprint = question_fingerprint(row.question, row.boxes, row.images);
   return std::move(row);
 }
 
@@ -216,7 +208,10 @@ std::vector<TaskRow> read_task_rows(const Task& task, const TaskSource& source) 
         check(keys.insert(row.key()).second, "id ", row.id.dump(), " occurs twice");
         if (wanted(source, row.set)) rows.push_back(std::move(row));
       } catch (const Error& error) {
-        fail(records[i].place, ": ", error.what());
+        check(source.keep_going, records[i].place, ": ", error.what());
+        TaskRow& bad = rows.emplace_back();
+        bad.place = records[i].place;
+        bad.problem = error.what();
       }
   };
   sets.insert(task.sets.begin(), task.sets.end());

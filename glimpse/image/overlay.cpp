@@ -1,14 +1,12 @@
 #include "glimpse/image/overlay.h"
 
 #include <png.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <fstream>
 #include <string>
 
+#include "glimpse/base/atomic_file.h"
 #include "glimpse/base/check.h"
 
 namespace glimpse {
@@ -26,19 +24,10 @@ std::vector<int> cell_of_pixel(int length, int cells, double from, double to) {
 }
 
 void write_whole_file(const std::filesystem::path& path, const std::vector<uint8_t>& bytes) {
-  static std::atomic<int> counter = 0;
-  std::filesystem::path temporary = path;
-  temporary += concat(".", getpid(), ".", counter++, ".tmp");
-  std::ofstream file(temporary, std::ios::binary);
-  check(file.is_open(), path.string(), ": cannot be created");
-  file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-  file.close();
-  std::error_code error;
-  if (file) std::filesystem::rename(temporary, path, error);
-  if (file && !error) return;
-  std::error_code ignored;
-  std::filesystem::remove(temporary, ignored);
-  fail(path.string(), ": cannot be written", error ? ": " + error.message() : "");
+  AtomicFile file(path);
+  file.stream().write(reinterpret_cast<const char*>(bytes.data()),
+                      static_cast<std::streamsize>(bytes.size()));
+  file.commit();
 }
 
 /// A PNG of 8-bit rows without padding; `format` is PNG_FORMAT_GRAY or PNG_FORMAT_RGB. Errors start with

@@ -1,6 +1,8 @@
 #include "glimpse/io/rows.h"
 
 #include <algorithm>
+#include <cctype>
+#include <charconv>
 #include <fstream>
 
 #include "glimpse/base/check.h"
@@ -10,6 +12,97 @@ namespace glimpse {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
+namespace {
+
+bool overflows(const std::string& token) {
+  const bool negative = token.starts_with('-');
+  if (token.find_first_not_of("0123456789", negative) != token.npos || token[negative] == '0') return false;
+  int64_t small = 0;
+  uint64_t large = 0;
+  const char *first = token.data(), *last = first + token.size();
+  return negative ? std::from_chars(first, last, small).ec == std::errc::result_out_of_range
+                  : std::from_chars(first, last, large).ec == std::errc::result_out_of_range;
+}
+
+// The line with what Python writes beyond JSON put into JSON's terms.
+std::string strict_json(std::string_view text) {
+  const auto in_word = [](unsigned char c) { return std::isalnum(c) || c == '-' || c == '+' || c == '.'; };
+  std::string out;
+  out.reserve(text.size());
+  for (size_t i = 0; i < text.size();) {
+    const size_t begin = i++;
+    if (text[begin] == '"') {
+      while (i < text.size() && text[i] != '"') i += text[i] == '\\' ? 2 : 1;
+      i = std::min(i + 1, text.size());
+    } else if (in_word(text[begin])) {
+      while (i < text.size() && in_word(text[i])) ++i;
+    }
+    std::string token(text.substr(begin, i - begin));
+    if (token == "NaN" || token == "Infinity" || token == "-Infinity") token = "null";
+    out += in_word(token[0]) && overflows(token) ? '"' + token + '"' : token;
+  }
+  return out;
+}
+
+// The parser's own words, from the column on; a long text that it read last is cut.
+std::string reason_of(const json::exception& error) {
+  constexpr size_t longest = 160;
+  const std::string text = error.what();
+  const size_t column = text.find("column ");
+  const std::string reason = column == text.npos ? text : text.substr(column);
+  return reason.size() <= longest ? reason : reason.substr(0, longest) + "...";
+}
+
+bool names_picture(const json& value) {
+  if (value.is_array()) return std::any_of(value.begin(), value.end(), names_picture);
+  if (!value.is_string()) return false;
+  std::string ending = fs::path(value.get<std::string>()).extension().string();
+  std::transform(ending.begin(), ending.end(), ending.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  constexpr std::string_view known[] = {".jpg", ".jpeg", ".png",  ".webp", ".gif",
+                                        ".bmp", ".tif",  ".tiff", ".avif", ".heic"};
+  return std::find(std::begin(known), std::end(known), ending) != std::end(known);
+}
+
+std::vector<std::string> names_in(const json& object, const char* key) {
+  const json& value = member(object, key);
+  if (value.is_null()) return {};
+  if (value.is_string()) return {value.get<std::string>()};
+  const bool texts = value.is_array() && std::all_of(value.begin(), value.end(),
+                                                     [](const json& name) { return name.is_string(); });
+  check(texts, "\"", key, "\" must be a file name or a list of them");
+  return value.get<std::vector<std::string>>();
+}
+
+// "image", or "images" as many data sets call it.
+std::vector<std::string> image_names(const json& object) {
+  std::vector<std::string> one = names_in(object, "image"), several = names_in(object, "images");
+  check(one.empty() || several.empty() || one == several,
+        "\"image\" and \"images\" name different pictures; keep one of them");
+  if (one.empty() && several.empty() && !object.contains("images"))
+    check_no_unread_image(object, "image", {"id", "question", "answer"});
+  return one.empty() ? several : one;
+}
+
+}  // namespace
+
+json parse_json_line(std::string_view text) {
+  try {
+    return json::parse(strict_json(text));
+  } catch (const json::exception& error) {
+    fail("not valid JSON: ", reason_of(error));
+  }
+}
+
+void check_no_unread_image(const json& object, const std::string& image_key,
+                           const std::vector<std::string>& read) {
+  if (object.contains(image_key)) return;
+  for (const auto& [key, value] : object.items())
+    check(!names_picture(value) || std::find(read.begin(), read.end(), key) != read.end(), "\"", key,
+          "\" names a picture, but pictures are read from \"", image_key, "\"; call it so, or add \"",
+          image_key, "\": null to ask without one");
+}
+
 void visit_lines(const fs::path& file,
                  const std::function<bool(const std::string& text, size_t line)>& visit) {
   check_is_file(file);
@@ -17,7 +110,7 @@ void visit_lines(const fs::path& file,
   check(in.good(), file.string(), ": cannot be read");
   size_t line = 0;
   for (std::string text; std::getline(in, text);) {
-    ++line;
+    if (++line == 1 && text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
     if (text.find_first_not_of(" \t\r") != std::string::npos && !visit(text, line)) return;
   }
   check(in.eof(), file.string(), ":", line, ": reading failed");
@@ -31,21 +124,12 @@ std::string text_member(const json& object, const char* key) {
 
 QuestionRow parse_question_row(std::string_view text) {
   QuestionRow row;
-  row.object = json::parse(text, nullptr, false);
-  check(!row.object.is_discarded(), "not valid JSON");
+  row.object = parse_json_line(text);
   check(row.object.is_object(), "expected a JSON object");
   row.question = text_member(row.object, "question");
   const json& dataset = member(row.object, "dataset");
   if (dataset.is_string()) row.dataset = dataset.get<std::string>();
-  try {
-    const json& image = member(row.object, "image");
-    if (image.is_string())
-      row.images = {image.get<std::string>()};
-    else if (!image.is_null())
-      row.images = image.get<std::vector<std::string>>();
-  } catch (const json::exception&) {
-    fail("\"image\" must be a file name or a list of them");
-  }
+  row.images = image_names(row.object);
   const json& boxes = member(row.object, "bboxs");
   check(boxes.is_null() || boxes.is_array(), "\"bboxs\" must be a list of [x1, y1, x2, y2]");
   for (const json& box : boxes) {
@@ -65,7 +149,9 @@ fs::path find_image(const fs::path& root, const std::string& dataset, const std:
   std::string looked;
   for (const fs::path& place : places) {
     std::error_code ignored;
-    if (fs::exists(place, ignored) && !fs::is_directory(place, ignored)) return place;
+    // The system would end the name at a NUL, and find another file.
+    const bool whole = place.native().find('\0') == fs::path::string_type::npos;
+    if (whole && fs::exists(place, ignored) && !fs::is_directory(place, ignored)) return place;
     looked += (looked.empty() ? "" : ", ") + place.string();
   }
   fail("image not found; looked at ", looked, " (set --image-root)");

@@ -15,14 +15,24 @@ struct QuestionRow {
   nlohmann::json object;  ///< the whole row, other members included
   std::string question;
   std::string dataset;                       ///< "" if the row names none
-  std::vector<std::string> images;           ///< names as given: "image" is one or a list of them
+  std::vector<std::string> images;           ///< names as given: "image" or "images", one or a list of them
   std::vector<std::array<double, 4>> boxes;  ///< "bboxs": pixels, x1 y1 x2 y2
 };
 
-/// Calls `visit(text, line)` for each line (counted from 1) that is not blank until it returns false. Error
-/// naming a file that cannot be read.
+/// Calls `visit(text, line)` for each line (counted from 1) that is not blank until it returns false. A byte
+/// order mark is no part of the first one. Error naming a file that cannot be read.
 void visit_lines(const std::filesystem::path& file,
                  const std::function<bool(const std::string& text, size_t line)>& visit);
+
+/// A line of JSON as Python's json module may write it: NaN and infinities are null, and whole numbers that
+/// no 64 bits hold are text, so that none of their digits is lost. Error saying what is wrong in which
+/// column.
+nlohmann::json parse_json_line(std::string_view text);
+
+/// Error when no member called `image_key` says which pictures the row is about, but one that is not among
+/// `read` names one: it would be asked about without it.
+void check_no_unread_image(const nlohmann::json& object, const std::string& image_key,
+                           const std::vector<std::string>& read);
 
 /// Error saying what is wrong with the row; the caller knows file and line.
 QuestionRow parse_question_row(std::string_view text);

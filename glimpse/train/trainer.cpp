@@ -10,6 +10,7 @@
 #include "glimpse/base/timer.h"
 #include "glimpse/engine/engine.h"
 #include "glimpse/image/overlay.h"
+#include "glimpse/io/run_identity.h"
 #include "glimpse/train/checkpoint.h"
 #include "glimpse/train/loader.h"
 #include "glimpse/train/report.h"
@@ -23,7 +24,7 @@ namespace {
 constexpr size_t kCheckpointsKept = 2;
 
 // Dropout's random numbers belong to a batch of a step, so that a resumed run draws the same ones and every
-// process does.
+// process does: `batch` counts the batches of one process of those that the run began on.
 void seed_dropout(uint64_t seed, int64_t step, int64_t batch) {
   at::manual_seed(seed * 1000003 + static_cast<uint64_t>(step) * 4099 + static_cast<uint64_t>(batch));
 }
@@ -31,6 +32,20 @@ void seed_dropout(uint64_t seed, int64_t step, int64_t batch) {
 at::ScalarType parse_save_dtype(const std::string& name) {
   check(name == "fp32" || name == "bf16", "save_dtype: expected fp32 or bf16, got '", name, "'");
   return name == "fp32" ? at::kFloat : at::kBFloat16;
+}
+
+// Of all that is trained on but the pictures' bytes, of which a set has too many.
+std::string rows_fingerprint(const std::vector<TrainRow>& rows) {
+  std::string all;
+  for (const TrainRow& row : rows)
+    all += content_hash(
+        nlohmann::json{row.question, row.answer, row.dataset, row.image, row.boxes, row.width, row.height}
+            .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  return content_hash(all);
+}
+
+int64_t number_of(const std::string& fingerprint) {
+  return static_cast<int64_t>(std::stoull(fingerprint, nullptr, 16));
 }
 
 fs::path base_dir(const std::string& model) {
@@ -86,7 +101,7 @@ struct Trainer::Sums {
   }
 };
 
-Trainer::Trainer(TrainOptions options, fs::path run, World& world)
+Trainer::Trainer(TrainOptions options, fs::path run, World& world, bool resume)
     : options_(std::move(options)), run_(std::move(run)), world_(world) {
   parse_save_dtype(options_.save_dtype);
   check(!options_.data.empty(), "training: no rows; name a JSONL file with --data");
@@ -95,7 +110,7 @@ Trainer::Trainer(TrainOptions options, fs::path run, World& world)
   const fs::path start = options_.new_modules.empty() ? "" : resolve_model_dir(options_.new_modules);
   EngineOptions engine;
   engine.dtype = options_.dtype;
-  engine.device = options_.device;
+  engine.device = local_device(options_.device);
   LoadOptions load = load_options(engine, read_json(dir / "config.json"));
   if (!start.empty()) load.config_overrides = read_json(start / "config.json");
   model_ = load_vlm(dir, load);
@@ -113,21 +128,106 @@ Trainer::Trainer(TrainOptions options, fs::path run, World& world)
   rows_ = std::move(read.rows);
   if (world_.first())
     for (const std::string& problem : read.problems) std::cerr << "glimpse: skipped " << problem << "\n";
-  steps_per_epoch_ = (static_cast<int64_t>(rows_.size()) + step_rows() - 1) / step_rows();
-  total_steps_ = steps_per_epoch_ * options_.epochs;
-  if (options_.max_steps > 0) total_steps_ = std::min(total_steps_, options_.max_steps);
-
-  if (auto checkpoint = newest_checkpoint(run_)) {
-    optimiser_->load_state(checkpoint->state, (run_ / "checkpoints").string());
-    step_ = checkpoint->step;
-  }
+  std::string weights = weights_fingerprint(dir);
+  if (!start.empty()) weights += ' ' + weights_fingerprint(start);
+  take_up_beginning(weights, resume);
+  plan_steps();
+  take_up_checkpoint();
   if (world_.first()) {
-    fs::create_directories(run_);
-    AtomicFile settings(run_ / "train.json");
-    settings.stream() << options_.to_json().dump(2) << "\n";
-    settings.commit();
+    write_settings();
     log_ = std::make_unique<MetricsLog>(run_, step_ > 0 ? step_ : -1);
   }
+}
+
+// The first process's record of how the run began, or begins now; all processes must fit it.
+void Trainer::take_up_beginning(const std::string& weights, bool resume) {
+  const std::string rows = rows_fingerprint(rows_);
+  const fs::path file = run_ / "train.json";
+  processes_ = world_.size();
+  if (world_.first()) {
+    fs::create_directories(run_);
+    lock_.emplace(run_ / ".lock", LockKind::exclusive);
+    check(resume || !fs::exists(file), run_.string(), " holds a training run that another process began");
+    began_ = {{"rows", rows}, {"weights", weights}, {"processes", processes_}};
+    const nlohmann::json before =
+        resume ? read_json(file).value("began", nlohmann::json()) : nlohmann::json();
+    if (before.is_object()) {
+      check(member(before, "rows") == rows, run_.string(),
+            " began with other rows than its data files give now; it cannot go on with these");
+      check(member(before, "weights") == weights, run_.string(),
+            " began with other weights than its model or its first modules have now; it cannot go on with "
+            "these");
+      began_ = before;
+      processes_ = before.value("processes", processes_);
+    }
+  }
+  std::vector<at::Tensor> shared = {at::tensor({processes_, number_of(rows)}, at::kLong)};
+  world_.share(shared);
+  processes_ = shared[0][0].item<int64_t>();
+  check(shared[0][1].item<int64_t>() == number_of(rows), "training: process ", world_.rank(),
+        " has other rows than the first; give all processes the same data files and pictures");
+}
+
+// A step has the rows that it had when the run began, on however many processes.
+void Trainer::plan_steps() {
+  const int64_t batches = options_.accumulation * processes_;  // of a step, on all processes
+  check(batches % world_.size() == 0, "this run began on ", processes_,
+        " processes, and each of its steps has ", batches, " batches of ", options_.batch, " rows, which ",
+        world_.size(), " processes cannot share out evenly; go on with a number that divides ", batches);
+  accumulation_ = batches / world_.size();
+  if (world_.size() != processes_)
+    notes_.push_back(concat("began on ", processes_, " processes and goes on on ", world_.size(),
+                            ": steps have the same rows, ", accumulation_, " batches on each process"));
+  steps_per_epoch_ = (static_cast<int64_t>(rows_.size()) + step_rows() - 1) / step_rows();
+  total_steps_ = steps_per_epoch_ * options_.epochs;
+  if (options_.max_steps > total_steps_)
+    notes_.push_back(
+        concat("the epochs end after ", total_steps_, " steps, before max_steps ", options_.max_steps));
+  if (options_.max_steps > 0) total_steps_ = std::min(total_steps_, options_.max_steps);
+}
+
+// What the first process reads, all go on from: they need not see its directory.
+void Trainer::take_up_checkpoint() {
+  if (world_.first())
+    if (const auto checkpoint = newest_checkpoint(run_)) {
+      optimiser_->load_state(checkpoint->state, (run_ / "checkpoints").string());
+      step_ = checkpoint->step;
+    }
+  std::map<std::string, at::Tensor> state = optimiser_->state();
+  std::vector<at::Tensor> counts = {at::tensor({step_}, at::kLong), state.at("steps")};
+  world_.share(counts);
+  step_ = counts[0].item<int64_t>();
+  check(total_steps_ >= step_, "this run has done ", step_, " steps, more than the ", total_steps_,
+        " that it is to have; raise max_steps or epochs");
+  if (step_ == 0) return;
+  std::vector<at::Tensor> values;
+  std::vector<std::string> names;
+  for (const auto& [name, parameter] : modules_->parameters())
+    for (const char* part : {"parameter/", "exp_avg/", "exp_avg_sq/"}) {
+      const auto known = state.find(part + name);
+      names.push_back(part + name);
+      values.push_back(known != state.end() ? known->second
+                                            : at::zeros(parameter.sizes(), at::TensorOptions(at::kFloat)));
+    }
+  world_.share(values);
+  for (size_t i = 0; i < names.size(); ++i) state[names[i]] = values[i];
+  state["steps"] = counts[1];
+  if (!world_.first()) optimiser_->load_state(state, "the first process's checkpoint");
+}
+
+void Trainer::write_settings() {
+  nlohmann::json& schedules = began_["schedules"];
+  if (!schedules.empty() && schedules.back().value("steps", total_steps_) != total_steps_)
+    notes_.push_back(concat("planned for ", schedules.back()["steps"], " steps, now for ", total_steps_,
+                            ": from step ", step_ + 1, " on the learning rate is that of ", total_steps_,
+                            " steps, which is not what a run of so many from the start would give"));
+  if (schedules.empty() || schedules.back().value("steps", total_steps_) != total_steps_)
+    schedules.push_back({{"after_step", step_}, {"steps", total_steps_}});
+  nlohmann::json all = options_.to_json();
+  all["began"] = began_;
+  AtomicFile settings(run_ / "train.json");
+  settings.stream() << all.dump(2) << "\n";
+  settings.commit();
 }
 
 Trainer::~Trainer() = default;
@@ -147,7 +247,7 @@ StepMetrics Trainer::take_step(Loader<LoadedRow>& loader, bool stop) {
   const Timer timer;
   Sums sums;
   sums.stop = stop;
-  for (int64_t b = 0; b < options_.accumulation; ++b) {
+  for (int64_t b = 0; b < accumulation_; ++b) {
     std::vector<Example> examples;
     for (size_t i = batch_rows(step_, b).size(); i-- > 0;) {
       auto row = loader.next();
@@ -158,7 +258,7 @@ StepMetrics Trainer::take_step(Loader<LoadedRow>& loader, bool stop) {
         report_broken(row->problem);
     }
     if (examples.empty()) continue;
-    seed_dropout(options_.seed, step_, b);
+    seed_dropout(options_.seed, step_, (b * world_.size() + world_.rank()) / processes_);
     const std::vector<ExampleLoss> losses =
         training_losses(*model_, modules_->modules(model_->decoder().options(), modules_->dropout()),
                         examples, options_.loss);
@@ -196,7 +296,7 @@ StepMetrics Trainer::take_step(Loader<LoadedRow>& loader, bool stop) {
 bool Trainer::run(std::stop_token stop, const std::function<void(const StepMetrics&)>& after_step) {
   std::vector<size_t> mine;
   for (int64_t step = step_; step < total_steps_; ++step)
-    for (int64_t b = 0; b < options_.accumulation; ++b)
+    for (int64_t b = 0; b < accumulation_; ++b)
       for (const size_t row : batch_rows(step, b)) mine.push_back(row);
   const ImageBounds bounds{options_.min_pixels, options_.max_pixels};
   Loader<LoadedRow> loader(

@@ -105,6 +105,12 @@ class Group : public World {
 
 }  // namespace
 
+void World::share(std::vector<at::Tensor>& tensors) {
+  for (at::Tensor& tensor : tensors)
+    if (!first()) tensor.zero_();
+  sum(tensors);
+}
+
 std::string local_device(const std::string& device) {
   if (device != "cuda" || !std::getenv("LOCAL_RANK")) return device;
   return concat("cuda:", number_of("LOCAL_RANK"));

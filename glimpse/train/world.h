@@ -33,6 +33,8 @@ class World {
 
   /// Sums the tensors over all processes, in place. Throws LostProcess.
   virtual void sum(std::vector<at::Tensor>&) {}
+  /// Gives all processes the tensors of the first, in place. Throws LostProcess.
+  void share(std::vector<at::Tensor>& tensors);
 
  protected:
   int rank_ = 0, size_ = 1;

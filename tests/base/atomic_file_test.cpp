@@ -45,6 +45,22 @@ TEST_CASE("a committed file replaces the old one and leaves nothing else") {
   }
 }
 
+TEST_CASE("a link stays one, and its file is written") {
+  const Folder folder;
+  fs::create_directories(folder.path / "sub");
+  fs::create_symlink("sub/file", folder.path / "link");
+  fs::create_symlink(folder.path / "link", folder.path / "chain");
+  for (const std::string text : {"not there yet", "replaced"}) {
+    AtomicFile file(folder.path / "chain");
+    file.stream() << text;
+    file.commit();
+    CHECK(contents(folder.path / "sub/file") == text);
+    CHECK((fs::is_symlink(folder.path / "link") && fs::is_symlink(folder.path / "chain")));
+  }
+  fs::create_symlink("loop", folder.path / "loop");
+  CHECK_THROWS_AS(AtomicFile(folder.path / "loop"), glimpse::Error);
+}
+
 TEST_CASE("nothing changes without a commit") {
   const Folder folder;
   const fs::path path = folder.path / "a.txt";

@@ -1,6 +1,7 @@
 """Runs the built program as a user does: $GLIMPSE is its path. Shared by the test_*.py files beside this one."""
 import json
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -23,13 +24,14 @@ KEEP = [46, 47, 62, 63]
 LOADS = ("ask", "chat", "infer", "inspect")
 
 
-def run(*args, input=None, env=None, text=True, timeout=120):
-    """The finished process; one thread, as the tests share the machine."""
+def run(*args, input=None, env=None, text=True, timeout=120, memory=None):
+    """The finished process; one thread, as the tests share the machine. `memory`: the most bytes that it may ask for."""
     args = [arg if isinstance(arg, bytes) else str(arg) for arg in args]
     if args and args[0] in LOADS and "--threads" not in args:
         args[1:1] = ["--threads", "1"]
     return subprocess.run([PROGRAM, *args], input=input, env={**os.environ, **(env or {})}, text=text,
-                          capture_output=True, timeout=timeout)
+                          capture_output=True, timeout=timeout,
+                          preexec_fn=memory and (lambda: resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))))
 
 
 class CliTest(unittest.TestCase):
@@ -73,6 +75,13 @@ class CliTest(unittest.TestCase):
         folder = self.model_copy("endless", ["generation_config.json"])
         (folder / "generation_config.json").write_text('{"eos_token_id": 575}')
         return folder
+
+
+def write_large_png(path, side=12000):
+    """A small file whose pixels take `side` x `side` x 3 bytes."""
+    chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)) +
+                     chunk(b"IDAT", zlib.compress(bytes(side * (side // 8 + 1)))) + chunk(b"IEND", b""))
 
 
 def read_png(path):

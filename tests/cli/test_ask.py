@@ -2,6 +2,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -127,6 +128,42 @@ class Ask(CliTest):
         got = self.ask("--max-new-tokens", "3")
         self.assertEqual((got["finish_reason"], len(got["token_ids"])), ("length", 3))
         self.assertTrue(ANSWER.startswith(got["answer"]))
+        note = "glimpse: the answer was cut after "
+        self.assertIn(note + "3 tokens (--max-new-tokens)\n", run("ask", "-n", "3", "-i", IMAGE, QUESTION).stderr)
+        self.assertNotIn(note, run("ask", "-i", IMAGE, QUESTION).stderr)
+        endless = run("ask", "-m", self.endless_model(), "-n", "100000", "Hello")
+        self.assertRegex(endless.stderr, note + r"\d+ tokens: the model's context is full\n")
+
+    def test_outputs_over_files(self):
+        """No output goes over an input or another output; a link stays one."""
+        photo, other = self.dir / "p.1.jpg", self.dir / "p.2.jpg"
+        for file in (photo, other):
+            shutil.copy(IMAGE, file)
+        (self.dir / "link.png").symlink_to(photo)
+        ask = lambda *flags, images=(photo,): ["ask", *(f for image in images for f in ("-i", image)), *flags, QUESTION]
+        for out in (photo, self.dir / "link.png", self.dir / ".." / self.dir.name / photo.name):
+            self.fails(ask("--overlay-out", out), "--overlay-out ", " is --image itself; name another file")
+        self.fails(ask("--mask-out", self.dir / "p.jpg", images=(photo, other)), "p.1.jpg is --image itself")
+        same = ["--overlay-out", self.dir / "s.png", "--mask-out"]
+        self.fails(ask(*same, f"{self.dir}/./s.png"), "--mask-out and --overlay-out would both be written to")
+        self.fails(ask(*same[:2], "--scores-out", self.dir / "s.png"), "name two files")
+        self.assertEqual(photo.read_bytes(), Path(IMAGE).read_bytes())
+        (self.dir / "out.png").symlink_to("sub/real.png")
+        (self.dir / "sub").mkdir()
+        self.ok(*ask("--overlay-out", self.dir / "out.png", "-n", "1"))
+        self.assertTrue((self.dir / "out.png").is_symlink())
+        self.assertEqual(read_png(self.dir / "sub/real.png")[:2], (448, 448))
+
+    def test_flags_that_would_do_nothing(self):
+        out = self.dir / "out.png"
+        for flag in ("--overlay-out", "--mask-out"):
+            self.fails(["ask", flag, out, "Hello"], flag + ": there is no image to draw")
+        for flag in (("--keep", "7"), ("--threshold", "0.3"), ("--max-keep", "0.5")):
+            self.fails(["ask", *flag, "Hello"], flag[0] + ": there is no image whose tokens it could keep")
+        boxes = ["ask", "-i", IMAGE, "--reference-boxes", "394,57,446,109", "--prune"]
+        self.fails([*boxes, "glimpse", QUESTION], "--reference-boxes belongs to the method reference; --prune glimpse would not")
+        self.ok(*boxes, "divprune(keep=0.9)+reference", "-n", "1", QUESTION)
+        self.assertFalse(out.exists())
 
     def test_start_up(self):
         """The CPU time to the first token, most of it libtorch's start; other programs here do not count."""

@@ -35,8 +35,23 @@ class Chat(CliTest):
         result = run("chat", "-i", IMAGE, input=QUESTION + "\r\n/clear\r\n/image " + IMAGE + "\r\n" + NUMBER)
         self.assertEqual(result.stdout.splitlines(), [ANSWER, NUMBER_ANSWER], result.stderr)
 
+    def test_pasted_paths(self):
+        """As a terminal pastes a dragged file, an editor's mark before the text, white space of any kind."""
+        spaced = self.dir / "my picture's.jpg"
+        spaced.symlink_to(IMAGE)
+        escaped = str(spaced).replace(" ", "\\ ").replace("'", "\\'")
+        url = "file://" + str(spaced).replace(" ", "%20")
+        for line in (f'/image "{IMAGE}"', f"/image '{IMAGE}'  ", f"/image {IMAGE} ", f"/image\t{IMAGE}\t", f"  /image  {IMAGE}",
+                     f"\ufeff/image {IMAGE}", f"/image {spaced}", f'/image "{spaced}"', f"/image {escaped}", f"/image {url}"):
+            self.assertEqual(self.answers(line, QUESTION, "/quit ", "x"), [ANSWER], line)
+
+    def test_cut_answers_say_so(self):
+        result = self.chat("/image " + IMAGE, QUESTION, flags=["-n", "3"])
+        self.assertEqual(result.returncode, 0)
+        self.assertEqual(result.stderr, "glimpse: the answer was cut after 3 tokens (--max-new-tokens)\n")
+
     def test_mistakes_end_a_pipe(self):
-        for line, says in [("/jump", "unknown command '/jump'"), ("/image", "unknown command '/image'"),
+        for line, says in [("/jump", "unknown command '/jump'"), ("/image", "unknown command '/image'"), ("/quit now", "unknown command '/quit now'"),
                            ("/image /nowhere.png", "/nowhere.png"), ("/image -", "standard input holds the questions")]:
             result = self.chat(line, "Hello")
             self.assertEqual((result.returncode, result.stdout), (1, ""), line)

@@ -10,7 +10,7 @@ import time
 import unittest
 
 from evaluation import ROWS, EvalTest, answer_rows
-from program import TEST
+from program import MODEL, TEST, write_large_png
 
 RECORDED = [json.loads(line) for line in (TEST / "answers.jsonl").read_text().splitlines()]
 
@@ -144,7 +144,7 @@ class Eval(EvalTest):
         self.fails(run("x", *flags, "--budget-from", self.dir / "counts"), "RUN/METHOD@BUDGET", "it has glimpse@own")
 
     def test_what_a_folder_was_made_with(self):
-        """Another build, another picture under the same name, another question: no answers are mixed."""
+        """Other weights or another picture under the same name, another question: no answers are mixed."""
         shutil.copytree(TEST / "cot", self.dir / "images/cot")
         rows = [{key: row[key] for key in ("id", "question", "answer", "image", "dataset")} for row in ROWS[:8]]
         write = lambda: (self.dir / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -153,15 +153,19 @@ class Eval(EvalTest):
         task.write_text("rows: rows.jsonl\nimages: images\n")
         run = self.eval("run", "--task", task, "-n", "2", methods="none", limit=2)
         self.ok(*run)
-        # Built from what --version says; a run of another build is not continued.
+        # Built from what --version says.
         settings = json.loads((self.dir / "run/eval.json").read_text())
         self.assertEqual(f"({settings['commit']})", self.ok("--version").split()[2])
         self.assertEqual(self.results("run")["about"]["commit"], settings["commit"])
+        # Another build goes on, and says so; nothing is said of one that only looks.
         (self.dir / "run/eval.json").write_text(json.dumps({**settings, "commit": "another"}))
-        self.fails(run, "was made with other settings", '["commit"]')
-        (self.dir / "run/eval.json").write_text(json.dumps(settings))
+        self.ok(*run)
+        self.assertEqual(self.results("run")["about"]["commit"], "another")
         # More rows are welcome, others not.
-        self.fails(self.eval("run", "--task", task, "-n", "2", methods="none", limit=4), "2 of 4 answers are there already", status=0)
+        self.fails(self.eval("run", "--task", task, "-n", "2", methods="none", limit=4), "2 of 4 answers are there already",
+                   f"were made by another, this is {settings['commit']}; the results name both", status=0)
+        about = self.results("run")["about"]
+        self.assertEqual((about["commit"], about["earlier_commits"]), (settings["commit"], ["another"]))
         question = rows[0]["question"]
         rows[0]["question"] = "What is it?"
         write()
@@ -176,6 +180,53 @@ class Eval(EvalTest):
         shutil.copy(TEST / "cot/read/read_000.jpg", picture)
         shutil.move(self.dir / "images", self.dir / "moved")
         self.ok(*run, "--image-root", self.dir / "moved")
+
+    def test_other_weights(self):
+        model = self.model_copy("model", ["model.safetensors"])
+        weights = bytearray((MODEL / "model.safetensors").read_bytes())
+        (model / "model.safetensors").write_bytes(weights)
+        run = self.eval("run", "-n", "2", "--model", model, methods="none", limit=1)
+        self.ok(*run)
+        weights[len(weights) // 2] ^= 1
+        (model / "model.safetensors").write_bytes(weights)
+        self.fails(run, "was made with other settings (", "content.model ", ", now ", "--overwrite")
+        self.ok(*run, "--overwrite")
+        shutil.move(model, self.dir / "moved")
+        self.ok(*self.eval("run", "-n", "2", "--model", self.dir / "moved", methods="none", limit=1))
+
+    def test_two_writers(self):
+        """A second process with the same share of the rows, and --overwrite under a process at work, are refused."""
+        folder = self.dir / "run/answers/tiny"
+        run = self.eval("run", methods="none,glimpse", limit=50)
+        with self.start(run) as process:
+            while not folder.exists() or not sum(file.read_text().count("\n") for file in folder.glob("*.jsonl")):
+                self.assertIsNone(process.poll())
+                time.sleep(0.01)
+            self.fails(run, f".r0.jsonl: process {process.pid} (glimpse) is writing there")
+            self.fails([*run, "--overwrite"], ".running: process ", "is writing there")
+            self.assertIsNone(process.poll())
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=20)
+        self.assertGreater(len(self.answers("run")), 0)
+
+    def test_keep_going(self):
+        """A line that is no JSON is left out; what failed for want of memory is asked again, what is broken is not."""
+        shutil.copytree(TEST / "cot/read", self.dir / "images")
+        write_large_png(self.dir / "images/large.png")
+        (self.dir / "images/broken.jpg").write_bytes((TEST / "cot/read/read_000.jpg").read_bytes()[:3000])
+        row = lambda id, image: json.dumps({"id": id, "question": "What?", "answer": "x", "image": image})
+        (self.dir / "rows.jsonl").write_text("\n".join([row(1, "read_000.jpg"), '{"id": 2, "question": "\\ud83d"}',
+                                                        row(3, "large.png"), row(4, "broken.jpg")]) + "\n")
+        task = self.dir / "mine.yaml"
+        task.write_text("rows: rows.jsonl\nimages: images\n")
+        run = self.eval("run", "--task", task, "-n", "2", "--max-pixels", "100000", "--keep-going", methods="none", limit=0)
+        left_out = "rows.jsonl:2: left out: not valid JSON: column 30"
+        self.fails(run, left_out, "rows.jsonl:3: std::bad_alloc", "rows.jsonl:4: ", status=0, memory=700 << 20)
+        self.assertEqual(self.results("run")["tasks"][0]["left_out"], 2)
+        result = self.fails(run, "2 of 3 answers are there already", status=0)
+        self.assertNotIn("rows.jsonl:4", result.stderr)
+        self.assertEqual(self.results("run")["tasks"][0]["left_out"], 1)
+        self.fails(run, "3 of 3 answers are there already", status=0)
 
     def test_killed_and_resumed(self):
         flags = dict(methods="none,glimpse,dart@0.2", limit=2)

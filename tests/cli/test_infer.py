@@ -1,15 +1,17 @@
 """glimpse infer."""
 import json
-import os
+import shutil
 import signal
 import subprocess
 import time
 import unittest
 
-from program import IMAGES, PROGRAM, TEST, CliTest
+from program import IMAGES, MODULES, PROGRAM, TEST, CliTest, write_large_png
 
 ROWS = TEST / "rows.jsonl"
 RECORDED = [json.loads(line) for line in (TEST / "answers.jsonl").read_text().splitlines()[:8]]
+
+MEMORY = 700 << 20  # enough for the program, not for a picture of 12000 x 12000 pixels
 
 
 def read(path):
@@ -32,7 +34,7 @@ class Infer(CliTest):
         self.assertEqual(self.ok(*self.infer("--limit", "6")), "")
         rows = [json.loads(line) for line in (self.dir / "out.jsonl").read_text().splitlines()]
         for row, recorded in zip(rows, RECORDED):
-            self.assertEqual(set(row), {"id", "answer", "token_ids", "finish_reason", "visual_tokens", "kept_tokens",
+            self.assertEqual(set(row), {"id", "row", "answer", "token_ids", "finish_reason", "visual_tokens", "kept_tokens",
                                         "keep", "times_ms", "cached_tokens"})
             self.assertEqual((row["id"], row["answer"]), (recorded["id"], recorded["answer_pruned"]))
             self.assertEqual((row["visual_tokens"], row["kept_tokens"]), (recorded["visual"], len(row["keep"][0])))
@@ -42,6 +44,13 @@ class Infer(CliTest):
         # Row by row and as ragged batches (the last one short): the same.
         self.ok(*self.infer("--limit", "6", "--batch", "4", out="batch.jsonl"))
         self.assertEqual(read(self.dir / "batch.jsonl"), read(self.dir / "out.jsonl"))
+
+        # What was done, for the log; nothing is said of answers that end by themselves.
+        result = self.fails(self.infer("--limit", "6", out="again.jsonl"), "glimpse: 6 rows answered in ", " rows/s), visual tokens "
+                            "kept: ", status=0)
+        self.assertNotIn("cut", result.stderr)
+        self.fails(self.infer("--limit", "2", "-n", "3", out="cut.jsonl"), "2 of these answers were cut at --max-new-tokens",
+                   status=0)
 
         # Torn in the middle of line 4: lines 1 to 3 stay as they are.
         whole = (self.dir / "out.jsonl").read_bytes()
@@ -54,7 +63,8 @@ class Infer(CliTest):
         self.assertEqual(read(self.dir / "out.jsonl"), read(self.dir / "batch.jsonl"))
 
         # The same answers under other settings are refused and kept; --overwrite starts again.
-        self.fails(self.infer("--limit", "6", "--threshold", "0.4"), "out.jsonl was made with other settings", "--overwrite")
+        self.fails(self.infer("--limit", "6", "--threshold", "0.4"), "out.jsonl was made with other settings (pruning.0.settings.threshold 0.5, now 0.4)",
+                   "--overwrite")
         self.fails(self.infer("--limit", "6", "--system", "x"), "was made with other settings")
         self.assertEqual((self.dir / "out.jsonl").read_bytes(), again)
         self.ok(*self.infer("--limit", "1", "--threshold", "0.4", "--overwrite"))
@@ -147,6 +157,20 @@ class Infer(CliTest):
         self.assertEqual(process.returncode, 0, errors)
         self.assertEqual(len(read(out)), 12)
 
+    def test_log(self):
+        """Without a terminal a line now and then says how far it is."""
+        rows = self.rows_file(*[{"question": "Hello"}] * 1000)
+        command = [PROGRAM, *self.infer("-n", "2000", "--threads", "1", "-m", self.endless_model(), rows=rows)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            self.assertRegex(process.stderr.readline(), r"^glimpse: \d+/1000 [\d.]+ rows/s, [\d.]+ s left$")
+            process.kill()
+
+    def test_keep_on_text(self):
+        text = {"id": 1, "question": "Hello"}
+        self.fails(self.infer("--keep", "0.5", "--prune", "divprune", rows=self.rows_file(text)), "--keep: there is no image")
+        rows = self.rows_file(text, {"id": 2, "question": "What?", "image": str(IMAGES / "read_000.jpg")})
+        self.ok(*self.infer("--keep", "0.5", "--prune", "divprune", "-n", "1", rows=rows))
+
     def test_rows_of_every_kind(self):
         image = str(IMAGES / "read_000.jpg")
         rows = self.rows_file({"id": "a", "question": "What letter is on the orange square?", "image": image}, "",
@@ -180,6 +204,86 @@ class Infer(CliTest):
         self.fails(self.infer("--limit", "2", rows=rows, out="b.jsonl"), "rows.jsonl:2: ", "broken.jpg")
         self.assertEqual(list(read(self.dir / "b.jsonl")), [1])
 
+    def test_keep_going_past_bad_lines(self):
+        """A line that cannot be read is told by its reason and column; the others are answered."""
+        good = {"question": "Hello"}
+        digits = "123456789012345678901234567890"
+        rows = self.rows_file("\ufeff", {**good, "id": 1}, '{"id": 2, "question": "\\ud83d"}', {**good, "id": 1},
+                              '{"id": 3, "question": "Hello", "score": NaN}', f'{{"id": {digits}, "question": "Hello"}}',
+                              f'{{"id": {digits[:-1]}1, "question": "Hello"}}')
+        result = self.fails(self.infer("-n", "1", "--keep-going", rows=rows), "2 of 6 rows could not be answered",
+                            "rows.jsonl:3: not valid JSON: column 30: ", "surrogate", "rows.jsonl:4: id 1 occurs twice")
+        self.assertEqual(result.stderr.count("rows.jsonl"), 2)
+        self.assertEqual(list(read(self.dir / "out.jsonl")), [1, 3, digits, digits[:-1] + "1"])
+        self.fails(self.infer("-n", "1", rows=rows), "rows.jsonl:3: not valid JSON")
+
+    def test_images_key(self):
+        """Many data sets say "images"; under any other name a picture is not left out in silence."""
+        row = {"id": 1, "question": "What letter is on the orange square?"}
+        self.ok(*self.infer(rows=self.rows_file({**row, "images": ["cot/read/read_000.jpg"]})))
+        self.assertEqual(read(self.dir / "out.jsonl")[1]["answer"], RECORDED[0]["answer_pruned"])
+        self.fails(self.infer(rows=self.rows_file({**row, "image_path": "cot/read/read_000.jpg"}), out="b.jsonl"),
+                   'rows.jsonl:1: "image_path" names a picture', 'call it so, or add "image": null')
+        self.fails(self.infer(rows=self.rows_file({**row, "image": "cot/read/read_000.jpg\0.png"}), out="b.jsonl"),
+                   "rows.jsonl:1: image not found")
+
+    def test_out_of_memory(self):
+        """What is no fault of a row may pass: the others are answered, and it is asked again."""
+        write_large_png(self.dir / "large.png")
+        good = {"question": "What letter is on the orange square?", "image": "cot/read/read_000.jpg"}
+        rows = self.rows_file({**good, "id": 1}, {**good, "id": 2, "image": str(self.dir / "large.png")}, {**good, "id": 3})
+        infer = self.infer("-n", "1", "--max-pixels", "100000", rows=rows)
+        self.fails(infer, "rows.jsonl:2: std::bad_alloc", memory=MEMORY)
+        self.fails([*infer, "--keep-going"], "rows.jsonl:2: std::bad_alloc", "1 of 3 rows could not be answered", memory=MEMORY)
+        self.assertEqual(list(read(self.dir / "out.jsonl")), [1, 3])
+        self.fails(infer, "2 rows are already answered", status=0)
+        self.assertEqual(list(read(self.dir / "out.jsonl")), [1, 3, 2])
+
+    def test_answers_of_other_rows_or_weights(self):
+        """The same ids, the same paths, but another question, picture, box, model or modules."""
+        shutil.copy(IMAGES / "read_000.jpg", self.dir / "a.jpg")
+        row = {"id": 1, "question": "What?", "image": str(self.dir / "a.jpg"), "bboxs": [[1, 2, 30, 40]]}
+        model, modules = self.model_copy(), self.model_copy("modules", source=MODULES)
+        infer = lambda row=row, model=model: self.infer("-n", "1", "--model", model, "--new-modules", modules,
+                                                        rows=self.rows_file(row))
+        self.ok(*infer())
+        before = (self.dir / "out.jsonl").read_bytes()
+        self.fails(infer(), "1 rows are already answered", status=0)
+        other = "out.jsonl has an answer to id 1, asked with another question, box or picture than now; name another --out"
+        self.fails(infer({**row, "question": "Who?"}), other)
+        self.fails(infer({**row, "bboxs": [[1, 2, 30, 41]]}), other)
+        shutil.copy(IMAGES / "read_001.jpg", self.dir / "a.jpg")
+        self.fails(infer(), other)
+        shutil.copy(IMAGES / "read_000.jpg", self.dir / "a.jpg")
+        # Moved is not changed.
+        shutil.move(model, self.dir / "moved")
+        self.ok(*infer(model=self.dir / "moved"))
+        shutil.move(self.dir / "moved", model)
+        for folder, name in ((model, "model.safetensors"), (modules, "new_modules_gp.pt"), (model, "config.json")):
+            file = folder / name
+            whole = bytearray(file.read_bytes())
+            file.unlink()
+            changed = whole + b" " if name.endswith("json") else whole[:len(whole) // 2] + b"\x3d" + whole[len(whole) // 2 + 1:]
+            file.write_bytes(changed)
+            self.fails(infer(), "was made with other settings (content.", ", now ")
+            file.write_bytes(whole)
+        self.fails(infer(), "1 rows are already answered", status=0)
+        self.assertEqual((self.dir / "out.jsonl").read_bytes(), before)
+
+    def test_two_writers(self):
+        """The second one names the first, whatever it was to do, and harms nothing."""
+        out = self.dir / "out.jsonl"
+        with subprocess.Popen([PROGRAM, *self.infer("--threads", "1")], stderr=subprocess.PIPE) as process:
+            while not out.exists() or out.read_text().count("\n") < 1:
+                self.assertIsNone(process.poll())
+                time.sleep(0.02)
+            for flags in ([], ["--overwrite"]):
+                self.fails(self.infer(*flags), f"out.jsonl: process {process.pid} (glimpse) is writing there")
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=20)
+        ids = [json.loads(line)["id"] for line in out.read_text().splitlines()]
+        self.assertEqual(ids, list(range(len(ids))))
+
     def test_bad_rows(self):
         good = {"id": 1, "question": "x"}
         for bad, says in [
@@ -201,12 +305,15 @@ class Infer(CliTest):
         for flags in ([], ["--overwrite"]):
             self.fails(self.infer(*flags, rows=rows, out="rows.jsonl"), "is the file of rows itself")
             self.fails(self.infer(*flags, rows=rows, out="."), "exists and is not a regular file")
+            (self.dir / "link.jsonl").unlink(missing_ok=True)
+            (self.dir / "link.jsonl").symlink_to(rows)
+            self.fails(self.infer(*flags, rows=rows, out="link.jsonl"), "is the file of rows itself")
         self.assertEqual(rows.read_text(), text)
         (self.dir / "other.jsonl").write_text('{"id": 1}\n')
         self.fails(self.infer(rows=rows, out="other.jsonl"), "other.jsonl exists and is no output of this command")
         self.assertEqual((self.dir / "other.jsonl").read_text(), '{"id": 1}\n')
         self.fails(self.infer(rows=rows, out="nowhere/out.jsonl"), "nowhere/out.jsonl", "No such file or directory")
-        self.fails(["infer", rows, "--out", "/proc/out.jsonl"], "cannot write /proc/out.jsonl")
+        self.fails(["infer", rows, "--out", "/proc/out.jsonl"], "/proc/out.jsonl: cannot be written")
         (self.dir / "out.jsonl").touch()  # an empty file is welcome
         self.ok(*self.infer("-n", "1", rows=rows))
 

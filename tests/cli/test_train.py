@@ -10,7 +10,7 @@ import time
 import unittest
 from pathlib import Path
 
-from program import PROGRAM, TEST, CliTest
+from program import MODEL, PROGRAM, TEST, CliTest
 from tensor_files import read_safetensors
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
@@ -44,10 +44,32 @@ class Train(CliTest):
         return subprocess.Popen([PROGRAM, *map(str, command)], env={**os.environ, **environment}, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def pair(self, command):
-        """Two processes of one run, started as a launcher does."""
+    def pair(self, command, second=None):
+        """Two processes of one run, started as a launcher does; `second` is run by the second of them."""
         world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        return [self.start(command, RANK=str(rank), LOCAL_RANK=str(rank), **world) for rank in range(2)]
+        return [self.start(each, RANK=str(rank), LOCAL_RANK=str(rank), **world)
+                for rank, each in enumerate([command, second or command])]
+
+    def errors_of(self, processes, status=0):
+        """What they said, once all have ended so."""
+        said = [process.communicate(timeout=300)[1] for process in processes]
+        self.assertEqual([process.returncode for process in processes], [status] * len(processes), said)
+        return said
+
+    def largest_difference(self, one, two):
+        one, two = self.floats(one), self.floats(two)
+        self.assertEqual(one.keys(), two.keys())
+        return max(abs(a - b) for name in one for a, b in zip(one[name], two[name]))
+
+    def stop_after(self, out, step, processes):
+        """Stops them by hand once the run has taken this many steps."""
+        metrics = self.dir / out / "metrics.jsonl"
+        deadline = time.time() + 120
+        while time.time() < deadline and not (metrics.exists() and metrics.read_text().count("\n") >= step):
+            time.sleep(0.01)
+        processes[0].send_signal(signal.SIGINT)
+        self.errors_of(processes, status=130)
+        return len(metrics.read_text().splitlines())
 
     def test_run(self):
         self.ok(*self.train("run", "--save-every", "2", "--overlay-rows", "2", overlays=2))
@@ -108,14 +130,10 @@ class Train(CliTest):
 
     def test_two_processes_equal_one(self):
         self.ok(*self.train("one", batch=4, steps=3))
-        processes = self.pair(self.train("two", batch=2, steps=3))
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            self.assertEqual(process.returncode, 0, errors)
-        one, two = self.floats("one"), self.floats("two")
-        self.assertEqual(one.keys(), two.keys())
-        largest = max(abs(a - b) for name in one for a, b in zip(one[name], two[name]))
-        self.assertLess(largest, 2e-4)  # two summation orders; a step moves a weight by up to 2e-3
+        self.errors_of(self.pair(self.train("two", batch=2, steps=3)))
+        # Two summation orders; a step moves a weight by up to 2e-3.
+        self.assertLess(self.largest_difference("one", "two"), 2e-4)
+        one = self.floats("one")
         start = max(abs(a - b) for name in one for a, b in zip(one[name], self.floats("one", "checkpoints")[name]))
         self.assertLess(start, 1e-6)
 
@@ -141,14 +159,86 @@ class Train(CliTest):
         self.assertEqual(first.returncode, 1, errors)
         self.assertIn("lost another", errors)
         self.assertTrue(list((self.dir / "lost" / "checkpoints").glob("step-*.safetensors")))
+        # The other process is back, without the run's checkpoints: it goes on from those of the first.
         done = json.loads(metrics.read_text().splitlines()[-1])["step"]
-        result = self.start(["train", "--resume", self.dir / "lost"])
-        time.sleep(3)
-        result.send_signal(signal.SIGINT)  # stopped by hand: a checkpoint, and the way to go on
-        _, errors = result.communicate(timeout=120)
-        self.assertEqual(result.returncode, 130, errors)
-        self.assertIn("--resume", errors)
-        self.assertGreaterEqual(json.loads(metrics.read_text().splitlines()[-1])["step"], done)
+        away = self.dir / "away"
+        away.mkdir()
+        shutil.copy(self.dir / "lost/train.json", away)
+        resumed = self.pair(["train", "--resume", self.dir / "lost"], ["train", "--resume", away])
+        self.assertGreater(self.stop_after("lost", done + 2, resumed), done + 1)
+        self.assertEqual([file.name for file in away.iterdir()], ["train.json"])
+
+    def test_resumed_by_another_number_of_processes(self):
+        """A step keeps its rows, learning rate and random numbers; where it cannot, the run is refused."""
+        steps = {"steps": 12, "batch": 1, "accumulation": 2}
+        run = lambda out: self.train(out, "--epochs", "4", "--save-every", "100", **steps)
+        self.errors_of(self.pair(run("whole")))
+        done = self.stop_after("resumed", 3, self.pair(run("resumed")))
+        self.assertLess(done, 12)
+        with self.start(["train", "--resume", self.dir / "resumed"]) as process:
+            errors = self.errors_of([process])
+        self.assertIn("began on 2 processes and goes on on 1: steps have the same rows, 4 batches on each process", errors[0])
+        self.assertLess(self.largest_difference("whole", "resumed"), 2e-4)
+        lines = [[json.loads(line) for line in (self.dir / out / "metrics.jsonl").read_text().splitlines()]
+                 for out in ("whole", "resumed")]
+        self.assertEqual([line["step"] for line in lines[1]], list(range(1, 13)))
+        for whole, resumed in zip(*lines):
+            self.assertEqual(whole["lr"], resumed["lr"])
+            self.assertAlmostEqual(whole["loss"], resumed["loss"], delta=2e-3)
+        # One batch a step is no work for two.
+        self.ok(*self.train("single", steps=1, accumulation=1))
+        for errors in self.errors_of(self.pair(["train", "--resume", self.dir / "single", "--max-steps", "3"]), status=1):
+            self.assertIn("this run began on 1 processes, and each of its steps has 1 batches of 2 rows, which 2", errors)
+
+    def test_extended(self):
+        self.ok(*self.train("run", "--epochs", "4", steps=3))
+        self.assertIn('"steps": 3', (self.dir / "run/train.json").read_text())
+        resume = ["train", "--resume", self.dir / "run", "--max-steps"]
+        self.fails([*resume, "2"], "this run has done 3 steps, more than the 2 that it is to have")
+        self.fails([*resume, "5"], "run: planned for 3 steps, now for 5: from step 4 on the learning rate is that of 5 steps",
+                   "going on after step 3", status=0)
+        lines = [json.loads(line) for line in (self.dir / "run/metrics.jsonl").read_text().splitlines()]
+        self.assertEqual([line["step"] for line in lines], [1, 2, 3, 4, 5])
+        self.assertGreater(lines[3]["lr"], 0)
+        self.assertEqual(json.loads((self.dir / "run/train.json").read_text())["began"]["schedules"],
+                         [{"after_step": 0, "steps": 3}, {"after_step": 3, "steps": 5}])
+        self.fails([*resume, "1000"], "the epochs end after 24 steps, before max_steps 1000", status=0)
+
+    def test_what_a_run_began_with(self):
+        """Other rows, other weights, a second process: none goes on in the run's directory."""
+        model = self.model_copy("model", ["model.safetensors"])
+        weights = bytearray((MODEL / "model.safetensors").read_bytes())
+        (model / "model.safetensors").write_bytes(weights)
+        train = self.train("run", "--model", model, "--epochs", "1000", steps=1000)
+        process = self.start(train)
+        metrics = self.dir / "run/metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+            time.sleep(0.02)
+        resume = ["train", "--resume", self.dir / "run"]
+        for command in (resume, [*train, "--overwrite"]):
+            self.fails(command, f"run/.lock: process {process.pid} (glimpse) is writing there")
+        self.stop_after("run", 1, [process])
+        rows = self.rows.read_text()
+        self.rows.write_text(rows.replace("What", "Which", 1))
+        self.fails(resume, "run began with other rows than its data files give now")
+        self.rows.write_text(rows)
+        weights[len(weights) // 2] ^= 1
+        (model / "model.safetensors").write_bytes(weights)
+        self.fails(resume, "run began with other weights than its model or its first modules have now")
+        # What is to be read is not removed first.
+        inside = self.train("run", "--overwrite", "--new-modules", self.dir / "run/final")
+        self.fails(inside, "run/final, which is read; --overwrite would remove it")
+        self.assertTrue(metrics.exists())
+
+    @unittest.skipIf(os.path.exists("/dev/nvidia0"), "there is a CUDA device")
+    def test_device_of_each_process(self):
+        """The run's device is what was asked for; each process, also of a resumed run, takes its own."""
+        self.ok(*self.train("run", steps=1))
+        file = self.dir / "run/train.json"
+        settings = json.loads(file.read_text())
+        self.assertEqual(settings["device"], "cpu")
+        file.write_text(json.dumps({**settings, "device": "cuda"}))
+        self.fails(["train", "--resume", self.dir / "run"], "device: cuda:3 was asked for", env={"LOCAL_RANK": "3"})
 
     def test_bad_settings(self):
         config = self.dir / "wrong.yaml"

@@ -2,11 +2,11 @@
 #include "glimpse/eval/results.h"
 
 #include "glimpse/base/json_file.h"
-#include "glimpse/eval/line_file.h"
 #include "glimpse/eval/machine.h"
 #include "glimpse/eval/masks.h"
 #include "glimpse/eval/row_score.h"
 #include "glimpse/image/decode.h"
+#include "glimpse/io/line_file.h"
 #include "io/scratch.h"
 
 using namespace glimpse;
@@ -80,7 +80,7 @@ TEST_CASE("lines survive a kill, and one process writes them") {
   {
     LineFile lines(file);
     lines.write({{"a", 3}});
-    check_mentions(error_of([&] { LineFile second(file); }), "another process is writing it");
+    check_mentions(error_of([&] { LineFile second(file); }), concat("a.jsonl: process ", ::getpid(), " ("));
   }
   CHECK(read() == std::vector<int>{1, 2, 3});
   CHECK(contents(file) == "{\"a\":1}\n{\"a\":2}\n{\"a\":3}\n");
@@ -238,22 +238,59 @@ TEST_CASE("a folder belongs to one set of settings") {
   const Scratch scratch;
   EvalPlan plan;
   plan.out = scratch / "run";
-  claim_folder(plan, {{"model", "a"}, {"threads", 1}}, false);
-  claim_folder(plan, {{"model", "a"}, {"threads", 1}}, false);
-  check_mentions(error_of([&] {
-                   claim_folder(plan, {{"model", "a"}, {"threads", 2}}, false);
-                 }),
-                 "made with other settings");
-  claim_folder(plan, {{"model", "b"}}, true);
+  const auto claim = [&](const json& all, bool overwrite) {
+    return FolderClaim(plan, {all, {"place", "commit", "earlier_commits"}}, overwrite).earlier_commit();
+  };
+  const json settings = {{"model", "a"}, {"threads", 1}, {"commit", "x"}};
+  CHECK(claim(settings, false).empty());
+  json other = settings;
+  other["place"] = "elsewhere";
+  CHECK(claim(other, false).empty());
+  other["threads"] = 2;
+  check_mentions(error_of([&] { claim(other, false); }), "made with other settings (");
+  check_mentions(error_of([&] { claim(other, false); }), "eval.json: threads 1, now 2)");
+  // Another build goes on, and stands beside the first.
+  other = settings;
+  for (const char* commit : {"y", "z"}) {
+    other["commit"] = commit;
+    CHECK(claim(other, false) == (*commit == 'y' ? "x" : "y"));
+  }
+  other["earlier_commits"] = {"x", "y"};
+  CHECK(read_json(plan.out / "eval.json") == other);
+  claim({{"model", "b"}}, true);
   CHECK(read_json(plan.out / "eval.json") == json{{"model", "b"}});
+  {
+    const FolderClaim working(plan, {{{"model", "b"}}, {}}, false),
+        beside(plan, {{{"model", "b"}}, {}}, false);
+    check_mentions(error_of([&] { claim({{"model", "b"}}, true); }), ".running: process ");
+  }
   plan.shard = {0, 2};
-  check_mentions(error_of([&] { claim_folder(plan, {}, true); }), "--overwrite is for one process");
+  check_mentions(error_of([&] { claim(settings, true); }), "--overwrite is for one process");
   scratch.write("other/file", "x");
   plan.out = scratch / "other";
-  check_mentions(error_of([&] { claim_folder(plan, {}, false); }), "holds something that is no evaluation");
+  check_mentions(error_of([&] { claim(settings, false); }), "holds something that is no evaluation");
   CHECK_FALSE(std::filesystem::exists(scratch / "other/.lock"));
   plan.out = scratch / "other/file";
-  check_mentions(error_of([&] { claim_folder(plan, {}, false); }), "is no folder");
+  check_mentions(error_of([&] { claim(settings, false); }), "is no folder");
+}
+
+TEST_CASE("failures that may pass are missing at the next try, and an answer takes their place") {
+  const Scratch scratch;
+  EvalPlan plan = plan_in(scratch);
+  plan.cells = make_grid({"none"}, {"own"});
+  const auto& rows = plan.tasks[0].rows;
+  const auto problem = [&](const TaskRow& row, bool retry) {
+    json out = {{"id", row.id}, {"set", row.set}, {"row", row.fingerprint}, {"problem", "why"}};
+    if (retry) out["retry"] = true;
+    return out;
+  };
+  put(plan, "none@own.r0.jsonl",
+      {problem(rows[0], true), problem(rows[1], false), line(rows[2], "x", {0}, 1)});
+  CHECK(progress_of(plan).missing == 0);
+  CHECK(progress_of(plan, true).missing == 1);
+  put(plan, "none@own.r0.jsonl", {line(rows[0], "x", {0}, 1), problem(rows[0], true)});
+  CHECK(progress_of(plan, true).missing == 0);
+  CHECK_FALSE(read_answers(plan, plan.tasks[0], plan.cells[0]).at(rows[0].key()).contains("problem"));
 }
 
 TEST_CASE("counts of an earlier run") {

@@ -242,6 +242,8 @@ TEST_CASE("what is wrong with a task or its rows is said") {
   check_mentions(row_error("{\"question\": \"q\", \"answer\": \"a\", \"id\": {}}\n"), "\"id\" must be");
   const std::string twice = "{\"question\": \"q\", \"answer\": \"a\", \"id\": 1}\n";
   check_mentions(row_error(twice + twice), "rows.json:2: id 1 occurs twice");
+  check_mentions(row_error(R"({"question": "x", "answer": "y", "picture": "a.png"})"),
+                 "rows.json:1: \"picture\" names a picture, but pictures are read from \"image\"");
   check_mentions(row_error("[{\"conversations\": []}]", "conversations"), "at least two turns");
 }
 
