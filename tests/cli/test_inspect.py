@@ -51,7 +51,7 @@ class Usage(CliTest):
         for command, says in [
             ("ask", ["--threshold NUMBER", "[0 to 1; default the modules', else 0.5]", "--top-k N", "[at least 0; default the checkpoint's, else 0]",
                      "--max-pixels N", "[at least 1; default the checkpoint's]", "[auto, bf16 or fp32; default auto]",
-                     "[own or reference; default own]", "-m,--model DIR", "-t,--threads N", "[0 to 4096; default 0]"]),
+                     "[own or reference; default the checkpoint's, else own]", "-m,--model DIR", "-t,--threads N", "[0 to 4096; default 0]"]),
             ("train", ["--lr NUMBER", "highest learning rate [0 to 10; default 0.0001]", "[above 0", "[fp32 or bf16; default fp32]"][:2]),
             ("eval", ["--preprocessing TEXT", "[at least 1; default the checkpoint's]"]),
         ]:
