@@ -221,7 +221,7 @@ class Eval(EvalTest):
         task.write_text("rows: rows.jsonl\nimages: images\n")
         run = self.eval("run", "--task", task, "-n", "2", "--max-pixels", "100000", "--keep-going", methods="none", limit=0)
         left_out = "rows.jsonl:2: left out: not valid JSON: column 30"
-        self.fails(run, left_out, "rows.jsonl:3: std::bad_alloc", "rows.jsonl:4: ", status=0, memory=700 << 20)
+        self.fails(run, left_out, "rows.jsonl:3: std::bad_alloc", "rows.jsonl:4: ", status=0, memory=400 << 20)
         self.assertEqual(self.results("run")["tasks"][0]["left_out"], 2)
         result = self.fails(run, "2 of 3 answers are there already", status=0)
         self.assertNotIn("rows.jsonl:4", result.stderr)
