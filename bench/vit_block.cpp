@@ -44,7 +44,7 @@ struct Block {
 
 void time_vit_block(const VisionShape& v, const Grid& grid, int rounds, const Limits& limits, Rows& rows) {
   const int64_t patches = int64_t{grid.t} * grid.h * grid.w, head = v.hidden / v.heads;
-  std::vector<int64_t> lengths = vit_windows({grid}, v.merge, v.window_tokens).window_lengths;
+  std::vector<int64_t> lengths = v.windows(grid);
   std::vector<at::Tensor> ids;
   for (size_t i = 0; i < lengths.size(); ++i) {
     lengths[i] *= v.merge * v.merge;

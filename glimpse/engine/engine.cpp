@@ -76,7 +76,7 @@ Fields EngineOptions::fields() {
       .add("device", device, "cpu, cuda or cuda:i")
       .add("kernels", kernels, "best instruction set for our own CPU kernels")
       .one_of({"auto", "avx512", "avx2", "sse4", "scalar"})
-      .add("threads", threads, "CPU threads (0: one per core, -1: as they are)", {-1, 4096})
+      .add("threads", threads, "CPU threads (0: one per core)", {0, 4096})
       .shown_as("N", 't');
   return fields;
 }

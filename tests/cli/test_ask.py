@@ -179,7 +179,7 @@ class Ask(CliTest):
     def test_image_bounds(self):
         got = self.ask("--max-pixels", "100000")
         self.assertLessEqual(got["visual_tokens"], 100000 // 784)
-        self.fails(["ask", "-i", IMAGE, "--min-pixels", "-5", "x"], "min-pixels -5 must be positive")
+        self.fails(["ask", "-i", IMAGE, "--min-pixels", "-5", "x"], "min_pixels: -5 is outside", status=2)
         self.fails(["ask", "-i", IMAGE, "--min-pixels", "5000", "--max-pixels", "4000", "x"], "at most max-pixels 4000")
 
     def test_arithmetic_and_threads(self):
@@ -192,7 +192,7 @@ class Ask(CliTest):
         for level in ("scalar", "auto"):
             got = self.ask("--kernels", level)
             self.assertEqual((got["answer"], got["images"][0]["keep"]), (ANSWER, KEEP))
-        self.fails(["ask", "--kernels", "neon", "Why?"], "--kernels", "avx2", status=2)
+        self.fails(["ask", "--kernels", "neon", "Why?"], "kernels: ", "avx2", status=2)
 
     def test_device(self):
         self.fails(["ask", "--device", "cuda", "x"], "device: cuda was asked for, but", "no usable CUDA device")

@@ -176,7 +176,6 @@ class Requests(CliTest):
         self.bad("--prune", "glimpse(threshold)", "expected name=value")
         self.bad("--prune", "random(keep=x)", "keep: expected a number")
         self.bad("--prune", "random(layer=99)", "cuts at layer 99 but the model has 6 layers")
-        self.bad("--prune", "glimpse+glimpse", "only one method")
         self.bad("--prune", "glimpse++random", "unknown method ''")
         self.bad("--prune", "(", "glimpse: ")
         self.bad("--prune", "reference", "glimpse: ")
