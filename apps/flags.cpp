@@ -75,15 +75,15 @@ void add_model_flags(CLI::App& app, EngineOptions& options) {
 
 nlohmann::json model_settings(const EngineOptions& options) {
   const bool builtin = options.model.empty();
-  nlohmann::json settings = {{"model", builtin ? "built-in" : options.model},
-                             {"mmproj", options.mmproj},
-                             {"new_modules", options.new_modules.size() == 1
-                                                 ? nlohmann::json(options.new_modules[0])
-                                                 : nlohmann::json(options.new_modules)},
-                             {"clip", options.clip},
-                             {"adapters", options.adapters},
-                             {"dtype", options.dtype},
-                             {"weights", options.weights}};
+  nlohmann::json settings = {
+      {"model", builtin ? "built-in" : options.model},
+      {"mmproj", options.mmproj},
+      {"new_modules", options.new_modules.size() == 1 ? nlohmann::json(options.new_modules[0])
+                                                      : nlohmann::json(options.new_modules)},
+      {"clip", options.clip},
+      {"adapters", options.adapters},
+      {"dtype", options.dtype},
+      {"weights", options.weights}};
   nlohmann::json& content = settings["content"];
   content["model"] = weights_fingerprint(model_source(options)->path());
   if (!options.mmproj.empty()) content["mmproj"] = weights_fingerprint(options.mmproj);

@@ -59,7 +59,8 @@ Fields EngineOptions::fields() {
       .add("mmproj", mmproj, "the vision encoder's .gguf file, for a --model that is one")
       .shown_as("FILE")
       .add("new_modules", new_modules,
-           "directory of the pruning modules (config.json, new_modules_gp.pt or .safetensors); with a name, as "
+           "directory of the pruning modules (config.json, new_modules_gp.pt or .safetensors); with a name, "
+           "as "
            "in coarse=DIR, for glimpse(modules=coarse) (repeatable)")
       .shown_as("DIR", 0, true)
       .add("clip", clip,

@@ -56,10 +56,10 @@ Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, cons
   check(out.segments.size() == patches.size(), "prompt: ", patches.size(), " images were given but it has ",
         out.segments.size(), " places for them");
   check_as(Error::Kind::too_large, std::ssize(out.ids) < max_positions, "prompt: ", out.ids.size(),
-        " tokens do not fit the model's context of ", max_positions,
-        out.visual_rows.empty() ? "; shorten the text"
-        : place.resizes         ? "; lower --max-pixels, give fewer images or shorten the text"
-                                : "; give fewer images or shorten the text");
+           " tokens do not fit the model's context of ", max_positions,
+           out.visual_rows.empty() ? "; shorten the text"
+           : place.resizes         ? "; lower --max-pixels, give fewer images or shorten the text"
+                                   : "; give fewer images or shorten the text");
   out.patches = std::move(patches);
   const auto rows = std::ssize(out.ids), visual = std::ssize(out.visual_rows);
   const int64_t after = visual == 0 ? 0 : out.visual_rows.back() + 1 - visual;

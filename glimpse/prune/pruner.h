@@ -136,8 +136,8 @@ struct View {
 /// An equal budget for every method: what its last cut leaves of a prompt's N visual tokens. Empty: the
 /// method's own rule.
 struct Budget {
-  std::optional<double> keep;  ///< fraction of all visual tokens, in (0, 1]; rounded to the nearest number,
-                               ///< at least 1
+  std::optional<double> keep;    ///< fraction of all visual tokens, in (0, 1]; rounded to the nearest number,
+                                 ///< at least 1
   std::optional<int64_t> count;  ///< absolute number
   std::vector<int64_t> counts;   ///< absolute number for each medium
 
