@@ -74,6 +74,7 @@ std::vector<int64_t> top_tokens(const View& view, const at::Tensor& scores, cons
                                 int64_t own) {
   if (budget.counts.empty())
     return top_indices(scores, budget.of(view.total()).value_or(std::max<int64_t>(own, 1)));
+  budget.of(view.segments);  // a count for every medium, or an error
   const at::Tensor own_scores = scores.cpu();
   std::vector<int64_t> keep;
   for (const MediumRun& run : medium_runs(view))
