@@ -134,9 +134,9 @@ int run(AskFlags& flags, Interrupt& interrupt) {
   request.images = images;
   if (!flags.boxes.empty()) {
     const auto pruners = make_pruners(request.prune, engine->pruner_context());
-    check(std::any_of(pruners.begin(), pruners.end(),
-                      [](const auto& pruner) { return pruner->name() == "reference"; }),
-          "--reference-boxes belongs to the method reference; --prune ", request.prune, " would not read it");
+    check(
+        std::any_of(pruners.begin(), pruners.end(), [](const auto& pruner) { return pruner->taps().boxes; }),
+        "--reference-boxes belongs to the method reference; --prune ", request.prune, " would not read it");
     check(flags.boxes.size() == images.size(), "--reference-boxes: give it once per image: ", images.size(),
           " images, ", flags.boxes.size(), " lists of boxes");
     for (size_t i = 0; i < images.size(); ++i)

@@ -11,7 +11,7 @@ int main(int argc, char** argv) try {
   }
   glimpse::EngineOptions options;  // without a model: the small one that is installed with the library
   if (argc > 3) options.model = argv[3];
-  if (argc > 4) options.new_modules = argv[4];
+  if (argc > 4) options.new_modules = {argv[4]};
   const auto engine = glimpse::Engine::load(options);
 
   using Kind = glimpse::Part::Kind;

@@ -88,10 +88,7 @@ AnswerFlops Accounting::of(const Answer& answer, const PrunerChain& pruners, con
     for (const Cut& cut : pruner->cuts())
       if (!steps.empty() && cut.when() == steps.back().cut.when()) budgeted = pruner.get();
   CutSizes sizes{answer.segments, total, total, answer.kept_tokens, decoder_.hidden_size};
-  if (vision_) {
-    sizes.vision_width = vision_->hidden;
-    sizes.vision_head = vision_->hidden / vision_->heads;
-  }
+  if (vision_) sizes.vision_head = vision_->hidden / vision_->heads;
   for (size_t i = 0; i < steps.size(); ++i) {
     const Step& step = steps[i];
     const int64_t living = sizes.living;

@@ -103,6 +103,7 @@ struct Taps {
   std::vector<VisionAttentionTap> vision_attention;
   bool shared_space = false;  ///< embeddings of image and question in the space that both share (CLIP)
   bool pictures = false;      ///< their hash
+  bool boxes = false;         ///< reference boxes
 };
 
 /// What a pruner may look at: n living of N visual tokens, segment by segment. What the encoder says of
@@ -161,8 +162,7 @@ struct CutSizes {
   std::span<const Segment> images;
   int64_t visual = 0, living = 0, kept = 0;  ///< visual tokens of the prompt; before and after the cut
   int64_t width = 0;                         ///< of the language model's hidden states
-  int64_t vision_width = 0;                  ///< of the encoder's; 0: not known
-  int64_t vision_head = 0;                   ///< of its attention heads
+  int64_t vision_head = 0;                   ///< of the encoder's attention heads; 0: not known
 };
 
 /// A pruning method. It declares when it cuts and what it reads, then purely says which tokens stay.

@@ -19,6 +19,11 @@ class ReferencePruner : public Pruner {
   std::string name() const override { return "reference"; }
   nlohmann::json settings() const override { return Options(options_).fields().to_json(); }
   std::vector<Cut> cuts() const override { return {{Cut::Place::after, options_.layer, true}}; }
+  Taps taps() const override {
+    Taps taps;
+    taps.boxes = true;
+    return taps;
+  }
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
 
  private:

@@ -4,7 +4,7 @@ _glimpse() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
   local model='--model --mmproj --new-modules --clip --adapter --dtype --weights --kernels --device --threads --help'
   local run="$model --prune --keep --threshold --max-keep --min-keep --anchors
-    --max-new-tokens --temperature --top-p --top-k --repetition-penalty --seed --system
+    --max-new-tokens --temperature --top-p --top-k --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed --system
     --min-pixels --max-pixels --preprocessing"
 
   COMPREPLY=()
@@ -23,7 +23,7 @@ _glimpse() {
     --preprocessing) mapfile -t COMPREPLY < <(compgen -W 'own reference' -- "$cur"); return ;;
     --device) mapfile -t COMPREPLY < <(compgen -W 'cpu cuda' -- "$cur"); return ;;
     --keep | --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | -n | --temperature | --top-p | \
-      --top-k | --repetition-penalty | --seed | --system | --min-pixels | --max-pixels | --threads | -t | --limit | \
+      --top-k | --min-p | --repetition-penalty | --presence-penalty | --frequency-penalty | --seed | --system | --min-pixels | --max-pixels | --threads | -t | --limit | \
       --batch | --kv-mb | --cache-mb | --max-shard-size | --budgets | --sets | --gallery | --judge-url | --judge-model | --judge-key-env | \
       --judge-jobs | --judge-tries | --judge-timeout) return ;;
   esac
