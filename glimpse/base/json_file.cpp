@@ -64,6 +64,10 @@ nlohmann::json read_json(const std::filesystem::path& path) {
   }
 }
 
+std::string json_text(const nlohmann::json& value) {
+  return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
 const nlohmann::json& member(const nlohmann::json& object, const char* key) {
   static const nlohmann::json none;
   const auto entry = object.find(key);

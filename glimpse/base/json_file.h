@@ -17,6 +17,9 @@ std::string read_text(const std::filesystem::path& path, size_t max_bytes = size
 /// than 100 levels.
 nlohmann::json read_json(const std::filesystem::path& path);
 
+/// JSON on one line; what is no UTF-8 in its texts (paths, the command line) is replaced.
+std::string json_text(const nlohmann::json& value);
+
 /// The member `key` of an object, or null when there is none.
 const nlohmann::json& member(const nlohmann::json& object, const char* key);
 

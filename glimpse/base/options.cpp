@@ -4,16 +4,12 @@
 
 namespace glimpse {
 
-std::string shown(const nlohmann::json& value) {
-  return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
 namespace {
 
 // As the command line spells a value.
 std::string spelled(const nlohmann::json& value) {
   if (value.is_string()) return value.get<std::string>();
-  if (!value.is_array()) return value.is_null() ? "none" : shown(value);
+  if (!value.is_array()) return value.is_null() ? "none" : json_text(value);
   std::string all;
   for (const auto& item : value) {
     if (!all.empty()) all += '+';
@@ -57,7 +53,7 @@ Fields& Fields::one_of(const std::vector<std::string>& names) {
                set = field.set](const nlohmann::json& value) {
     check(std::any_of(names.begin(), names.end(), [&](const std::string& known) { return value == known; }),
           name, ": expected ", words, ", got ",
-          value.is_string() ? concat("'", value.get<std::string>(), "'") : shown(value));
+          value.is_string() ? concat("'", value.get<std::string>(), "'") : json_text(value));
     set(value);
   };
   return *this;
@@ -90,7 +86,7 @@ const Field& Fields::find(std::string_view name, std::string_view owner) const {
 }
 
 void Fields::from_json(const nlohmann::json& object, std::string_view owner) {
-  check(object.is_object(), owner, ": expected an object of settings, got ", shown(object));
+  check(object.is_object(), owner, ": expected an object of settings, got ", json_text(object));
   for (const auto& [key, value] : object.items()) {
     const Field& field = find(key, owner);
     try {

@@ -11,11 +11,9 @@
 #include <vector>
 
 #include "glimpse/base/check.h"
+#include "glimpse/base/json_file.h"
 
 namespace glimpse {
-
-/// A value as messages show it, whatever bytes its texts have.
-std::string shown(const nlohmann::json& value);
 
 /// Allowed values of a number, both ends included.
 struct Range {
@@ -84,27 +82,28 @@ void read_value(const nlohmann::json& json, T& value, const std::string& name, R
     read_value(json, inner, name, range);
     value = inner;
   } else if constexpr (std::is_same_v<T, bool>) {
-    check(json.is_boolean(), name, ": expected true or false, got ", shown(json));
+    check(json.is_boolean(), name, ": expected true or false, got ", json_text(json));
     value = json.get<bool>();
   } else if constexpr (std::is_arithmetic_v<T>) {
     check(json.is_number() && (!std::is_integral_v<T> || json.is_number_integer()), name, ": expected ",
-          std::is_integral_v<T> ? "an integer" : "a number", ", got ", shown(json));
+          std::is_integral_v<T> ? "an integer" : "a number", ", got ", json_text(json));
     const double number = json.get<double>();
-    check(number >= range.low && number <= range.high, name, ": ", shown(json), " is outside [", range.low,
-          ", ", range.high, "]");
+    check(number >= range.low && number <= range.high, name, ": ", json_text(json), " is outside [",
+          range.low, ", ", range.high, "]");
     value = json.get<T>();
   } else if constexpr (std::is_same_v<T, std::string>) {
-    check(json.is_string(), name, ": expected text, got ", shown(json));
+    check(json.is_string(), name, ": expected text, got ", json_text(json));
     value = json.get<std::string>();
   } else {
     using Item = typename T::value_type;
     constexpr bool texts = std::is_same_v<Item, std::string>;
     value.clear();
     if (json.is_null()) return;
-    check(json.is_array(), name, ": expected a list of ", texts ? "texts" : "numbers", ", got ", shown(json));
+    check(json.is_array(), name, ": expected a list of ", texts ? "texts" : "numbers", ", got ",
+          json_text(json));
     for (const auto& item : json) {
       check(item.is_string() == texts, name, ": expected a list of ", texts ? "texts" : "numbers", ", got ",
-            shown(json));
+            json_text(json));
       read_value(item, value.emplace_back(), name, range);
     }
   }

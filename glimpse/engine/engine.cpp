@@ -131,7 +131,8 @@ std::vector<std::pair<std::string, std::filesystem::path>> module_dirs(const Eng
       check(other != name,
             "new_modules: ", name.empty() ? "two sets have no name" : "two sets are named " + name,
             "; name them as in coarse=DIR");
-    sets.emplace_back(name, resolve_model_dir(named ? given.substr(equals + 1) : given));
+    const auto dir = resolve_model_dir(named ? given.substr(equals + 1) : given);
+    sets.emplace(name.empty() ? sets.begin() : sets.end(), name, dir);
   }
   if (sets.empty() && options.model.empty()) sets.emplace_back("", builtin_model_dir() / "new_modules");
   return sets;

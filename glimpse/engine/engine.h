@@ -133,7 +133,7 @@ WeightOptions::Format parse_weight_format(const std::string& name);
 std::unique_ptr<ModelSource> model_source(const EngineOptions& options);
 
 /// Names and directories of the pruning modules that the options name; those of the built-in model if they
-/// name neither modules nor model. Errors: two with one name.
+/// name neither modules nor model. The set without a name comes first. Errors: two with one name.
 std::vector<std::pair<std::string, std::filesystem::path>> module_dirs(const EngineOptions& options);
 
 /// How to load a checkpoint with this config as the options say: dtype, device, adapters.

@@ -1,6 +1,7 @@
 #include "glimpse/engine/job.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace glimpse {
 
@@ -150,9 +151,8 @@ void Job::prefilled() {
       answer.keep[segment].push_back(token - answer.segments[segment].first);
     }
   if (sequence.scores.defined()) {
-    const at::Tensor scores = sequence.scores.detach();
-    const float* score = scores.const_data_ptr<float>();
-    answer.scores.assign(score, score + scores.numel());
+    const float* score = sequence.scores.const_data_ptr<float>();
+    answer.scores.assign(score, score + sequence.scores.numel());
   }
   answer.pruning = nlohmann::json::array();
   for (const auto& pruner : sequence.pruners)
@@ -161,6 +161,7 @@ void Job::prefilled() {
 }
 
 void Job::finish(const std::string& reason) try {
+  for (const auto& fork : std::exchange(forks, {})) fork->finish(reason);
   const std::string text = stop_strings_.push(decoder_.flush()) + stop_strings_.flush();
   say(text);
   answer_.finish_reason = reason;
@@ -173,6 +174,7 @@ void Job::finish(const std::string& reason) try {
 }
 
 void Job::fail(std::exception_ptr error) {
+  for (const auto& fork : std::exchange(forks, {})) fork->fail(error);
   sequence = {};
   if (events_) events_->push(Ended{nullptr, "", error});
   promise_.set_exception(std::move(error));

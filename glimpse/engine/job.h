@@ -37,7 +37,9 @@ class Job {
   /// Takes over what the prefill of another choice left; the caches' memory is shared until one of them
   /// grows.
   void fork(const Job& first) { sequence = first.sequence; }
-  /// Frees the sequence and gives the answer to the future.
+  /// From here on events go there.
+  void report_to(std::shared_ptr<EventQueue> events) { events_ = std::move(events); }
+  /// Frees the sequence and gives the answer to the future; so do choices that still wait for this one.
   void finish(const std::string& reason);
   void fail(std::exception_ptr error);
   std::future<Answer> future() { return promise_.get_future(); }
@@ -56,7 +58,7 @@ class Job {
   const bool ignore_eos_;
   const std::optional<int64_t> logprobs_;
   const std::function<void(const std::string&)> on_text_;
-  const std::shared_ptr<EventQueue> events_;
+  std::shared_ptr<EventQueue> events_;
   Sampler sampler_;
   StreamDecoder decoder_;
   StopStrings stop_strings_;

@@ -80,14 +80,12 @@ at::Tensor Lane::embed() {
     question_ = model_.encode_text(prompt.question);
     sequence_.question_rows = question_.rows;
   }
-  std::vector<at::Tensor> rows = {x}, positions = {sequence_.position_ids};
-  for (const Stage* stage : guides_) {
-    rows.push_back(stage->taps.guide->added[0].unsqueeze(0));
-    const int64_t shift = sequence_.shift.empty() ? 0 : sequence_.shift[0];
-    positions.push_back(at::full({prompt.position_ids.size(0), 1}, prompt.next_position - shift, at::kLong));
-  }
   if (guides_.empty()) return x;
-  sequence_.position_ids = at::cat(positions, 1);
+  std::vector<at::Tensor> rows = {x};
+  for (const Stage* stage : guides_) rows.push_back(stage->taps.guide->added[0].unsqueeze(0));
+  const int64_t place = prompt.next_position - (sequence_.shift.empty() ? 0 : sequence_.shift[0]);
+  const at::Tensor places = at::full({prompt.position_ids.size(0), guides()}, place, at::kLong);
+  sequence_.position_ids = at::cat({sequence_.position_ids, places}, 1);
   return at::cat(rows);
 }
 

@@ -117,7 +117,7 @@ void PrefillBatch::assemble(const std::vector<at::Tensor>& own, at::Tensor& rows
     const Rope rope = lane.rope();
     cos.push_back(rope.cos);
     sin.push_back(rope.sin);
-    batch.sequences.push_back(lane.sequence_rows(0));
+    batch.sequences.push_back({nullptr, lane.rows()});  // before_layer() says the rest
   }
   batch.rope = {at::cat(cos), at::cat(sin)};
   rows = at::cat(own);

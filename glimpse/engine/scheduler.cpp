@@ -49,16 +49,13 @@ std::vector<std::future<Answer>> Scheduler::submit(const Request& request, int64
         " answers to one request were asked for; from 1 to ", options_.max_sequences, " run together");
   check(events.empty() || std::ssize(events) == choices, "events: ", events.size(), " queues for ", choices,
         " answers");
-  Request own = request;
-  const auto queue = [&](int64_t choice) { return events.empty() ? request.events : events[choice]; };
-  own.events = queue(0);
-  auto job = std::make_unique<Job>(engine_, own);
+  auto job = std::make_unique<Job>(engine_, request);
   std::vector<std::future<Answer>> futures;
-  futures.push_back(job->future());
-  for (int64_t choice = 1; choice < choices; ++choice) {
-    own.events = queue(choice);
-    job->forks.push_back(std::make_unique<Job>(*job, own, choice));
-    futures.push_back(job->forks.back()->future());
+  for (int64_t choice = 0; choice < choices; ++choice) {
+    if (choice > 0) job->forks.push_back(std::make_unique<Job>(*job, request, choice));
+    Job& own = choice > 0 ? *job->forks.back() : *job;
+    if (!events.empty()) own.report_to(events[choice]);
+    futures.push_back(own.future());
   }
   const size_t most = most_kv_bytes(*job), patches = job->patch_bytes();
   check_as(Error::Kind::too_large, options_.kv_bytes == 0 || most <= options_.kv_bytes,
@@ -158,15 +155,11 @@ void Scheduler::shrink(Job& job, size_t bytes) {
 
 void Scheduler::end(Job& job, const std::string& reason) {
   shrink(job, 0);
-  for (const JobPtr& fork : job.forks) fork->finish(reason);
-  job.forks.clear();
   job.finish(reason);
 }
 
 void Scheduler::fail(Job& job, std::exception_ptr error) {
   shrink(job, 0);
-  for (const JobPtr& fork : job.forks) fork->fail(error);
-  job.forks.clear();
   job.fail(std::move(error));
 }
 

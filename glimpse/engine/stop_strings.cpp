@@ -17,10 +17,9 @@ std::string StopStrings::push(const std::string& text) {
   size_t end = held_.size();  // of what is certain
   for (const std::string& string : strings_) {
     const size_t at = held_.find(string);
-    if (at != std::string::npos && (at < end || !found_)) {
-      end = std::min(end, at);
-      found_ = true;
-    }
+    if (at >= end) continue;  // not found, or behind another
+    end = at;
+    found_ = true;
   }
   if (!found_)
     for (const std::string& string : strings_)

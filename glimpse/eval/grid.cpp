@@ -72,7 +72,7 @@ Budget kept_in(const json& line) {
 }
 
 std::string key_of(const std::string& set, const json& id) {
-  return json::array({set, id}).dump(-1, ' ', false, json::error_handler_t::replace);
+  return json_text(json::array({set, id}));
 }
 
 }  // namespace

@@ -90,8 +90,7 @@ Judge::Judge(JudgeOptions options, const std::filesystem::path& cache)
 }
 
 std::string Judge::key(const JudgeQuestion& q) const {
-  return json::array({options_.model, kPromptVersion, q.question, q.right, q.answer})
-      .dump(-1, ' ', false, json::error_handler_t::replace);
+  return json_text(json::array({options_.model, kPromptVersion, q.question, q.right, q.answer}));
 }
 
 size_t Judge::unknown(const std::vector<JudgeQuestion>& questions) const {
@@ -104,8 +103,7 @@ size_t Judge::unknown(const std::vector<JudgeQuestion>& questions) const {
 Judge::Reply Judge::ask(const JudgeQuestion& question, const std::stop_token& stop) const {
   thread_local HttpClient client;
   const std::string body =
-      json({{"model", options_.model}, {"temperature", 0}, {"messages", judge_messages(question)}})
-          .dump(-1, ' ', false, json::error_handler_t::replace);
+      json_text({{"model", options_.model}, {"temperature", 0}, {"messages", judge_messages(question)}});
   std::map<std::string, std::string> headers = {{"Content-Type", "application/json"}};
   if (!options_.key.empty()) headers["Authorization"] = "Bearer " + options_.key;
   double pause = options_.first_wait_s;

@@ -193,7 +193,7 @@ std::vector<TaskRow> thinned(std::vector<TaskRow> rows, size_t limit) {
 }  // namespace
 
 std::string TaskRow::key() const {
-  return json::array({set, id}).dump(-1, ' ', false, json::error_handler_t::replace);
+  return json_text(json::array({set, id}));
 }
 
 std::vector<TaskRow> read_task_rows(const Task& task, const TaskSource& source) {

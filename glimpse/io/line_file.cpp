@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "glimpse/base/check.h"
+#include "glimpse/base/json_file.h"
 
 namespace glimpse {
 namespace fs = std::filesystem;
@@ -44,7 +45,7 @@ LineFile::LineFile(const fs::path& file, bool empty)
 }
 
 void LineFile::write(const json& line) {
-  const std::string text = line.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
+  const std::string text = json_text(line) + "\n";
   for (size_t done = 0; done < text.size();) {
     const ssize_t count = ::write(lock_.fd(), text.data() + done, text.size() - done);
     if (count < 0 && errno == EINTR) continue;

@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "glimpse/base/check.h"
+#include "glimpse/base/json_file.h"
 
 namespace glimpse {
 namespace fs = std::filesystem;
@@ -48,7 +49,7 @@ bool belongs_to_model(const fs::path& file) {
 
 std::string short_text(const json& value) {
   constexpr size_t longest = 60;
-  const std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
+  const std::string text = json_text(value);
   return text.size() <= longest ? text : text.substr(0, longest) + "...";
 }
 
@@ -90,7 +91,7 @@ std::string weights_fingerprint(const fs::path& dir_or_file) {
 
 std::string question_fingerprint(const std::string& question, const std::vector<std::array<double, 4>>& boxes,
                                  const std::vector<fs::path>& images) {
-  std::string all = json{question, boxes}.dump(-1, ' ', false, json::error_handler_t::replace);
+  std::string all = json_text(json{question, boxes});
   for (const fs::path& image : images) try {
       all += ' ' + file_fingerprint(image);
     } catch (const Error&) {
@@ -100,7 +101,7 @@ std::string question_fingerprint(const std::string& question, const std::vector<
 }
 
 json stored(const json& settings) {
-  return json::parse(settings.dump(-1, ' ', false, json::error_handler_t::replace));
+  return json::parse(json_text(settings));
 }
 
 std::string differences(const json& before, const json& now, const std::set<std::string>& aside) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "glimpse/base/check.h"
+#include "glimpse/base/json_file.h"
 #include "glimpse/io/checkpoint.h"
 #include "glimpse/nn/decoder.h"
 
@@ -19,8 +20,7 @@ T need(const nlohmann::json& object, const char* key, const std::string& where) 
   try {
     return found->get<T>();
   } catch (const nlohmann::json::exception&) {
-    fail(where, ": ", key, " has an unexpected value ",
-         found->dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).substr(0, 200));
+    fail(where, ": ", key, " has an unexpected value ", json_text(*found).substr(0, 200));
   }
 }
 

@@ -18,8 +18,9 @@ struct Lane {
   const Example& example;
   EmbeddedPrompt prompt;
   KvCache cache;
-  at::Tensor visual;                       // rows of the visual tokens
-  int64_t first_row = 0, glimpse_row = 0;  // in the ragged batch
+  at::Tensor visual;        // rows of the visual tokens
+  int64_t before = 0;       // rows of its prompt in the ragged batch, the glimpse token behind them
+  int64_t glimpse_row = 0;  // in the ragged batch
   int64_t answer_rows() const { return static_cast<int64_t>(example.answer.size()); }
   int64_t prompt_rows() const { return prompt.rows.size(0); }
   at::Tensor logits;                  // of the glimpse token, from the layer that runs
@@ -134,7 +135,7 @@ std::vector<ExampleLoss> training_losses(const Vlm& model, std::shared_ptr<const
     const int64_t next = prompt.next_position, components = prompt.position_ids.size(0);
     positions.push_back(at::arange(next, next + 1 + lane.answer_rows(), at::kLong).expand({components, -1}));
     lane.glimpse_row = first + before;
-    lane.first_row = first;
+    lane.before = before;
     glimpse_rows.push_back(lane.glimpse_row);
     batch.sequences.push_back({&lane.cache, count});
     first += count;
@@ -154,8 +155,7 @@ std::vector<ExampleLoss> training_losses(const Vlm& model, std::shared_ptr<const
     for (size_t i = 0; i < lanes.size(); ++i) {
       all.sequences[i].taps.clear();
       if (is_tapped(layer))
-        all.sequences[i].taps.push_back(
-            {lanes[i].glimpse_row - lanes[i].first_row, &lanes[i].logits, /*all_keys=*/true});
+        all.sequences[i].taps.push_back({lanes[i].before, &lanes[i].logits, /*all_keys=*/true});
     }
   };
   hooks.after = [&](int64_t layer, at::Tensor&, RaggedBatch&) {

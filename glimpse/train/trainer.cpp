@@ -38,9 +38,8 @@ at::ScalarType parse_save_dtype(const std::string& name) {
 std::string rows_fingerprint(const std::vector<TrainRow>& rows) {
   std::string all;
   for (const TrainRow& row : rows)
-    all += content_hash(
-        nlohmann::json{row.question, row.answer, row.dataset, row.image, row.boxes, row.width, row.height}
-            .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+    all += content_hash(json_text(
+        nlohmann::json{row.question, row.answer, row.dataset, row.image, row.boxes, row.width, row.height}));
   return content_hash(all);
 }
 
