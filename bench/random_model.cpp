@@ -44,6 +44,7 @@ std::unique_ptr<Engine> random_engine(const json& shape, at::Device device) {
   const BaseShape base = base_shape(*model);
   auto glimpse = std::make_shared<GlimpseModules>(GlimpseModules::build(
       GlimpseConfig::from_json(modules, base), random_weights(options.dtype(at::kFloat)), base, options));
+  glimpse->vip.use_bf16();
   return std::make_unique<Engine>(std::move(model), std::move(glimpse));
 }
 

@@ -20,6 +20,13 @@ inline std::filesystem::path golden_dir() {
   return set ? std::filesystem::path(set) : std::filesystem::path(GLIMPSE_SOURCE_DIR) / "tests/data/golden";
 }
 
+/// Whether that is the copy in the source tree, whose cases are known.
+inline bool own_golden_data() {
+  std::error_code none;
+  return std::filesystem::equivalent(golden_dir(),
+                                     std::filesystem::path(GLIMPSE_SOURCE_DIR) / "tests/data/golden", none);
+}
+
 /// One case: what it is (json) and its arrays.
 struct GoldenCase {
   std::filesystem::path folder;  ///< of the model family (the parent of cases/)
@@ -40,13 +47,28 @@ struct GoldenCase {
   }
 };
 
-/// The cases of a folder, sorted by name.
+/// The cases of a folder (what has arrays), sorted by name; none if there is no such folder.
 inline std::vector<GoldenCase> golden_cases(const std::filesystem::path& folder) {
   std::set<std::filesystem::path> files;
+  if (!std::filesystem::exists(folder)) return {};
   for (const auto& entry : std::filesystem::directory_iterator(folder))
-    if (entry.path().extension() == ".json") files.insert(entry.path());
+    if (entry.path().extension() == ".json" &&
+        std::filesystem::exists(std::filesystem::path(entry.path()).replace_extension(".safetensors")))
+      files.insert(entry.path());
   std::vector<GoldenCase> cases;
   for (const auto& file : files) cases.emplace_back(file);
+  return cases;
+}
+
+/// The cases of `root`/*/`folder`, sorted by path.
+inline std::vector<GoldenCase> cases_below(const std::filesystem::path& root,
+                                           const std::filesystem::path& folder) {
+  std::vector<GoldenCase> cases;
+  std::set<std::filesystem::path> folders;
+  if (std::filesystem::exists(root))
+    for (const auto& entry : std::filesystem::directory_iterator(root)) folders.insert(entry.path() / folder);
+  for (const auto& each : folders)
+    for (GoldenCase& golden : golden_cases(each)) cases.push_back(std::move(golden));
   return cases;
 }
 

@@ -269,10 +269,15 @@ const at::Tensor& Segments::offsets(at::Device device) const {
 
 at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                              const Segments& segments, bool causal) {
+  const int64_t d = q.size(2), dv = v.size(2);
+  if (!have_kernels(q, k, v) && dv < d)  // libtorch's fused attention wants one width
+    return segment_attention(q, k, at::constant_pad_nd(v, {0, d - dv}), segments, causal)
+        .view({q.size(0), -1, d})
+        .narrow(2, 0, dv)
+        .flatten(1);
   const std::vector<int64_t>& lengths = segments.lengths;
   for (const int64_t length : lengths)
-    flop_count::add((causal ? length * (length + 1) : 2 * length * length) * q.size(1) *
-                    (q.size(2) + v.size(2)));
+    flop_count::add((causal ? length * (length + 1) : 2 * length * length) * q.size(1) * (d + dv));
   if (have_kernels(q, k, v)) {
     std::vector<RowRange> ranges;
     int64_t first = 0;

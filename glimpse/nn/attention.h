@@ -47,8 +47,9 @@ struct Segments {
   mutable at::Tensor offsets_;
 };
 
-/// Attention inside segments: q [T, H, d], k, v [T, Hkv, d]; the lengths sum to T. `causal`: a row sees those
-/// of its segment up to itself; else all of them. Never a masked T x T product. Returns [T, H * d].
+/// Attention inside segments: q [T, H, d], k [T, Hkv, d], v [T, Hkv, dv <= d]; the lengths sum to T.
+/// `causal`: a row sees those of its segment up to itself; else all of them. Never a masked T x T product.
+/// Returns [T, H * dv].
 at::Tensor segment_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                              const Segments& segments, bool causal = false);
 

@@ -140,7 +140,10 @@ GlimpseModules GlimpseModules::build(const GlimpseConfig& c, const Weights& weig
 std::shared_ptr<const GlimpseModules> GlimpseModules::load(const std::filesystem::path& dir,
                                                            const BaseShape& base, at::TensorOptions options) {
   const GlimpseConfig config = GlimpseConfig::from_json(read_json(dir / "config.json"), base);
-  return std::make_shared<GlimpseModules>(build(config, Weights::open(new_modules_file(dir)), base, options));
+  auto modules =
+      std::make_shared<GlimpseModules>(build(config, Weights::open(new_modules_file(dir)), base, options));
+  if (options.dtype() == at::kBFloat16) modules->vip.use_bf16();
+  return modules;
 }
 
 Taps GlimpsePruner::taps() const {

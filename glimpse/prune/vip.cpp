@@ -1,8 +1,5 @@
 #include "glimpse/prune/vip.h"
 
-#include <ATen/Context.h>
-#include <ATen/core/grad_mode.h>
-
 #include <algorithm>
 #include <numeric>
 
@@ -16,19 +13,6 @@ namespace glimpse {
 namespace {
 
 constexpr double kNormEps = 1e-6;
-
-// While it lives, a GPU may multiply float32 matrices in TF32, whose operands have 11 bits of mantissa.
-class Tf32 {
- public:
-  explicit Tf32(bool on) : before_(at::globalContext().allowTF32CuBLAS()) {
-    if (on) at::globalContext().setAllowTF32CuBLAS(true);
-  }
-  ~Tf32() { at::globalContext().setAllowTF32CuBLAS(before_); }
-  Tf32(const Tf32&) = delete;
-
- private:
-  const bool before_;
-};
 
 // n tokens by group, so that groups are runs of rows, and how long these are.
 struct Grouped {
@@ -100,6 +84,22 @@ at::Tensor Vip::dummy(const at::Tensor& attention, const std::vector<int64_t>& g
   return out.unsqueeze(0);
 }
 
+void Vip::use_bf16() {
+  if (layers_.empty()) return;
+  const at::Tensor& any = layers_[0].q_proj.weight;
+  if (!any.is_cuda() && (!any.is_cpu() || bf16_gemm_path() == GemmPath::widened)) return;
+  operands_ = at::kBFloat16;
+  const auto narrow = [](Linear& layer) {
+    layer.weight = layer.weight.to(at::kBFloat16);
+    if (layer.bias.defined()) layer.bias = layer.bias.to(at::kBFloat16);
+  };
+  for (Linear& layer : cond_in_projs_) narrow(layer);
+  for (Layer& layer : layers_)
+    for (Linear Layer::*const part : {&Layer::q_proj, &Layer::k_proj, &Layer::v_proj, &Layer::o_proj,
+                                      &Layer::gate_proj, &Layer::up_proj, &Layer::down_proj})
+      narrow(layer.*part);
+}
+
 at::Tensor Vip::operator()(const at::Tensor& attention, const std::vector<at::Tensor>& states,
                            const VipPlaces& places) const {
   if (config_.type == VipConfig::Type::dummy) return dummy(attention, places.group);
@@ -111,42 +111,29 @@ at::Tensor Vip::operator()(const at::Tensor& attention, const std::vector<at::Te
   std::vector<int64_t> back(groups.order.size());
   for (size_t i = 0; i < back.size(); ++i) back[groups.order[i]] = static_cast<int64_t>(i);
   const auto tables = index_tensors({places.row, places.col, groups.order, back}, attention.device());
-  const auto sorted = [&](const at::Tensor& t) {
-    return in_order ? t.to(at::kFloat) : t.to(at::kFloat).index_select(0, tables[2]);
-  };
-
-  // In float32 a GPU takes as long for the predictor as for several layers of the language model. The modules
-  // of a bf16 model were made in bf16 (method.md section 4), so they may be multiplied in TF32 and attend in
-  // bf16.
-  const bool narrow = attention.is_cuda() && !states.empty() && states[0].scalar_type() == at::kBFloat16 &&
-                      !at::GradMode::is_enabled();
-  const Tf32 tf32(narrow);
-  const auto attend = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                          const Segments& segments) {
-    const auto operand = [&](const at::Tensor& t) { return narrow ? t.to(at::kBFloat16) : t; };
-    return segment_attention(operand(q), operand(k), operand(v), segments).to(at::kFloat);
-  };
+  const auto sorted = [&](const at::Tensor& t) { return in_order ? t : t.index_select(0, tables[2]); };
   const int64_t head_dim = layers_[0].q_proj.weight.size(0) / heads;
   const at::Tensor frequencies = inverse_frequencies(head_dim / 2, 10000.0, attention.device());
-  const auto angles = [&](const at::Tensor& place) { return at::outer(sorted(place), frequencies); };
+  const auto angles = [&](const at::Tensor& place) {
+    return at::outer(sorted(place.to(at::kFloat)), frequencies);
+  };
   const Rope rope = rope_from_angles(at::cat({angles(tables[0]), angles(tables[1])}, 1));
+  const auto split = [&](const at::Tensor& t) { return t.view({t.size(0), heads, -1}); };
 
-  at::Tensor x = attn_in_proj_(sorted(attention));
+  at::Tensor x = attn_in_proj_(sorted(attention.to(at::kFloat)));
   std::vector<at::Tensor> logits;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
-    const at::Tensor n = rms_norm(x, layer.norm1, kNormEps);
+    const at::Tensor n = rms_norm(x, layer.norm1, kNormEps).to(operands_);
     const at::Tensor both =
-        cond_in_projs_.empty() ? n : at::cat({n, cond_in_projs_[i](sorted(states[i]))}, 1);
-    const auto split = [&](const at::Tensor& t) { return t.view({t.size(0), heads, -1}); };
-    const at::Tensor q = apply_rope(split(layer.q_proj(both)), rope);
-    const at::Tensor k = apply_rope(split(layer.k_proj(both)), rope);
-    // Values are narrower than queries; fused attention wants one width.
-    const at::Tensor v = split(layer.v_proj(n));
-    const at::Tensor wide = at::constant_pad_nd(v, {0, head_dim - v.size(2)});
-    const at::Tensor mixed = split(attend(q, k, wide, lengths)).narrow(2, 0, v.size(2)).flatten(1);
-    const at::Tensor m = add_rms_norm(x, layer.o_proj(mixed), layer.norm2, kNormEps);
-    x = x + layer.down_proj(silu_mul(layer.gate_proj(m), layer.up_proj(m)));
+        cond_in_projs_.empty() ? n : at::cat({n, cond_in_projs_[i](sorted(states[i].to(operands_)))}, 1);
+    const auto [queries, keys] = linears(both, layer.q_proj, layer.k_proj);
+    const at::Tensor q = apply_rope(split(queries), rope), k = apply_rope(split(keys), rope);
+    const at::Tensor mixed = segment_attention(q, k, split(layer.v_proj(n)), lengths);
+    const at::Tensor m =
+        add_rms_norm(x, layer.o_proj(mixed).to(at::kFloat), layer.norm2, kNormEps).to(operands_);
+    const auto [gate, up] = linears(m, layer.gate_proj, layer.up_proj);
+    x = x + layer.down_proj(silu_mul(gate, up));
     const bool last = i + 1 == layers_.size();
     if (config_.deep_supervision || last)
       logits.push_back(attn_out_projs_[last ? attn_out_projs_.size() - 1 : i](x).squeeze(1));
@@ -159,8 +146,8 @@ double VipConfig::operations(double n) const {
   const auto product = [](double rows, double in, double out) { return 2 * rows * in * out; };
   const double size = fuse_size, cond = type == Type::v1 ? cond_size : 0, both = size + cond;
   const double projections = 2 * product(n, both, both) + 2 * product(n, size, size);
-  const double layer =
-      product(n, visual_size, cond) + projections + 4 * n * n * both + 3 * product(n, size, 2 * size);
+  const double layer = product(n, visual_size, cond) + projections + 2 * n * n * (both + size) +
+                       3 * product(n, size, 2 * size);
   return product(n, attention_size, size) + layers * layer + product(n, size, 1);
 }
 

@@ -30,12 +30,16 @@ struct VipPlaces {
 };
 
 /// Visual importance predictor (method.md section 3): attention of the glimpse token + encoder states -> one
-/// logit per visual token. Runs in float32 whatever the model's dtype: it is small, and its decisions are
-/// thresholds.
+/// logit per visual token. Its decisions are thresholds, so it runs in float32, but see use_bf16().
 class Vip {
  public:
   /// Takes `attn_fuser.*` from `weights`.
   static Vip load(const VipConfig& config, const Weights& weights, at::Device device);
+
+  /// From now on multiplies and attends in bf16, as modules of a bf16 model were made (method.md section 4),
+  /// if the device is faster at that. Sums, norms, what the layers pass on and the logits stay float32. Not
+  /// for modules in training.
+  void use_bf16();
 
   /// A [n, attention_size]; states: layers x [n, visual_size] -> logits [outputs, n] float32, the last row
   /// decides (one row unless deep supervision).
@@ -52,6 +56,7 @@ class Vip {
   at::Tensor dummy(const at::Tensor& attention, const std::vector<int64_t>& group) const;
 
   VipConfig config_;
+  at::ScalarType operands_ = at::kFloat;  ///< type of the layers' products
   Linear attn_in_proj_;
   std::vector<Linear> cond_in_projs_;
   std::vector<Layer> layers_;

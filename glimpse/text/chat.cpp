@@ -81,7 +81,6 @@ std::vector<Piece> QwenChat::pieces(const std::vector<Message>& messages, bool a
     script.text("You are a helpful assistant.");
     end();
   }
-  int images = 0;
   for (const Message& message : messages) {
     begin(message.role);
     for (const Part& part : message.parts) {
@@ -89,8 +88,6 @@ std::vector<Piece> QwenChat::pieces(const std::vector<Message>& messages, bool a
         script.text(part.text, &message == asking(messages));
         continue;
       }
-      ++images;
-      if (add_vision_id_) script.text(concat("Picture ", images, ": "));
       script.special("<|vision_start|>");
       script.special("<|image_pad|>");
       script.special("<|vision_end|>");

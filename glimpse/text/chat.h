@@ -51,12 +51,7 @@ class ChatFormat {
 /// number of its visual tokens.
 class QwenChat : public ChatFormat {
  public:
-  /// `add_vision_id` writes "Picture 1: " and so on before the images.
-  explicit QwenChat(bool add_vision_id = false) : add_vision_id_(add_vision_id) {}
   std::vector<Piece> pieces(const std::vector<Message>& messages, bool add_generation_prompt) const override;
-
- private:
-  bool add_vision_id_;
 };
 
 /// LLaVA's conversation format vicuna_v1, with its system message when the conversation does not begin with

@@ -5,13 +5,11 @@
 
 #include <array>
 #include <chrono>
-#include <cstring>
 #include <iomanip>
 #include <limits>
 #include <protozero/pbf_writer.hpp>
 
 #include "glimpse/base/check.h"
-#include "glimpse/image/overlay.h"
 
 namespace glimpse {
 namespace fs = std::filesystem;
@@ -19,7 +17,7 @@ namespace {
 
 using protozero::pbf_writer;
 
-// Field numbers of TensorFlow's event.proto, summary.proto and tensor.proto.
+// Field numbers of TensorFlow's event.proto and summary.proto.
 namespace event {
 enum { wall_time = 1, step = 2, file_version = 3, summary = 5, session_log = 7 };
 }
@@ -31,21 +29,8 @@ namespace summary_of {
 enum { value = 1 };
 }
 namespace value_of {
-enum { tag = 1, simple_value = 2, image = 4, tensor = 8, metadata = 9 };
+enum { tag = 1, simple_value = 2 };
 }
-namespace image_of {
-enum { height = 1, width = 2, colorspace = 3, encoded = 4 };
-enum { rgb = 3 };
-}  // namespace image_of
-namespace metadata {
-enum { plugin_data = 1 };
-enum { plugin_name = 1 };
-}  // namespace metadata
-namespace tensor {
-enum { dtype = 1, shape = 2, string_values = 8 };
-enum { string_type = 7 };
-}  // namespace tensor
-
 double now_s() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
@@ -78,11 +63,6 @@ std::string masked_crc(std::string data) {
   auto* bytes = reinterpret_cast<unsigned char*>(data.data());
   const uint32_t crc = ~crc32_iscsi(bytes, static_cast<int>(data.size()), ~0U);
   return little_endian(((crc >> 15) | (crc << 17)) + 0xa282ead8U, 4);
-}
-
-int32_t big_endian(std::span<const uint8_t, 4> bytes) {
-  return static_cast<int32_t>(uint32_t{bytes[0]} << 24 | uint32_t{bytes[1]} << 16 | uint32_t{bytes[2]} << 8 |
-                              bytes[3]);
 }
 
 /// The bytes of a protobuf message that `fill` writes.
@@ -122,47 +102,13 @@ void EventFile::write(int64_t step, const std::string& fields) {
   out_ << length << masked_crc(length) << data << masked_crc(data);
 }
 
-void EventFile::write_value(const std::string& tag, int64_t step, const std::string& fields) {
-  const std::string value = message([&](pbf_writer& out) { out.add_string(value_of::tag, tag); }) + fields;
-  const std::string summary = message([&](pbf_writer& out) { out.add_message(summary_of::value, value); });
-  write(step, message([&](pbf_writer& out) { out.add_message(event::summary, summary); }));
-}
-
 void EventFile::scalar(const std::string& tag, double value, int64_t step) {
-  write_value(tag, step, message([&](pbf_writer& out) {
-                out.add_float(value_of::simple_value, static_cast<float>(value));
-              }));
-}
-
-void EventFile::image(const std::string& tag, const Image& image, int64_t step) {
-  this->image(tag, encode_png(image), step);
-}
-
-void EventFile::image(const std::string& tag, std::span<const uint8_t> png, int64_t step) {
-  // The signature, then the chunk IHDR, which begins with width and height.
-  constexpr std::array<uint8_t, 8> signature = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
-  check(png.size() >= 24 && std::memcmp(png.data(), signature.data(), signature.size()) == 0, tag,
-        ": not a PNG (", png.size(), " bytes)");
-  write_value(tag, step, message([&](pbf_writer& out) {
-                pbf_writer picture(out, value_of::image);
-                picture.add_int32(image_of::height, big_endian(png.subspan<20, 4>()));
-                picture.add_int32(image_of::width, big_endian(png.subspan<16, 4>()));
-                picture.add_int32(image_of::colorspace, image_of::rgb);
-                picture.add_bytes(image_of::encoded, reinterpret_cast<const char*>(png.data()), png.size());
-              }));
-}
-
-void EventFile::text(const std::string& tag, const std::string& text, int64_t step) {
-  write_value(tag, step, message([&](pbf_writer& out) {
-                {
-                  pbf_writer about(out, value_of::metadata);
-                  pbf_writer(about, metadata::plugin_data).add_string(metadata::plugin_name, "text");
-                }
-                pbf_writer values(out, value_of::tensor);
-                values.add_enum(tensor::dtype, tensor::string_type);
-                values.add_message(tensor::shape, std::string());  // a scalar
-                values.add_bytes(tensor::string_values, text);
-              }));
+  const std::string named = message([&](pbf_writer& out) {
+    out.add_string(value_of::tag, tag);
+    out.add_float(value_of::simple_value, static_cast<float>(value));
+  });
+  const std::string summary = message([&](pbf_writer& out) { out.add_message(summary_of::value, named); });
+  write(step, message([&](pbf_writer& out) { out.add_message(event::summary, summary); }));
 }
 
 void EventFile::flush() {

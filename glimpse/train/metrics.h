@@ -40,7 +40,6 @@ class MetricsLog {
   /// Both files have it when this returns. Numbers that are not finite are null in metrics.jsonl.
   void write(const StepMetrics& metrics);
   /// For pictures and texts.
-  EventFile& events() { return events_; }
 
  private:
   std::filesystem::path path_;

@@ -219,6 +219,30 @@ TEST_CASE("what fails alone fails alone") {
   CHECK_THROWS_AS(scheduler.submit(row_request(0, "unheard-of")), Error);
 }
 
+TEST_CASE("a slow listener hears all of its text, and the others' answers are what they are") {
+  std::vector<Request> plain = {row_request(0), row_request(1), row_request(2)};
+  plain[1].ignore_eos = true;
+  plain[1].max_new_tokens = 8;
+  std::vector<Request> requests = plain;
+  std::string heard;
+  int64_t pieces = 0;
+  requests[1].on_text = [&](const std::string& text) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    heard += text;
+    ++pieces;
+  };
+  Scheduler scheduler(tiny_engine());
+  Futures futures;
+  for (const Request& request : requests) futures.push_back(scheduler.submit(request));
+  scheduler.run();
+  std::vector<Answer> answers;
+  for (auto& future : futures) answers.push_back(future.get());
+  for (size_t i = 0; i < plain.size(); ++i) same(answers[i], tiny_engine().ask(plain[i]));
+  CHECK(heard == answers[1].text);
+  CHECK(pieces > 1);
+  CHECK(scheduler.state().kv_reserved == 0);
+}
+
 TEST_CASE("many requests through a small pool: all finish, within the bound, nothing stays") {
   size_t largest = 0;
   const std::vector<Request> requests = mixed();

@@ -7,6 +7,12 @@
 
 namespace glimpse::test {
 
+/// A number of a CLIP vision encoder's config.json.
+inline int64_t clip_vision(const std::filesystem::path& tower, const std::string& key) {
+  const nlohmann::json config = read_json(tower / "config.json");
+  return config.value("vision_config", config).at(key);
+}
+
 /// The images of a golden case as the encoder's input, and the arrays stored with them.
 struct Inputs {
   std::vector<Patches> patches;
@@ -16,7 +22,7 @@ struct Inputs {
       : arrays(load_safetensors(golden.folder / (name + ".safetensors")).tensors) {
     const at::Tensor& pixels = arrays.at("pixel_values");
     if (!arrays.contains("image_grid_thw")) {  // LLaVA: one picture
-      patches.push_back(cut_patches(pixels, 14));
+      patches.push_back(cut_patches(pixels, clip_vision(golden.folder / "vision_tower", "patch_size")));
       return;
     }
     const at::Tensor grids = arrays.at("image_grid_thw").to(at::kLong);

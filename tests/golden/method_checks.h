@@ -7,10 +7,7 @@
 #include "glimpse/prune/shares.h"
 #include "glimpse/prune/visionzip.h"
 #include "glimpse/prune/vscan.h"
-#include "golden_case.h"
-
-#undef CHECK
-#include <doctest/doctest.h>
+#include "golden/counts.h"
 
 // Selection functions against a golden case, whose arrays come from a file or from one of several cases in
 // it.
@@ -70,7 +67,10 @@ void check_vscan(const auto& golden, const Ids& local, const Ids& global, const 
 
 void check_vscan_llava(const auto& golden, const at::Tensor& shallow, const at::Tensor& deep, int64_t count,
                        const at::Tensor& features) {
-  const Ids local = vscan_local(shallow, at::arange(576), 24, 24, 6, count / 2 / 16, count / 2);
+  // A square picture, cut into windows of six tokens a side.
+  const int64_t tokens = shallow.size(0), side = std::llround(std::sqrt(tokens)),
+                windows = vscan_windows(side, side, 6);
+  const Ids local = vscan_local(shallow, at::arange(tokens), side, side, 6, count / 2 / windows, count / 2);
   check_vscan(golden, local, vscan_global(deep, local, count - count / 2), features);
 }
 

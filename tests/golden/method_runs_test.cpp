@@ -11,6 +11,8 @@
 #include "glimpse/models/clip_text.h"
 #include "glimpse/models/llava.h"
 #include "glimpse/prune/cdpruner.h"
+#include "golden/counts.h"
+#include "golden/inputs.h"
 #include "golden/method_checks.h"
 
 using namespace glimpse;
@@ -55,8 +57,27 @@ std::string joined(const std::vector<double>& values) {
   return out.empty() ? "none" : out;
 }
 
-// The composition that a case's settings mean. Counts become fractions that round to them.
-std::string composition(const GoldenCase& golden) {
+// The case's vision encoder: CLIP's folder, or the model's own.
+struct Encoder {
+  bool clip;
+  std::filesystem::path tower;
+  int64_t heads, patch;
+  int64_t patches_per_token = 1;
+
+  explicit Encoder(const GoldenCase& golden) : clip(golden.info.contains("vision_tower")) {
+    const json model = read_json(golden_dir() / golden.info["model"].get<std::string>() / "config.json");
+    if (clip) tower = golden_dir() / golden.info["vision_tower"].get<std::string>();
+    heads =
+        clip ? clip_vision(tower, "num_attention_heads") : model["vision_config"]["num_heads"].get<int64_t>();
+    patch = clip ? clip_vision(tower, "patch_size") : model["vision_config"]["patch_size"].get<int64_t>();
+    if (!clip)
+      patches_per_token = std::llround(std::pow(model["vision_config"]["spatial_merge_size"].get<int>(), 2));
+  }
+};
+
+// The composition that a case's settings mean for so many visual tokens. Counts become fractions that round
+// to them.
+std::string composition(const GoldenCase& golden, int64_t tokens) {
   const json& s = golden.info["settings"];
   const std::string method = golden.info["method"];
   const auto list = [&](const char* key) {
@@ -64,7 +85,9 @@ std::string composition(const GoldenCase& golden) {
   };
   if (method == "divprune") return concat("divprune(keep=", s["ratio"], ")");
   if (method == "cdpruner")
-    return concat("cdpruner(keep=", (s["visual_token_num"].get<double>() + 0.25) / 64, ",relevance=clip)");
+    return concat(
+        "cdpruner(keep=", (s["visual_token_num"].get<double>() + 0.25) / static_cast<double>(tokens),
+        ",relevance=clip)");
   if (method == "visionzip")
     return concat("visionzip(dominant=", s.contains("dominant") ? s["dominant"] : s["dominant_ratio"],
                   ",contextual=", s.contains("contextual") ? s["contextual"] : s["contextual_ratio"], ")");
@@ -83,19 +106,19 @@ std::string composition(const GoldenCase& golden) {
     fractions.push_back((count + 0.25) / living);
     living = count;
   }
-  return concat("vscan(shallow=5,keep=", (s["visual_token_num"].get<double>() + 0.25) / 576,
-                ",layers=", joined(list("layer_list")), ",layer_keep=", joined(fractions), ")");
+  return concat(
+      "vscan(shallow=5,keep=", (s["visual_token_num"].get<double>() + 0.25) / static_cast<double>(tokens),
+      ",layers=", joined(list("layer_list")), ",layer_keep=", joined(fractions), ")");
 }
 
-std::vector<Patches> patches_of(const GoldenCase& golden) {
+std::vector<Patches> patches_of(const GoldenCase& golden, const Encoder& encoder) {
   const auto path = golden_dir() / golden.info["inputs"].get<std::string>();
-  const bool clip = golden.info.contains("vision_tower");
   if (!std::filesystem::exists(path.string() + ".safetensors")) {
     const Image image = load_image(path.string() + ".png");
-    return {clip ? clip_patches(image, {}, 14) : qwen_patches(image, {})};
+    return {encoder.clip ? clip_patches(image, {}, encoder.patch) : qwen_patches(image, {})};
   }
   const auto arrays = load_safetensors(path.string() + ".safetensors").tensors;
-  if (clip) return {cut_patches(arrays.at("pixel_values"), 14)};
+  if (encoder.clip) return {cut_patches(arrays.at("pixel_values"), encoder.patch)};
   const at::Tensor grid = arrays.at("image_grid_thw").to(at::kInt).contiguous();
   const int* size = grid.const_data_ptr<int>();
   return {{arrays.at("pixel_values"), Grid{size[0], size[1], size[2]}}};
@@ -124,7 +147,8 @@ at::Tensor rows_of(const View& view, const Prompt& prompt) {
 }
 
 // What a cut before the language model saw and chose.
-void check_selection(const GoldenCase& golden, const Seen& seen, int64_t heads) {
+void check_selection(const GoldenCase& golden, const Seen& seen, const Encoder& encoder) {
+  const auto heads = static_cast<double>(encoder.heads);
   const View& view = seen.view;
   const json& settings = golden.info["settings"];
   const std::string method = golden.info["method"];
@@ -133,7 +157,7 @@ void check_selection(const GoldenCase& golden, const Seen& seen, int64_t heads) 
   const Segment& image = view.segments[0];
   if (golden.has("hidden_states")) {  // VisionZip on LLaVA: the class token is the first row
     compare("hidden_states", view.hidden, golden["hidden_states"], 2e-4);
-    const at::Tensor scores = received(0).narrow(0, 0, n) * static_cast<double>(heads);
+    const at::Tensor scores = received(0).narrow(0, 0, n) * heads;
     compare("scores", scores, golden["scores"], 1e-5);
     compare("cls_attention", scores, golden["cls_attention"].sum(0), 1e-5);
     const at::Tensor keys = view.vision_attention.at(0).keys;
@@ -141,17 +165,18 @@ void check_selection(const GoldenCase& golden, const Seen& seen, int64_t heads) 
     check_visionzip(golden, scores, keys.narrow(0, 0, n), settings["dominant"].get<int64_t>() - 1,
                     settings["contextual"]);
     compare("selected_hidden", seen.selection.features, golden["selected_hidden"], 2e-4);
-  } else if (method == "visionzip") {  // summed over the queries, four patches per token
+  } else if (method == "visionzip") {  // summed over the queries, several patches per token
     const at::Tensor& keys = view.vision_attention.at(0).keys;
-    compare("scores", received(0) * (4.0 * static_cast<double>(n)), golden["scores"], 2e-5);
+    const auto queries = static_cast<double>(encoder.patches_per_token * n);
+    compare("scores", received(0) * queries, golden["scores"], 2e-5);
     compare("metric", keys, golden["metric"], 3e-5);
     check_visionzip(golden, received(0), keys, part_of(n, settings["dominant_ratio"]),
                     std::max<int64_t>(part_of(n, settings["contextual_ratio"]), 1));
     compare("kept_features", seen.selection.features, golden["kept_features"], 2e-4);
   }
   if (golden.has("local_scores")) {  // VScan on Qwen: summed over the heads
-    compare("local_scores", received(0) * static_cast<double>(heads), golden["local_scores"], 2e-7);
-    compare("global_scores", received(1) * static_cast<double>(heads), golden["global_scores"], 2e-7);
+    compare("local_scores", received(0) * heads, golden["local_scores"], 2e-7);
+    compare("global_scores", received(1) * heads, golden["global_scores"], 2e-7);
     check_vscan_qwen(golden, received(0), received(1), image.rows, image.cols, settings["image_token_ratio"],
                      view.hidden);
   }
@@ -188,14 +213,14 @@ Ids kept_by_encoder(const GoldenCase& golden, int64_t total) {
 void check_pieces(const GoldenCase& golden) {
   const auto dir = golden_dir() / golden.info["vision_tower"].get<std::string>();
   const ClipText clip =
-      ClipText::load(read_json(dir / "config.json"), 64, Weights::open(dir, Llava::canonical_name),
-                     Tokenizer::load(dir), at::kFloat);
+      ClipText::load(read_json(dir / "config.json"), clip_vision(dir, "hidden_size"),
+                     Weights::open(dir, Llava::canonical_name), Tokenizer::load(dir), at::kFloat);
   const auto pieces = clip.pieces(golden.info["text"]);
   Ids ids, mask;
   for (const Ids& piece : pieces) {
     ids.insert(ids.end(), piece.begin(), piece.end());
     mask.resize(ids.size(), 1);
-    ids.resize((ids.size() + 76) / 77 * 77, 0);
+    ids.resize((ids.size() + ClipText::positions - 1) / ClipText::positions * ClipText::positions, 0);
     mask.resize(ids.size(), 0);
   }
   CHECK(ids == golden.integers("text_input_ids"));
@@ -203,23 +228,24 @@ void check_pieces(const GoldenCase& golden) {
 }
 
 void run_case(const GoldenCase& golden) {
+  const Encoder encoder(golden);
   LoadOptions options;
   options.dtype = at::kFloat;
   options.device = test_device();
-  // The tiny LLaVA's own context is shorter than a picture of 576 tokens.
-  if (golden.info.contains("vision_tower"))
-    options.config_overrides = {
-        {"mm_vision_tower", golden_dir() / golden.info["vision_tower"].get<std::string>()},
-        {"max_position_embeddings", 1024}};
+  // A tiny LLaVA's own context may be shorter than the picture.
+  if (encoder.clip)
+    options.config_overrides = {{"mm_vision_tower", encoder.tower}, {"max_position_embeddings", 4096}};
   const Engine engine(load_vlm(golden_dir() / golden.info["model"].get<std::string>(), options), nullptr);
   const Vlm& model = engine.model();
   Sequence sequence;
-  sequence.prompt = model.prompt(golden.integers("input_ids"), patches_of(golden));
+  sequence.prompt = model.prompt(golden.integers("input_ids"), patches_of(golden, encoder));
+  const std::string method = composition(golden, std::ssize(sequence.prompt.visual_rows));
+  INFO(method);
   if (golden.info.contains("text")) {
     sequence.prompt.question = golden.info["text"];
     check_pieces(golden);
   }
-  const PrunerChain chain = make_pruners(composition(golden), engine.pruner_context());
+  const PrunerChain chain = make_pruners(method, engine.pruner_context());
   const auto recorder = std::make_shared<Recorder>(chain.at(0));
   const auto entrance = std::make_shared<Entrance>();
   sequence.pruners = {recorder, entrance};
@@ -251,7 +277,7 @@ void run_case(const GoldenCase& golden) {
     if (layer == 0) {
       expected_kept = kept_by_encoder(golden, seen.view.total());
       CHECK(seen.kept == expected_kept);
-      check_selection(golden, seen, 4);
+      check_selection(golden, seen, encoder);
       if (golden.has("kept_positions")) {
         Ids positions;
         for (const int64_t token : seen.kept) positions.push_back(sequence.prompt.visual_rows[token]);
@@ -288,13 +314,16 @@ void run_case(const GoldenCase& golden) {
 }  // namespace
 
 TEST_CASE("whole runs") {
-  int run = 0;
-  for (const char* folder : {"llava_visionzip", "llava_divprune", "llava_cdpruner", "llava_pdrop",
-                             "llava_vscan", "qwen_visionzip", "qwen_vscan"})
-    for (const GoldenCase& golden : golden_cases(methods_dir() / folder)) {
-      INFO(folder << "/" << golden.name << ": " << composition(golden));
-      run_case(golden);
-      ++run;
-    }
-  CHECK(run == 36);
+  int64_t run = 0;
+  for (const GoldenCase& golden : cases_below(methods_dir(), "")) {
+    if (!golden.info.contains("method")) continue;
+    INFO(golden.info["method"].get<std::string>() << "/" << golden.name);
+    run_case(golden);
+    ++run;
+  }
+  check_count("whole runs of compared methods", run, 36);
+}
+
+TEST_CASE("some golden data was found") {
+  CHECK(model_cases().size() + cases_below(methods_dir(), "").size() > 0);
 }

@@ -3,6 +3,7 @@
 #include "glimpse/nn/decoder.h"
 #include "glimpse/prune/cdpruner.h"
 #include "glimpse/prune/divprune.h"
+#include "golden/counts.h"
 #include "golden/method_checks.h"
 
 using namespace glimpse;
@@ -25,11 +26,23 @@ struct PureCase {
 
 template <class Check>
 void each_pure(const std::string& function, const Check& check_case) {
+  if (!own_golden_data() && !std::filesystem::exists(methods_dir() / "pure" / (function + ".json")))
+    return check_count("cases of " + function, 0, 5);
   const GoldenCase file(methods_dir() / "pure" / (function + ".json"));
   for (size_t i = 0; i < file.info["cases"].size(); ++i) {
     INFO(function << " " << i << " " << file.info["cases"][i].dump());
     check_case(PureCase{file, i, file.info["cases"][i]});
   }
+  check_count("cases of " + function, std::ssize(file.info["cases"]), 5);
+}
+
+// The whole runs with a method that compare its choice alone, too.
+std::vector<GoldenCase> runs_with(const std::string& method, int64_t own) {
+  std::vector<GoldenCase> runs;
+  for (GoldenCase& golden : cases_below(methods_dir(), ""))
+    if (golden.info.value("method", "") == method) runs.push_back(std::move(golden));
+  check_count("runs of " + method, std::ssize(runs), own);
+  return runs;
 }
 
 // A language model of one layer whose norm and projections are the case's.
@@ -66,7 +79,7 @@ TEST_CASE("DivPrune's choice") {
     CHECK(divprune_order(golden["features"], std::ssize(order)) == order);
     CHECK(sorted(order) == golden.integers("kept_indices"));
   });
-  for (const GoldenCase& golden : golden_cases(methods_dir() / "llava_divprune")) {
+  for (const GoldenCase& golden : runs_with("divprune", 5)) {
     INFO(golden.name);
     const Ids order = golden.integers("selection_order");
     CHECK(divprune_order(golden["image_embeds"].to(test_device()), std::ssize(order)) == order);
@@ -84,7 +97,7 @@ TEST_CASE("CDPruner's choice") {
   };
   each_pure("cdpruner",
             [&](const PureCase& golden) { check_case(golden, golden["features"], golden["image_embeds"]); });
-  for (const GoldenCase& golden : golden_cases(methods_dir() / "llava_cdpruner")) {
+  for (const GoldenCase& golden : runs_with("cdpruner", 4)) {
     INFO(golden.name);
     const at::Tensor features = golden["image_embeds"].to(test_device());
     check_case(golden, features, golden["clip_image_embeds"].to(test_device()));

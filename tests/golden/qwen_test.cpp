@@ -1,29 +1,36 @@
 // The parts of Qwen2.5-VL that the golden data has numbers for of their own.
 #include "glimpse/models/mrope.h"
 #include "glimpse/models/qwen2_5_vit.h"
-#include "golden_case.h"
-
-#undef CHECK
-#include <doctest/doctest.h>
+#include "golden/counts.h"
 
 using namespace glimpse;
 using test::difference;
 
 TEST_CASE("window order of the vision encoder") {
-  for (const char* model : {"qwen_tiny", "qwen_tiny_tied"})
-    for (const auto& golden : test::golden_cases(test::golden_dir() / model / "inputs")) {
-      std::vector<Grid> grids;
-      for (const auto& grid : golden.info["grids_thw"]) grids.push_back({grid[0], grid[1], grid[2]});
-      const VitWindows windows = vit_windows(grids, 2, 4);
-      CHECK(difference(windows.index, golden["window_index"]) == 0);
-      std::vector<int64_t> ends = {0};
-      for (const int64_t length : windows.window_lengths) ends.push_back(ends.back() + 4 * length);
-      CHECK(ends == golden.integers("cu_window_seqlens"));
-    }
+  int64_t run = 0;
+  for (const auto& golden : test::cases_below(test::golden_dir(), "inputs")) {
+    if (!golden.has("window_index")) continue;
+    INFO(golden.folder.filename().string() << " " << golden.name);
+    const auto vision = read_json(golden.folder / "base/config.json").at("vision_config");
+    const int merge = vision.at("spatial_merge_size"),
+              window = vision.at("window_size").get<int>() / vision.at("patch_size").get<int>() / merge;
+    std::vector<Grid> grids;
+    for (const auto& grid : golden.info["grids_thw"]) grids.push_back({grid[0], grid[1], grid[2]});
+    const VitWindows windows = vit_windows(grids, merge, window);
+    CHECK(difference(windows.index, golden["window_index"]) == 0);
+    std::vector<int64_t> ends = {0};
+    for (const int64_t length : windows.window_lengths) ends.push_back(ends.back() + merge * merge * length);
+    CHECK(ends == golden.integers("cu_window_seqlens"));
+    ++run;
+  }
+  test::check_count("window orders", run, 5);
 }
 
 TEST_CASE("M-RoPE positions") {
+  if (!std::filesystem::exists(test::golden_dir() / "rope"))
+    return test::check_count("position layouts", 0, 10);
   const auto info = read_json(test::golden_dir() / "rope/rope.json");
+  test::check_count("position layouts", std::ssize(info["layouts"]), 10);
   const auto arrays = load_safetensors(test::golden_dir() / "rope/rope.safetensors").tensors;
   MropeConfig config{info["special"]["img"], info["special"]["vid"], info["spatial_merge_size"],
                      info["tokens_per_second"]};

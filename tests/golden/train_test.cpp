@@ -4,10 +4,8 @@
 #include "glimpse/train/forward.h"
 #include "glimpse/train/modules.h"
 #include "glimpse/train/optimiser.h"
+#include "golden/counts.h"
 #include "golden/inputs.h"
-
-#undef CHECK
-#include <doctest/doctest.h>
 
 using namespace glimpse;
 using test::difference;
@@ -126,17 +124,13 @@ void run_curve(const GoldenCase& golden) {
 template <class Run>
 void each_training_case(Run run) {
   int count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(test::golden_dir())) {
-    if (!std::filesystem::exists(entry.path() / "cases")) continue;
-    for (const GoldenCase& golden : test::golden_cases(entry.path() / "cases"))
-      if (golden.has("labels")) {
-        INFO(golden.name << ": " << golden.info["what"].get<std::string>());
-        run(golden);
-        ++count;
-      }
-  }
-  MESSAGE(count << " training cases");
-  CHECK(count > 0);
+  for (const GoldenCase& golden : test::model_cases())
+    if (golden.has("labels")) {
+      INFO(golden.name << ": " << golden.info["what"].get<std::string>());
+      run(golden);
+      ++count;
+    }
+  test::check_count("training cases", count, 4);
 }
 
 }  // namespace

@@ -48,7 +48,9 @@ Image plain(int width, int height, uint8_t value) {
 
 TEST_CASE("padding and CLIP preprocessing equal the reference on every golden picture") {
   const auto folder = golden_root / "preprocess";
-  for (const json& run : test::read_json(folder / "index_clip.json")) {
+  const json runs = test::read_json(folder / "index_clip.json");
+  CHECK((test::own_golden_data ? runs.size() == 7 : !runs.empty()));
+  for (const json& run : runs) {
     const std::string name = run.at("name"), file = run.at("file");
     CAPTURE(name);
     const GoldenArrays golden(folder / (name + ".safetensors"));

@@ -17,6 +17,8 @@ inline const std::filesystem::path data_root = std::filesystem::path(GLIMPSE_SOU
 inline const std::filesystem::path golden_root =
     std::getenv("GLIMPSE_GOLDEN_DIR") ? std::filesystem::path(std::getenv("GLIMPSE_GOLDEN_DIR"))
                                       : data_root / "golden";
+/// Whether these are the project's own, whose cases are known.
+inline const bool own_golden_data = std::getenv("GLIMPSE_GOLDEN_DIR") == nullptr;
 
 inline std::vector<uint8_t> read_bytes(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);

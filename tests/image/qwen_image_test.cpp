@@ -48,7 +48,9 @@ json options_json() {
 
 TEST_CASE("preprocessing equals the reference on every golden picture") {
   int seen = 0;
-  for (const json& run : test::read_json(preprocess / "index.json")) {
+  const json runs = test::read_json(preprocess / "index.json");
+  CHECK((test::own_golden_data ? runs.size() == 30 : !runs.empty()));
+  for (const json& run : runs) {
     const std::string file = run.at("file"), pipeline = run.at("pipeline");
     QwenImageOptions options;
     options.min_pixels = run.at("min_pixels");

@@ -28,12 +28,11 @@ TEST_CASE("Qwen's chat format") {
   CHECK(
       chat.render({{"system", {}}, {"user", {words("a"), words("b")}}, {"assistant", {words("c")}}}, false) ==
       "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\nc<|im_end|>\n");
-  CHECK(QwenChat(true).render({{"system", {}}, {"user", {image, words(" and "), image}}, {"user", {image}}},
-                              false) ==
+  CHECK(chat.render({{"system", {}}, {"user", {image, words(" and "), image}}, {"user", {image}}}, false) ==
         "<|im_start|>system\n<|im_end|>\n"
-        "<|im_start|>user\nPicture 1: <|vision_start|><|image_pad|><|vision_end|> and "
-        "Picture 2: <|vision_start|><|image_pad|><|vision_end|><|im_end|>\n"
-        "<|im_start|>user\nPicture 3: <|vision_start|><|image_pad|><|vision_end|><|im_end|>\n");
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|> and "
+        "<|vision_start|><|image_pad|><|vision_end|><|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|><|im_end|>\n");
 }
 
 TEST_CASE("without special tokens in the texts the ids are those of the rendered prompt") {
