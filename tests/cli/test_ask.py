@@ -1,6 +1,7 @@
 """glimpse ask."""
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -188,6 +189,21 @@ class Ask(CliTest):
             self.assertEqual((got["answer"], got["images"][0]["keep"]), (ANSWER, KEEP), dtype)
 
     @unittest.skipIf(os.path.exists("/dev/nvidia0"), "there is a CUDA device")
+    def test_threads_wait_briefly(self):
+        """Spinning threads would take cores from those that they wait for; what the user set stays."""
+        def seen(env):
+            clean = {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": None, **env}
+            env = {name: value for name, value in {**os.environ, **clean}.items() if value is not None}
+            result = subprocess.run([PROGRAM, "--version"], env={**env, "OMP_DISPLAY_ENV": "verbose"}, text=True,
+                                    capture_output=True, timeout=60)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("glimpse ", result.stdout)
+            return dict(re.findall(r"(\w+) = '(\w*)'", result.stderr))
+        self.assertEqual(seen({})["GOMP_SPINCOUNT"], "20000")
+        self.assertEqual(seen({"GOMP_SPINCOUNT": "7"})["GOMP_SPINCOUNT"], "7")
+        passive = seen({"OMP_WAIT_POLICY": "passive"})
+        self.assertEqual((passive["OMP_WAIT_POLICY"], passive["GOMP_SPINCOUNT"]), ("PASSIVE", "0"))
+
     def test_kernels(self):
         for level in ("scalar", "auto"):
             got = self.ask("--kernels", level)

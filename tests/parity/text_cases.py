@@ -16,15 +16,13 @@ from transformers import AutoTokenizer, CLIPTokenizer, CLIPTokenizerFast  # noqa
 
 CLIP = pathlib.Path(__file__).resolve().parents[1] / "data/golden/methods/clip_full_112"
 
-# What the published template does for text and images, written anew: the tiny model's has no add_vision_id.
+# What the published template does for text and images, written anew.
 TEMPLATE = (
-    "{%- set seen = namespace(images=0) -%}"
     "{%- if messages and messages[0].role != 'system' -%}"
     "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif -%}"
     "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\\n' }}"
     "{%- for part in message.content -%}"
-    "{%- if part.type == 'image' -%}{%- set seen.images = seen.images + 1 -%}"
-    "{%- if add_vision_id -%}{{ 'Picture %d: ' % seen.images }}{%- endif -%}"
+    "{%- if part.type == 'image' -%}"
     "{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
     "{%- else -%}{{ part.text }}{%- endif -%}"
     "{%- endfor -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
@@ -105,14 +103,13 @@ def as_messages(talk: list) -> list[dict]:
 def qwen_chats(tokenizer, talk: list):
     messages = as_messages(talk)
     for generation in (False, True):
-        for vision_id in (False, True):
-            options = dict(chat_template=TEMPLATE, add_generation_prompt=generation, add_vision_id=vision_id)
-            prompt = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-            if tokenizer.chat_template and not vision_id:
-                own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-                assert own == prompt, (own, prompt)
-            yield {"format": "qwen with ids" if vision_id else "qwen", "generation": generation, "prompt": prompt,
-                   "ids": tokenizer.apply_chat_template(messages, **options)}
+        options = dict(chat_template=TEMPLATE, add_generation_prompt=generation)
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        if tokenizer.chat_template:
+            own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+            assert own == prompt, (own, prompt)
+        yield {"format": "qwen", "generation": generation, "prompt": prompt,
+               "ids": tokenizer.apply_chat_template(messages, **options)}
 
 
 def llava_chats(tokenizer, talk: list):

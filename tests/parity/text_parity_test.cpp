@@ -49,7 +49,7 @@ std::unique_ptr<ChatFormat> format_of(const json& chat) {
   const std::string name = chat["format"];
   if (name == "vicuna") return std::make_unique<VicunaChat>(-200);
   if (name == "llava_hf") return std::make_unique<LlavaHfChat>();
-  return std::make_unique<QwenChat>(name == "qwen with ids");
+  return std::make_unique<QwenChat>();
 }
 
 // Whether all bytes of the text were characters; how many replacements stand for others is a matter of taste.
