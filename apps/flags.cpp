@@ -153,16 +153,6 @@ void CommonFlags::add(CLI::App& app) {
   add_image_flags(app, bounds);
 }
 
-namespace {
-
-std::string with_settings(const std::string& method, const std::map<std::string, std::string>& settings) {
-  std::string list;
-  for (const auto& [name, text] : settings) list += (list.empty() ? "" : ",") + name + "=" + text;
-  return method + "(" + list + ")";
-}
-
-}  // namespace
-
 std::string CommonFlags::composition(const Engine& loaded) const {
   const std::string chosen = prune == "auto" ? loaded.default_prune() : prune;
   if (!rule.given()) return chosen;
@@ -170,19 +160,7 @@ std::string CommonFlags::composition(const Engine& loaded) const {
   check(
       chosen != "none" || prune != "auto", first,
       ": this model has no pruning modules, so that nothing is pruned; name their folder with --new-modules");
-  // The methods that have all of these settings.
-  std::string owners;
-  for (const PrunerInfo& info : known_pruners({})) {
-    const auto has = [&](const auto& given) {
-      return std::any_of(info.settings.begin(), info.settings.end(),
-                         [&](const auto& setting) { return setting.name == given.first; });
-    };
-    if (!std::all_of(rule.values().begin(), rule.values().end(), has)) continue;
-    if (info.name == chosen) return with_settings(chosen, rule.values());
-    owners += (owners.empty() ? "" : " and ") + info.name;
-  }
-  fail(first, " and the like belong to ", owners, "; with --prune '", chosen,
-       "' write them inside it, as in glimpse(threshold=0.3)+random(keep=0.5)");
+  return with_settings(chosen, rule.values(), first, "--prune");
 }
 
 void CommonFlags::check_used(bool has_images) const {
@@ -248,18 +226,24 @@ std::string cut_note(const Answer& answer, int64_t max_new_tokens) {
 }
 
 Interrupt::Interrupt() {
-  // Who started this program with Ctrl-C ignored, as scripts do in the background, wants it left alone.
-  struct sigaction inherited {};
-  if (sigaction(SIGINT, nullptr, &inherited) == 0 && inherited.sa_handler == SIG_IGN) return;
-  // Every thread inherits the blocked signal; one thread waits for it and may do what a handler may not.
   sigset_t signals;
   sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  // Who started this program with Ctrl-C ignored, as scripts do in the background, wants it left alone.
+  struct sigaction inherited {};
+  if (sigaction(SIGINT, nullptr, &inherited) != 0 || inherited.sa_handler != SIG_IGN)
+    sigaddset(&signals, SIGINT);
+  // Every thread inherits the blocked signals; one thread waits for them and may do what a handler may not.
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::thread([signals] {
     for (int signal = 0; sigwait(&signals, &signal) == 0;) {
       const std::lock_guard lock(g_mutex);
-      if (!g_armed || g_stop.stop_requested()) _exit(130);
+      if (!g_armed || g_stop.stop_requested()) {
+        if (signal == SIGINT) _exit(130);
+        pthread_sigmask(SIG_UNBLOCK, &signals,
+                        nullptr);  // it ends the program as if nobody had waited for it
+        raise(signal);
+      }
       g_stop.request_stop();
     }
   }).detach();

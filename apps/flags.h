@@ -76,12 +76,12 @@ std::string cut_note(const Answer& answer, int64_t max_new_tokens);
 /// Peak resident memory of this process so far, MiB.
 double peak_memory_mib();
 
-/// Ctrl-C: requests a stop of what runs; a second one, or one while nothing runs, ends the program (status
-/// 130). Construct once, before any other thread exists.
+/// Ctrl-C and SIGTERM: request a stop of what runs; a second one, or one while nothing runs, ends the program
+/// (Ctrl-C with status 130). Construct once, before any other thread exists.
 class Interrupt {
  public:
   Interrupt();
-  /// A token that the next Ctrl-C stops, until the next call.
+  /// A token that the next of them stops, until the next call.
   std::stop_token arm();
   void disarm();
 };
@@ -90,6 +90,7 @@ class Interrupt {
 std::function<int()> add_ask(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_chat(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt);
+std::function<int()> add_serve(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_train(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_inspect(CLI::App& app);

@@ -30,6 +30,8 @@ int main(int argc, char** argv) {
           [&](CLI::App& sub) { return app::add_chat(sub, interrupt); });
   command("infer", "Answer many questions from a JSONL file, resumable",
           [&](CLI::App& sub) { return app::add_infer(sub, interrupt); });
+  command("serve", "Answer over HTTP as OpenAI's servers do, with a page that shows what was kept",
+          [&](CLI::App& sub) { return app::add_serve(sub, interrupt); });
   command("train", "Train glimpse token and predictor on a frozen model",
           [&](CLI::App& sub) { return app::add_train(sub, interrupt); });
   command("eval", "Compare pruning methods on tasks: scores, masks, times, a report",

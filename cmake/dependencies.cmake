@@ -34,6 +34,7 @@ pkg_check_modules(exif REQUIRED IMPORTED_TARGET libexif)
 find_package(GIF REQUIRED)
 pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(yaml REQUIRED IMPORTED_TARGET yaml-cpp)
+pkg_check_modules(ssl REQUIRED IMPORTED_TARGET openssl)
 pkg_check_modules(curl REQUIRED IMPORTED_TARGET libcurl)
 find_path(GLOO_INCLUDE_DIR gloo/context.h REQUIRED)  # libtorch has Gloo in it, but not its headers
 pkg_check_modules(isal REQUIRED IMPORTED_TARGET libisal)

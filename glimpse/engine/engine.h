@@ -51,7 +51,7 @@ struct Request {
   std::stop_token stop;             ///< checked between layers and between tokens
   /// Called with whole characters as they come, by the thread that steps, which waits for it.
   std::function<void(const std::string&)> on_text;
-  std::shared_ptr<EventQueue> events = {};  ///< receives what happens; nothing waits for its reader
+  std::shared_ptr<EventSink> events = {};  ///< is told what happens
 };
 
 /// What came of it.

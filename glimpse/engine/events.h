@@ -41,10 +41,18 @@ struct Ended {
 };
 using Event = std::variant<PrefillDone, NextToken, Ended>;
 
-/// What happens to a request, for another thread to read. Whoever answers never waits for the reader.
-class EventQueue {
+/// Who is told what happens to a request: by the thread that steps, which waits for it, so it only takes
+/// note.
+class EventSink {
  public:
-  void push(Event event) {
+  virtual ~EventSink() = default;
+  virtual void push(Event event) = 0;
+};
+
+/// What happens to a request, for another thread to read. Whoever answers never waits for the reader.
+class EventQueue final : public EventSink {
+ public:
+  void push(Event event) override {
     {
       const std::lock_guard lock(mutex_);
       events_.push_back(std::move(event));

@@ -38,7 +38,7 @@ class Job {
   /// grows.
   void fork(const Job& first) { sequence = first.sequence; }
   /// From here on events go there.
-  void report_to(std::shared_ptr<EventQueue> events) { events_ = std::move(events); }
+  void report_to(std::shared_ptr<EventSink> events) { events_ = std::move(events); }
   /// Frees the sequence and gives the answer to the future; so do choices that still wait for this one.
   void finish(const std::string& reason);
   void fail(std::exception_ptr error);
@@ -58,7 +58,7 @@ class Job {
   const bool ignore_eos_;
   const std::optional<int64_t> logprobs_;
   const std::function<void(const std::string&)> on_text_;
-  std::shared_ptr<EventQueue> events_;
+  std::shared_ptr<EventSink> events_;
   Sampler sampler_;
   StreamDecoder decoder_;
   StopStrings stop_strings_;

@@ -44,7 +44,7 @@ std::future<Answer> Scheduler::submit(const Request& request) {
 }
 
 std::vector<std::future<Answer>> Scheduler::submit(const Request& request, int64_t choices,
-                                                   std::span<const std::shared_ptr<EventQueue>> events) {
+                                                   std::span<const std::shared_ptr<EventSink>> events) {
   check(choices >= 1 && choices <= options_.max_sequences, choices,
         " answers to one request were asked for; from 1 to ", options_.max_sequences, " run together");
   check(events.empty() || std::ssize(events) == choices, "events: ", events.size(), " queues for ", choices,

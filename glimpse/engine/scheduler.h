@@ -55,7 +55,7 @@ class Scheduler {
   /// The same for several answers to one request, whose prompt runs once; if it has a seed, they have it and
   /// those after it. `events`: a queue for each of them, or none.
   std::vector<std::future<Answer>> submit(const Request& request, int64_t choices,
-                                          std::span<const std::shared_ptr<EventQueue>> events = {});
+                                          std::span<const std::shared_ptr<EventSink>> events = {});
 
   /// One step, by one thread at a time. Returns whether anything is left to do.
   bool step();

@@ -1,5 +1,6 @@
 #include "glimpse/prune/registry.h"
 
+#include <algorithm>
 #include <functional>
 #include <utility>
 
@@ -245,6 +246,27 @@ PrunerChain make_pruners(const std::string& composition, const PrunerContext& co
             " but the model has ", context.layers, " layers");
   }
   return chain;
+}
+
+std::string with_settings(const std::string& method, const std::map<std::string, std::string>& settings,
+                          const std::string& spelled_setting, const std::string& spelled_composition) {
+  if (settings.empty()) return method;
+  std::string owners;
+  for (const PrunerInfo& info : known_pruners({})) {
+    const auto has = [&](const auto& given) {
+      return std::any_of(info.settings.begin(), info.settings.end(),
+                         [&](const auto& setting) { return setting.name == given.first; });
+    };
+    if (!std::all_of(settings.begin(), settings.end(), has)) continue;
+    if (info.name == method) {
+      std::string list;
+      for (const auto& [name, text] : settings) list += (list.empty() ? "" : ",") + name + "=" + text;
+      return method + "(" + list + ")";
+    }
+    owners += (owners.empty() ? "" : " and ") + info.name;
+  }
+  fail(spelled_setting, " and the like belong to ", owners, "; with ", spelled_composition, " '", method,
+       "' write them inside it, as in glimpse(threshold=0.3)+random(keep=0.5)");
 }
 
 }  // namespace glimpse

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -63,6 +64,12 @@ PrunerInfo::Budgeted budgeted(const std::string& method);
 /// "divprune(keep=0.5)+glimpse"; "none" is no pruning. Unknown methods and settings are errors that
 /// list the known ones.
 PrunerChain make_pruners(const std::string& composition, const PrunerContext& context);
+
+/// A method's name with settings of its own, which may come apart from it: "glimpse", {threshold: 0.3} ->
+/// "glimpse(threshold=0.3)". Error when it does not have them all, which names those that do; `spelled` says
+/// how the caller writes a setting and a composition.
+std::string with_settings(const std::string& method, const std::map<std::string, std::string>& settings,
+                          const std::string& spelled_setting, const std::string& spelled_composition);
 
 /// The layer after which a method cuts unless told otherwise: that of the modules, else two thirds of the
 /// way, as in every published configuration.

@@ -89,8 +89,12 @@ class Exchange final : public Reply, public std::enable_shared_from_this<Exchang
  public:
   Exchange(asio::io_context& io, std::weak_ptr<Connection> connection, const Shared& shared, bool keep_alive,
            bool old, bool head_only)
-      : io_(io), connection_(std::move(connection)), headers_(shared.options.headers), keep_alive_(keep_alive),
-        old_(old), head_only_(head_only) {}
+      : io_(io),
+        connection_(std::move(connection)),
+        headers_(shared.options.headers),
+        keep_alive_(keep_alive),
+        old_(old),
+        head_only_(head_only) {}
   ~Exchange() override {
     if (!ended_)
       asio::post(io_, [connection = connection_] {
@@ -150,8 +154,10 @@ class Exchange final : public Reply, public std::enable_shared_from_this<Exchang
     if (!framing.empty()) out << framing << "\r\n";
     for (const auto* list : {&headers_, &response.headers})
       for (const auto& [name, value] : *list) {
-        if (name == "Connection" && value == "close") keep_alive_ = false;
-        else out << name << ": " << value << "\r\n";
+        if (name == "Connection" && value == "close")
+          keep_alive_ = false;
+        else
+          out << name << ": " << value << "\r\n";
       }
     out << "Connection: " << (keep_alive_ ? "keep-alive" : "close") << "\r\n\r\n";
     return out.str();
@@ -164,10 +170,11 @@ class Exchange final : public Reply, public std::enable_shared_from_this<Exchang
     return out.str();
   }
   void put(std::string bytes, bool last) {
-    asio::post(io_, [connection = connection_, self = shared_from_this(), bytes = std::move(bytes), last]() mutable {
-      if (last) self->forget();
-      if (const auto to = connection.lock()) to->put(std::move(bytes), last);
-    });
+    asio::post(
+        io_, [connection = connection_, self = shared_from_this(), bytes = std::move(bytes), last]() mutable {
+          if (last) self->forget();
+          if (const auto to = connection.lock()) to->put(std::move(bytes), last);
+        });
   }
 
   asio::io_context& io_;
@@ -197,7 +204,9 @@ HttpRequest request_of(const http::request<http::string_body>& from, const std::
   return to;
 }
 
-void handshake(tcp::socket&, std::function<void(error_code)> then) { then({}); }
+void handshake(tcp::socket&, std::function<void(error_code)> then) {
+  then({});
+}
 void handshake(asio::ssl::stream<tcp::socket>& stream, std::function<void(error_code)> then) {
   stream.async_handshake(asio::ssl::stream_base::server, std::move(then));
 }
@@ -206,7 +215,10 @@ template <class Stream>
 class Session final : public Connection, public std::enable_shared_from_this<Session<Stream>> {
  public:
   Session(asio::io_context& io, Stream stream, Shared& shared, std::string peer)
-      : io_(io), stream_(std::move(stream)), shared_(shared), peer_(std::move(peer)),
+      : io_(io),
+        stream_(std::move(stream)),
+        shared_(shared),
+        peer_(std::move(peer)),
         buffer_(shared.options.max_header + kRead) {}
 
   void start() {
@@ -271,16 +283,17 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
     if (closed_ || reading_ || buffer_.size() >= buffer_.max_size()) return;
     reading_ = true;
     const size_t room = std::min(kRead, buffer_.max_size() - buffer_.size());
-    stream_.async_read_some(buffer_.prepare(room), [self = this->shared_from_this()](error_code error, size_t count) {
-      self->reading_ = false;
-      if (error || self->closed_) return self->close();
-      self->buffer_.commit(count);
-      if (self->discarding_)
-        self->buffer_.clear();
-      else
-        self->parse();
-      self->read();
-    });
+    stream_.async_read_some(buffer_.prepare(room),
+                            [self = this->shared_from_this()](error_code error, size_t count) {
+                              self->reading_ = false;
+                              if (error || self->closed_) return self->close();
+                              self->buffer_.commit(count);
+                              if (self->discarding_)
+                                self->buffer_.clear();
+                              else
+                                self->parse();
+                              self->read();
+                            });
   }
 
   void parse() {
@@ -348,7 +361,8 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
     refuse(400, "this is not HTTP: " + error.message());
   }
   void refuse(int status, const std::string& text) {
-    HttpResponse response{status, "application/json", shared_.error_body(status, text), {{"Connection", "close"}}};
+    HttpResponse response{
+        status, "application/json", shared_.error_body(status, text), {{"Connection", "close"}}};
     if (status == 503) response.headers.emplace_back("Retry-After", "1");
     respond(std::move(response));
   }
@@ -362,13 +376,14 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
     }
     writing_ = true;
     if (exchange_open_) deadline_ = Clock::now() + shared_.options.reading;
-    asio::async_write(stream_, asio::buffer(out_.front()), [self = this->shared_from_this()](error_code error, size_t) {
-      self->writing_ = false;
-      if (error || self->closed_) return self->close();
-      self->out_.pop_front();
-      if (self->exchange_open_) self->deadline_ = Clock::time_point::max();
-      self->write();
-    });
+    asio::async_write(stream_, asio::buffer(out_.front()),
+                      [self = this->shared_from_this()](error_code error, size_t) {
+                        self->writing_ = false;
+                        if (error || self->closed_) return self->close();
+                        self->out_.pop_front();
+                        if (self->exchange_open_) self->deadline_ = Clock::time_point::max();
+                        self->write();
+                      });
   }
 
   // The whole answer has gone out.
@@ -408,7 +423,8 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   std::weak_ptr<Exchange> exchange_;
   std::deque<std::string> out_;
   Clock::time_point deadline_;
-  bool gated_ = false, busy_with_request_ = false, exchange_open_ = false, said_anything_ = false, last_ = false;
+  bool gated_ = false, busy_with_request_ = false, exchange_open_ = false, said_anything_ = false,
+       last_ = false;
   bool reading_ = false, writing_ = false, discarding_ = false, closed_ = false, keep_alive_ = true;
 };
 
@@ -439,8 +455,9 @@ struct HttpServer::Impl {
       port = acceptor.local_endpoint().port();
     } catch (const boost::system::system_error& error) {
       fail("cannot listen on ", options.host, ":", options.port, ": ", error.code().message(),
-           error.code() == boost::system::errc::address_in_use ? " (another program uses it; --port 0 finds a free one)"
-                                                              : "");
+           error.code() == boost::system::errc::address_in_use
+               ? " (another program uses it; --port 0 finds a free one)"
+               : "");
     }
     if (options.certificate.empty() && options.key.empty()) return;
     check(!options.certificate.empty() && !options.key.empty(),
@@ -448,7 +465,8 @@ struct HttpServer::Impl {
     try {
       tls.emplace(asio::ssl::context::tls_server);
       tls->set_options(asio::ssl::context::default_workarounds | asio::ssl::context::no_sslv2 |
-                       asio::ssl::context::no_sslv3 | asio::ssl::context::no_tlsv1 | asio::ssl::context::no_tlsv1_1);
+                       asio::ssl::context::no_sslv3 | asio::ssl::context::no_tlsv1 |
+                       asio::ssl::context::no_tlsv1_1);
       tls->use_certificate_chain_file(options.certificate);
       tls->use_private_key_file(options.key, asio::ssl::context::pem);
     } catch (const boost::system::system_error& error) {
@@ -513,8 +531,12 @@ HttpServer::HttpServer(HttpOptions options, Gate gate, Handler handler,
 }
 HttpServer::~HttpServer() = default;
 
-uint16_t HttpServer::port() const { return impl_->port; }
-size_t HttpServer::connections() const { return impl_->count; }
+uint16_t HttpServer::port() const {
+  return impl_->port;
+}
+size_t HttpServer::connections() const {
+  return impl_->count;
+}
 
 void HttpServer::run() {
   impl_->accept();

@@ -33,9 +33,9 @@ struct HttpResponse {
   std::vector<std::pair<std::string, std::string>> headers;
 };
 
-/// The way back to the client. Any thread may use it; what comes after the client has gone is dropped. One that
-/// is dropped before its answer has ended gives the client an error 500, or in the middle of one a closed
-/// connection.
+/// The way back to the client. Any thread may use it; what comes after the client has gone is dropped. One
+/// that is dropped before its answer has ended gives the client an error 500, or in the middle of one a
+/// closed connection.
 class Reply {
  public:
   virtual ~Reply() = default;
@@ -52,15 +52,15 @@ class Reply {
 
 struct HttpOptions {
   std::string host = "127.0.0.1";
-  uint16_t port = 8080;               ///< 0: one that is free
-  std::string certificate, key;       ///< PEM files; with both TLS is spoken
-  size_t max_header = 16 << 10;       ///< bytes of a request's head
-  size_t max_body = size_t{64} << 20;  ///< bytes of a request's body
-  size_t max_bodies = size_t{1} << 30;  ///< bytes of all bodies that are held at a time
-  size_t max_connections = 4096;        ///< further clients wait until others leave
-  std::chrono::milliseconds idle{75000};     ///< a connection may wait for its next request
-  std::chrono::milliseconds sending{60000};  ///< a request may take to arrive
-  std::chrono::milliseconds reading{60000};  ///< a client may take to read what was sent
+  uint16_t port = 8080;                                      ///< 0: one that is free
+  std::string certificate, key;                              ///< PEM files; with both TLS is spoken
+  size_t max_header = 16 << 10;                              ///< bytes of a request's head
+  size_t max_body = size_t{64} << 20;                        ///< bytes of a request's body
+  size_t max_bodies = size_t{1} << 30;                       ///< bytes of all bodies that are held at a time
+  size_t max_connections = 4096;                             ///< further clients wait until others leave
+  std::chrono::milliseconds idle{75000};                     ///< a connection may wait for its next request
+  std::chrono::milliseconds sending{60000};                  ///< a request may take to arrive
+  std::chrono::milliseconds reading{60000};                  ///< a client may take to read what was sent
   std::vector<std::pair<std::string, std::string>> headers;  ///< of every answer
 };
 

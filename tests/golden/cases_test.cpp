@@ -23,7 +23,7 @@ struct Limits {
 };
 // bfloat16: relative L2 errors. For scale, transformers 4.51.3 itself in bfloat16 is 1.3 % (image_embeds)
 // and 3.5 % (hidden_at_reduce) away from its float32 on c01; the predictor amplifies what reaches it.
-const Limits kBf16 = {0.02, 0.02, 0.01, 0.06, 0.35, 0.05, 0.05, true};
+const Limits kBf16 = {0.02, 0.02, 0.01, 0.06, 0.35, 0.05, 0.08, true};
 
 using Ids = std::vector<int64_t>;
 

@@ -1,0 +1,430 @@
+#include "glimpse/serve/protocol.h"
+
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "glimpse/base/check.h"
+#include "glimpse/eval/grid.h"
+#include "glimpse/prune/keep_rule.h"
+#include "glimpse/prune/registry.h"
+
+namespace glimpse::serve {
+
+using nlohmann::json;
+
+namespace {
+
+[[noreturn]] void wrong(const std::string& param, std::string text) {
+  // What comes from a list of settings names the field already.
+  const std::string own = param.substr(param.rfind('.') + 1) + ": ";
+  if (text.starts_with(own)) text.erase(0, own.size());
+  throw ApiError(400, "invalid_request_error", param.empty() ? text : param + ": " + text, "", param);
+}
+
+// Runs what throws Error for a field and names the field.
+template <class Run>
+void in_field(const std::string& param, const Run& run) {
+  try {
+    run();
+  } catch (const ApiError&) {
+    throw;
+  } catch (const Error& error) {
+    wrong(param, error.what());
+  } catch (const json::exception& error) {
+    wrong(param, error.what());
+  }
+}
+
+bool given(const json& body, const char* key) {
+  const auto found = body.find(key);
+  return found != body.end() && !found->is_null();
+}
+
+template <class T>
+T number(const json& body, const char* key, T low, T high, T otherwise) {
+  if (!given(body, key)) return otherwise;
+  T value{};
+  in_field(key, [&] {
+    detail::read_value(body[key], value, key, {static_cast<double>(low), static_cast<double>(high)});
+  });
+  return value;
+}
+
+bool flag(const json& body, const char* key) {
+  if (!given(body, key)) return false;
+  if (!body[key].is_boolean()) wrong(key, "expected true or false");
+  return body[key].get<bool>();
+}
+
+// What cannot be honoured is said, not passed over.
+void refuse_unsupported(const json& body) {
+  for (const char* key : {"tools", "functions"})
+    if (given(body, key) && !body[key].empty()) wrong(key, "this server calls no tools");
+  if (given(body, "response_format")) {
+    const json& format = body["response_format"];
+    if (!format.is_object() || format.value("type", "text") != "text")
+      wrong("response_format", "only {\"type\": \"text\"} is supported");
+  }
+  if (given(body, "modalities") && body["modalities"] != json::array({"text"}))
+    wrong("modalities", "only [\"text\"] is supported");
+  if (given(body, "audio")) wrong("audio", "not supported");
+}
+
+PictureSource picture_of(const json& part, const std::string& where) {
+  PictureSource source;
+  const json& image = part.contains("image_url") ? part["image_url"] : json();
+  if (image.is_string())
+    source.url = image.get<std::string>();
+  else if (image.is_object() && image.contains("url") && image["url"].is_string())
+    source.url = image["url"].get<std::string>();
+  if (given(part, "uuid")) {
+    if (!part["uuid"].is_string() || part["uuid"].get<std::string>().size() > 256)
+      wrong(where + ".uuid", "expected a text of at most 256 characters");
+    source.uuid = part["uuid"].get<std::string>();
+  }
+  if (source.url.empty() && source.uuid.empty())
+    wrong(where + ".image_url", "expected {\"url\": \"data:image/...;base64,...\"}");
+  return source;
+}
+
+void read_part(const json& part, const std::string& where, Message& message, ChatCall& call) {
+  if (!part.is_object() || !part.contains("type") || !part["type"].is_string())
+    wrong(where, "expected an object with a \"type\"");
+  const std::string type = part["type"];
+  if (type == "text" || type == "input_text" || type == "output_text") {
+    if (!part.contains("text") || !part["text"].is_string()) wrong(where + ".text", "expected a text");
+    message.parts.push_back({Part::Kind::text, part["text"]});
+  } else if (type == "image_url" || type == "input_image") {
+    if (message.role != "user") wrong(where, "only the user shows images");
+    call.pictures.push_back(picture_of(part, where));
+    message.parts.push_back({Part::Kind::image, {}});
+  } else {
+    wrong(where + ".type", "'" + type + "' is not supported; text and image_url are");
+  }
+}
+
+void read_messages(const json& body, const Served& served, ChatCall& call) {
+  if (!body.contains("messages") || !body["messages"].is_array() || body["messages"].empty())
+    wrong("messages", "expected a list of at least one message");
+  for (size_t i = 0; i < body["messages"].size(); ++i) {
+    const json& from = body["messages"][i];
+    const std::string where = concat("messages[", i, "]");
+    if (!from.is_object() || !from.contains("role") || !from["role"].is_string())
+      wrong(where, "expected an object with a \"role\"");
+    Message message{from["role"], {}};
+    if (message.role == "developer") message.role = "system";
+    if (message.role != "system" && message.role != "user" && message.role != "assistant")
+      wrong(where + ".role", "'" + message.role + "' is not supported; system, user and assistant are");
+    const json content = from.value("content", json());
+    if (content.is_string())
+      message.parts.push_back({Part::Kind::text, content});
+    else if (content.is_array())
+      for (size_t k = 0; k < content.size(); ++k)
+        read_part(content[k], concat(where, ".content[", k, "]"), message, call);
+    else
+      wrong(where + ".content", "expected a text or a list of parts");
+    if (std::ssize(call.pictures) > served.max_images)
+      wrong("messages", concat("more than ", served.max_images, " images"));
+    call.request.messages.push_back(std::move(message));
+  }
+}
+
+void read_sampling(const json& body, SamplingOptions& sampling) {
+  for (const Field& field : sampling.fields().list())
+    if (given(body, field.name.c_str())) in_field(field.name, [&] { field.set(body[field.name]); });
+  if (!given(body, "logit_bias")) return;
+  if (!body["logit_bias"].is_object()) wrong("logit_bias", "expected an object of token ids and numbers");
+  for (const auto& [id, bias] : body["logit_bias"].items()) {
+    const bool digits = !id.empty() && id.size() < 10 &&
+                        std::all_of(id.begin(), id.end(), [](char c) { return c >= '0' && c <= '9'; });
+    if (!digits || !bias.is_number() || std::abs(bias.get<double>()) > 100)
+      wrong("logit_bias", "expected token ids and numbers from -100 to 100");
+    sampling.logit_bias[std::stoll(id)] = bias.get<double>();
+  }
+}
+
+void read_stops(const json& body, Request& request) {
+  if (!given(body, "stop")) return;
+  const json stops = body["stop"].is_string() ? json::array({body["stop"]}) : body["stop"];
+  if (!stops.is_array() || stops.size() > 16) wrong("stop", "expected a text or a list of at most 16");
+  for (const json& stop : stops) {
+    if (!stop.is_string() || stop.get<std::string>().empty())
+      wrong("stop", "expected texts that are not empty");
+    request.stop_strings.push_back(stop);
+  }
+}
+
+void read_lengths(const json& body, const Served& served, ChatCall& call) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  call.request.max_new_tokens =
+      number<int64_t>(body, given(body, "max_completion_tokens") ? "max_completion_tokens" : "max_tokens", 1,
+                      kMost, served.max_new_tokens);
+  call.choices = number<int64_t>(body, "n", 1, served.max_choices, 1);
+  call.request.ignore_eos = flag(body, "ignore_eos");
+  call.logprobs = flag(body, "logprobs");
+  const auto top = number<int64_t>(body, "top_logprobs", 0, 20, 0);
+  if (call.logprobs) call.request.logprobs = top;
+  if (given(body, "top_logprobs") && !call.logprobs) wrong("top_logprobs", "needs \"logprobs\": true");
+}
+
+// What the fields of "pruning" mean together: names as on the command line.
+void read_pruning(const json& body, const Served& served, ChatCall& call) {
+  const Engine& engine = *served.engine;
+  const auto preset = served.presets.find(call.model);
+  std::string chosen = preset == served.presets.end() ? engine.default_prune() : preset->second;
+  std::map<std::string, std::string> rule;
+  if (given(body, "pruning")) {
+    const json& from = body["pruning"];
+    if (!from.is_object()) wrong("pruning", "expected an object");
+    KeepRule known;
+    const Fields fields = known.fields();
+    for (const auto& [key, value] : from.items()) {
+      const std::string where = "pruning." + key;
+      const auto field = std::find_if(fields.list().begin(), fields.list().end(),
+                                      [&](const Field& each) { return each.name == key; });
+      if (value.is_null()) continue;
+      if (key == "prune") {
+        if (!value.is_string())
+          wrong(where, "expected a composition such as \"glimpse\" or \"divprune(keep=0.1)\"");
+        if (value != "auto") chosen = value;
+      } else if (key == "keep") {
+        const auto budget = value.is_number() ? parse_budget(value.dump()) : std::nullopt;
+        if (!budget) wrong(where, "expected a fraction in (0, 1] or a number of tokens above 1");
+        call.request.budget = *budget;
+      } else if (key == "return") {
+        if (!value.is_array()) wrong(where, "expected a list of keep, scores and overlay");
+        for (const json& want : value) {
+          if (want != "keep" && want != "scores" && want != "overlay")
+            wrong(where, "'" + (want.is_string() ? want.get<std::string>() : want.dump()) +
+                             "' is unknown; keep, scores and overlay are known");
+          call.wants.insert(want);
+        }
+      } else if (field != fields.list().end()) {
+        in_field(where, [&] {
+          field->set(value);
+          std::string text;  // as in a composition
+          for (const json& item : value.is_array() ? value : json::array({value}))
+            text += (text.empty() ? "" : "+") + (item.is_string() ? item.get<std::string>() : item.dump());
+          rule[key] = text;
+        });
+      } else {
+        wrong(where, "unknown; known are prune, keep, threshold, max_keep, min_keep, anchors, return");
+      }
+    }
+  }
+  in_field(rule.empty() ? "pruning.prune" : "pruning." + rule.begin()->first, [&] {
+    call.request.prune = with_settings(chosen, rule, rule.empty() ? "" : rule.begin()->first, "prune");
+    make_pruners(call.request.prune, engine.pruner_context());
+  });
+  if ((call.request.budget.keep || call.request.budget.count) && !takes_budget(call.request.prune))
+    wrong("pruning.keep", "the method " + call.request.prune + " takes no budget");
+}
+
+double share(int64_t part, int64_t whole) {
+  return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
+}
+
+json usage_of(const std::vector<std::shared_ptr<const Answer>>& choices) {
+  int64_t completion = 0;
+  for (const auto& choice : choices) completion += std::ssize(choice->ids);
+  const Answer& first = *choices.at(0);
+  return {{"prompt_tokens", first.prompt_tokens},
+          {"completion_tokens", completion},
+          {"total_tokens", first.prompt_tokens + completion},
+          {"prompt_tokens_details", {{"cached_tokens", first.cached_tokens}}}};
+}
+
+}  // namespace
+
+json error_json(const ApiError& error) {
+  const auto text = [](const std::string& value) { return value.empty() ? json() : json(value); };
+  return {{"error",
+           {{"message", error.what()},
+            {"type", error.type},
+            {"param", text(error.param)},
+            {"code", text(error.code)}}}};
+}
+
+ApiError api_error(const std::exception_ptr& thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const ApiError& error) {
+    return error;
+  } catch (const Error& error) {
+    switch (error.kind()) {
+      case Error::Kind::wrong:
+        return {400, "invalid_request_error", error.what()};
+      case Error::Kind::too_large:
+        return {400, "invalid_request_error", error.what(), "context_length_exceeded"};
+      case Error::Kind::busy:
+        return {429, "rate_limit_error", error.what(), "rate_limit_exceeded"};
+      case Error::Kind::cancelled:
+        return {503, "unavailable_error", error.what()};
+      case Error::Kind::internal:
+        return {500, "server_error", error.what()};
+    }
+  } catch (const std::bad_alloc&) {
+    return {503, "unavailable_error", "there is not enough memory for this request now"};
+  } catch (const std::exception& error) {
+    return {500, "server_error", error.what()};
+  }
+  return {500, "server_error", "unknown error"};
+}
+
+std::vector<std::string> Served::ids() const {
+  std::vector<std::string> out = {name};
+  for (const auto& [id, composition] : presets) out.push_back(id);
+  return out;
+}
+
+ChatCall read_chat(const json& body, const Served& served) {
+  if (!body.is_object()) wrong("", "the body is no JSON object");
+  refuse_unsupported(body);
+  ChatCall call;
+  call.model = served.name;
+  if (given(body, "model")) {
+    if (!body["model"].is_string()) wrong("model", "expected a text");
+    call.model = body["model"];
+    const auto ids = served.ids();
+    if (std::find(ids.begin(), ids.end(), call.model) == ids.end()) {
+      std::string known;
+      for (const std::string& id : ids) known += (known.empty() ? "" : ", ") + id;
+      throw ApiError(404, "invalid_request_error",
+                     "the model '" + call.model + "' does not exist; there are " + known, "model_not_found",
+                     "model");
+    }
+  }
+  call.request.sampling = served.engine->default_sampling();
+  read_messages(body, served, call);
+  read_sampling(body, call.request.sampling);
+  read_stops(body, call.request);
+  read_lengths(body, served, call);
+  call.stream = flag(body, "stream");
+  if (given(body, "stream_options")) {
+    if (!body["stream_options"].is_object()) wrong("stream_options", "expected an object");
+    call.include_usage = flag(body["stream_options"], "include_usage");
+  }
+  if (given(body, "mm_processor_kwargs")) {
+    const json& from = body["mm_processor_kwargs"];
+    if (!from.is_object()) wrong("mm_processor_kwargs", "expected an object");
+    for (const Field& field : call.request.bounds.fields().list())
+      if (given(from, field.name.c_str()))
+        in_field("mm_processor_kwargs." + field.name, [&] { field.set(from[field.name]); });
+  }
+  read_pruning(body, served, call);
+  return call;
+}
+
+json kept_json(const Answer& answer, const std::set<std::string>& wants) {
+  json images = json::array();
+  size_t first = 0;
+  for (size_t i = 0; i < answer.segments.size(); ++i) {
+    const Segment& segment = answer.segments[i];
+    const auto count = static_cast<size_t>(segment.count());
+    json image = {{"rows", segment.rows}, {"cols", segment.cols}};
+    const std::vector<int64_t> keep = i < answer.keep.size() ? answer.keep[i] : std::vector<int64_t>();
+    image["kept_tokens"] = keep.size();
+    if (wants.contains("keep")) image["keep"] = keep;
+    if (wants.contains("scores") && answer.scores.size() >= first + count)
+      image["scores"] =
+          std::vector<float>(answer.scores.begin() + static_cast<std::ptrdiff_t>(first),
+                             answer.scores.begin() + static_cast<std::ptrdiff_t>(first + count));
+    first += count;
+    images.push_back(std::move(image));
+  }
+  const auto round = [](double value) { return std::round(value * 1000) / 1000; };
+  return {{"visual_tokens", answer.visual_tokens},
+          {"kept_tokens", answer.kept_tokens},
+          {"kept_share", round(share(answer.kept_tokens, answer.visual_tokens))},
+          {"cached_tokens", answer.cached_tokens},
+          {"kv_bytes", answer.kv_bytes},
+          {"pruning", answer.pruning},
+          {"images", images},
+          {"times_ms",
+           {{"vision", round(answer.times.vision)},
+            {"prefill", round(answer.times.prefill)},
+            {"prune", round(answer.times.prune)},
+            {"decode", round(answer.times.decode)}}}};
+}
+
+json ChatWriter::logprobs_of(const std::vector<TokenInfo>& tokens) const {
+  const auto entry = [&](int64_t id, float logprob) {
+    const std::string bytes = tokenizer->token_bytes(id);
+    json list = json::array();
+    for (const char c : bytes) list.push_back(static_cast<uint8_t>(c));
+    const int64_t one[] = {id};
+    // Unlikely tokens may have no probability at all.
+    return json{
+        {"token", tokenizer->decode(one, false)}, {"logprob", std::max(logprob, -9999.0F)}, {"bytes", list}};
+  };
+  json content = json::array();
+  for (const TokenInfo& token : tokens) {
+    json each = entry(token.id, token.logprob.value_or(0));
+    each["top_logprobs"] = json::array();
+    for (const auto& [id, logprob] : token.top) each["top_logprobs"].push_back(entry(id, logprob));
+    content.push_back(std::move(each));
+  }
+  return {{"content", content}, {"refusal", nullptr}};
+}
+
+json ChatWriter::answer(const std::vector<std::shared_ptr<const Answer>>& choices, json kept) const {
+  json list = json::array();
+  for (size_t i = 0; i < choices.size(); ++i)
+    list.push_back({{"index", i},
+                    {"message", {{"role", "assistant"}, {"content", choices[i]->text}, {"refusal", nullptr}}},
+                    {"logprobs", logprobs ? logprobs_of(choices[i]->tokens) : json()},
+                    {"finish_reason", choices[i]->finish_reason}});
+  return {{"id", id},        {"object", "chat.completion"}, {"created", created},        {"model", model},
+          {"choices", list}, {"usage", usage_of(choices)},  {"glimpse", std::move(kept)}};
+}
+
+json ChatWriter::chunk(int64_t choice, json delta, const json& finish_reason) const {
+  return {{"id", id},
+          {"object", "chat.completion.chunk"},
+          {"created", created},
+          {"model", model},
+          {"choices", json::array({{{"index", choice},
+                                    {"delta", std::move(delta)},
+                                    {"logprobs", nullptr},
+                                    {"finish_reason", finish_reason}}})}};
+}
+
+json ChatWriter::usage_chunk(const std::vector<std::shared_ptr<const Answer>>& choices) const {
+  return {{"id", id},       {"object", "chat.completion.chunk"}, {"created", created},
+          {"model", model}, {"choices", json::array()},          {"usage", usage_of(choices)}};
+}
+
+std::string decode_base64(std::string_view text) {
+  std::string clean;
+  clean.reserve(text.size() + 4);
+  for (const char c : text) {
+    if (c == '\n' || c == '\r' || c == ' ' || c == '\t') continue;
+    clean += c == '-' ? '+' : c == '_' ? '/' : c;
+  }
+  while (!clean.empty() && clean.back() == '=') clean.pop_back();
+  check(clean.size() % 4 != 1, "not base64: one character too many");
+  check(clean.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/") ==
+            clean.npos,
+        "not base64: a character that it does not have");
+  const size_t missing = (4 - clean.size() % 4) % 4;
+  clean.append(missing, '=');
+  std::string out(clean.size() / 4 * 3, '\0');
+  if (clean.empty()) return out;
+  EVP_DecodeBlock(reinterpret_cast<unsigned char*>(out.data()),
+                  reinterpret_cast<const unsigned char*>(clean.data()), static_cast<int>(clean.size()));
+  out.resize(out.size() - missing);
+  return out;
+}
+
+std::string encode_base64(std::string_view bytes) {
+  std::string out((bytes.size() + 2) / 3 * 4 + 1, '\0');
+  const int size =
+      EVP_EncodeBlock(reinterpret_cast<unsigned char*>(out.data()),
+                      reinterpret_cast<const unsigned char*>(bytes.data()), static_cast<int>(bytes.size()));
+  out.resize(static_cast<size_t>(size));
+  return out;
+}
+
+}  // namespace glimpse::serve
