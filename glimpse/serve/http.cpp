@@ -77,7 +77,8 @@ class BodyMemory {
 class Connection {
  public:
   virtual ~Connection() = default;
-  virtual void put(std::string bytes, bool last) = 0;
+  // `last`: whether the connection is kept behind these bytes, which end the answer; nothing: more will come.
+  virtual void put(std::string bytes, std::optional<bool> last) = 0;
   virtual void abandoned() = 0;
   virtual void sweep(Clock::time_point now) = 0;
   virtual void drain() = 0;
@@ -142,7 +143,6 @@ class Exchange final : public Reply, public std::enable_shared_from_this<Exchang
     const std::lock_guard lock(mutex_);
     on_gone_.clear();
   }
-  bool keep_alive() const { return keep_alive_; }
 
  private:
   std::string head(const HttpResponse& response, const std::string& framing) {
@@ -173,7 +173,8 @@ class Exchange final : public Reply, public std::enable_shared_from_this<Exchang
     asio::post(
         io_, [connection = connection_, self = shared_from_this(), bytes = std::move(bytes), last]() mutable {
           if (last) self->forget();
-          if (const auto to = connection.lock()) to->put(std::move(bytes), last);
+          if (const auto to = connection.lock())
+            to->put(std::move(bytes), last ? std::optional<bool>(self->keep_alive_) : std::nullopt);
         });
   }
 
@@ -230,11 +231,11 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
     });
   }
 
-  void put(std::string bytes, bool last) override {
+  void put(std::string bytes, std::optional<bool> last) override {
     if (closed_) return;
     if (!bytes.empty()) out_.push_back(std::move(bytes));
     said_anything_ = true;
-    last_ = last_ || last;
+    if (last) last_ = last;
     write();
   }
   void abandoned() override {
@@ -266,7 +267,8 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   static constexpr size_t kRead = 64 << 10;
 
   void await_request() {
-    busy_with_request_ = exchange_open_ = said_anything_ = last_ = false;
+    busy_with_request_ = exchange_open_ = said_anything_ = false;
+    last_.reset();
     memory_.reset();
     parser_.emplace();
     parser_->eager(true);
@@ -342,7 +344,6 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
                                                head.keep_alive() && !shared_.draining, head.version() < 11,
                                                head.method() == http::verb::head);
     exchange_ = exchange;
-    keep_alive_ = true;
     return exchange;
   }
 
@@ -388,8 +389,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
 
   // The whole answer has gone out.
   void written() {
-    const std::shared_ptr<Exchange> exchange = exchange_.lock();
-    const bool keep = exchange && exchange->keep_alive();
+    const bool keep = *last_;
     exchange_.reset();
     if (!keep) return finish();
     await_request();
@@ -399,7 +399,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   // The client may still be sending what nobody wants: a closed socket would make it miss the answer.
   void finish() {
     exchange_open_ = false;
-    last_ = false;
+    last_.reset();
     discarding_ = true;
     buffer_.clear();
     deadline_ = Clock::now() + std::chrono::seconds(2);
@@ -423,9 +423,9 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   std::weak_ptr<Exchange> exchange_;
   std::deque<std::string> out_;
   Clock::time_point deadline_;
-  bool gated_ = false, busy_with_request_ = false, exchange_open_ = false, said_anything_ = false,
-       last_ = false;
-  bool reading_ = false, writing_ = false, discarding_ = false, closed_ = false, keep_alive_ = true;
+  bool gated_ = false, busy_with_request_ = false, exchange_open_ = false, said_anything_ = false;
+  std::optional<bool> last_;  // whether the connection is kept; the answer has ended
+  bool reading_ = false, writing_ = false, discarding_ = false, closed_ = false;
 };
 
 }  // namespace

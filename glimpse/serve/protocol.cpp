@@ -132,7 +132,8 @@ void read_messages(const json& body, const Served& served, ChatCall& call) {
 }
 
 void read_sampling(const json& body, SamplingOptions& sampling) {
-  for (const Field& field : sampling.fields().list())
+  const Fields fields = sampling.fields();
+  for (const Field& field : fields.list())
     if (given(body, field.name.c_str())) in_field(field.name, [&] { field.set(body[field.name]); });
   if (!given(body, "logit_bias")) return;
   if (!body["logit_bias"].is_object()) wrong("logit_bias", "expected an object of token ids and numbers");
@@ -205,8 +206,10 @@ void read_pruning(const json& body, const Served& served, ChatCall& call) {
         in_field(where, [&] {
           field->set(value);
           std::string text;  // as in a composition
-          for (const json& item : value.is_array() ? value : json::array({value}))
-            text += (text.empty() ? "" : "+") + (item.is_string() ? item.get<std::string>() : item.dump());
+          for (const json& item : value.is_array() ? value : json::array({value})) {
+            if (!text.empty()) text += '+';
+            text += item.is_string() ? item.get<std::string>() : item.dump();
+          }
           rule[key] = text;
         });
       } else {
@@ -309,7 +312,8 @@ ChatCall read_chat(const json& body, const Served& served) {
   if (given(body, "mm_processor_kwargs")) {
     const json& from = body["mm_processor_kwargs"];
     if (!from.is_object()) wrong("mm_processor_kwargs", "expected an object");
-    for (const Field& field : call.request.bounds.fields().list())
+    const Fields fields = call.request.bounds.fields();
+    for (const Field& field : fields.list())
       if (given(from, field.name.c_str()))
         in_field("mm_processor_kwargs." + field.name, [&] { field.set(from[field.name]); });
   }
@@ -350,11 +354,11 @@ json kept_json(const Answer& answer, const std::set<std::string>& wants) {
 }
 
 json ChatWriter::logprobs_of(const std::vector<TokenInfo>& tokens) const {
-  const auto entry = [&](int64_t id, float logprob) {
-    const std::string bytes = tokenizer->token_bytes(id);
+  const auto entry = [&](int64_t which, float logprob) {
+    const std::string bytes = tokenizer->token_bytes(which);
     json list = json::array();
     for (const char c : bytes) list.push_back(static_cast<uint8_t>(c));
-    const int64_t one[] = {id};
+    const int64_t one[] = {which};
     // Unlikely tokens may have no probability at all.
     return json{
         {"token", tokenizer->decode(one, false)}, {"logprob", std::max(logprob, -9999.0F)}, {"bytes", list}};
@@ -363,7 +367,7 @@ json ChatWriter::logprobs_of(const std::vector<TokenInfo>& tokens) const {
   for (const TokenInfo& token : tokens) {
     json each = entry(token.id, token.logprob.value_or(0));
     each["top_logprobs"] = json::array();
-    for (const auto& [id, logprob] : token.top) each["top_logprobs"].push_back(entry(id, logprob));
+    for (const auto& [which, logprob] : token.top) each["top_logprobs"].push_back(entry(which, logprob));
     content.push_back(std::move(each));
   }
   return {{"content", content}, {"refusal", nullptr}};
@@ -406,25 +410,21 @@ std::string decode_base64(std::string_view text) {
   while (!clean.empty() && clean.back() == '=') clean.pop_back();
   check(clean.size() % 4 != 1, "not base64: one character too many");
   check(clean.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/") ==
-            clean.npos,
+            std::string::npos,
         "not base64: a character that it does not have");
-  const size_t missing = (4 - clean.size() % 4) % 4;
-  clean.append(missing, '=');
-  std::string out(clean.size() / 4 * 3, '\0');
-  if (clean.empty()) return out;
-  EVP_DecodeBlock(reinterpret_cast<unsigned char*>(out.data()),
-                  reinterpret_cast<const unsigned char*>(clean.data()), static_cast<int>(clean.size()));
-  out.resize(out.size() - missing);
-  return out;
+  const size_t bytes = clean.size() * 3 / 4;
+  while (clean.size() % 4 != 0) clean += '=';
+  std::vector<unsigned char> out(clean.size() / 4 * 3);
+  EVP_DecodeBlock(out.data(), reinterpret_cast<const unsigned char*>(clean.data()),
+                  static_cast<int>(clean.size()));
+  return {out.begin(), out.begin() + static_cast<std::ptrdiff_t>(bytes)};
 }
 
 std::string encode_base64(std::string_view bytes) {
-  std::string out((bytes.size() + 2) / 3 * 4 + 1, '\0');
-  const int size =
-      EVP_EncodeBlock(reinterpret_cast<unsigned char*>(out.data()),
-                      reinterpret_cast<const unsigned char*>(bytes.data()), static_cast<int>(bytes.size()));
-  out.resize(static_cast<size_t>(size));
-  return out;
+  std::vector<unsigned char> out((bytes.size() + 2) / 3 * 4 + 1);
+  const int size = EVP_EncodeBlock(out.data(), reinterpret_cast<const unsigned char*>(bytes.data()),
+                                   static_cast<int>(bytes.size()));
+  return {out.begin(), out.begin() + size};
 }
 
 }  // namespace glimpse::serve

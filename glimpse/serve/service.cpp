@@ -410,7 +410,7 @@ void Service::Impl::handle(HttpRequest request, std::shared_ptr<Reply> reply) {
   if (request.path == "/v1/chat/completions") {
     const auto chat = std::make_shared<Chat>(*this, reply);
     reply->on_gone([weak = std::weak_ptr(chat)] {
-      if (const auto chat = weak.lock()) chat->cancel();
+      if (const auto still = weak.lock()) still->cancel();
     });
     const auto from = std::make_shared<HttpRequest>(std::move(request));
     return in_worker(reply, [chat, from] { chat->start(*from); });

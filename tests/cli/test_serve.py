@@ -1,0 +1,445 @@
+"""glimpse serve, as its clients see it."""
+import base64
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import unittest
+from pathlib import Path
+
+from program import ANSWER, IMAGE, IMAGES, KEEP, PROGRAM, QUESTION, CliTest, read_png, run
+
+PICTURE = "data:image/jpeg;base64," + base64.b64encode(Path(IMAGE).read_bytes()).decode()
+
+
+def asked(question=QUESTION, picture=PICTURE, **more):
+    """A request with one picture."""
+    content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
+    return {"messages": [{"role": "user", "content": content}], **more}
+
+
+class Server:
+    """A running server; `flags` beside a free port."""
+
+    def __init__(self, *flags, env=None, wait=True):
+        self.process = subprocess.Popen([PROGRAM, "serve", "--port", "0", "--threads", "1", *map(str, flags)],
+                                        env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.log = []
+        self.told = False  # to end
+        for line in self.process.stderr:
+            self.log.append(line)
+            if found := re.match(r"listening on (https?)://(.*):(\d+)$", line):
+                self.url, self.port = line.split()[2], int(found[3])
+                break
+        else:
+            raise AssertionError("".join(self.log))
+        self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
+        self.reader.start()
+        deadline = time.monotonic() + 60
+        while wait and self.get("/health")[0] != 200:
+            assert time.monotonic() < deadline, "not ready in a minute"
+            time.sleep(0.02)
+
+    def connect(self, timeout=60):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+
+    def request(self, method, path, body=None, headers=None):
+        """Status, headers in small letters, body: JSON if it is that."""
+        with contextlib.closing(self.connect()) as connection:
+            if isinstance(body, (dict, list)):
+                body = json.dumps(body)
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            text = answer.read()
+            of = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, of, json.loads(text) if "json" in of.get("content-type", "") and text else text
+
+    def get(self, path, **headers):
+        status, _, body = self.request("GET", path, headers=headers)
+        return status, body
+
+    def chat(self, body, **headers):
+        status, _, answer = self.request("POST", "/v1/chat/completions", body, headers)
+        return status, answer
+
+    def stream(self, body):
+        """The objects of a stream; the last line must be [DONE]."""
+        with contextlib.closing(self.connect()) as connection:
+            connection.request("POST", "/v1/chat/completions", json.dumps({**body, "stream": True}))
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+            assert answer.getheader("content-type") == "text/event-stream"
+            events = [event.removeprefix("data: ") for event in answer.read().decode().split("\n\n") if event]
+        assert events[-1] == "[DONE]", events[-1]
+        return [json.loads(event) for event in events[:-1]]
+
+    def idle(self, seconds=30):
+        """Waits until nothing runs or waits."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            text = self.get("/metrics")[1].decode()
+            if re.search(r"num_requests_running\{.*\} 0$", text, re.M) and re.search(r"num_requests_waiting\{.*\} 0$", text, re.M):
+                return float(re.search(r"kv_cache_bytes\{.*\} (\S+)$", text, re.M)[1])
+            time.sleep(0.02)
+        raise AssertionError(text)
+
+    def tell(self, how):
+        self.told = True
+        self.process.send_signal(how)
+
+    def stop(self, how=signal.SIGTERM):
+        if self.process.poll() is None and not self.told:
+            self.process.send_signal(how)
+        self.process.wait(60)
+        self.reader.join(10)
+        self.process.stderr.close()
+        return self.process.returncode
+
+
+class Served(CliTest):
+    """Tests that share a server."""
+    FLAGS = ()
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(*cls.FLAGS)
+        cls.addClassCleanup(cls.server.stop)
+
+    def refused(self, body, status, words, param=None):
+        got, answer = self.server.chat(body)
+        self.assertEqual(got, status, answer)
+        self.assertIn(words, answer["error"]["message"])
+        self.assertEqual(set(answer["error"]), {"message", "type", "param", "code"})
+        if param:
+            self.assertEqual(answer["error"]["param"], param)
+
+
+class Chat(Served):
+    def test_answer(self):
+        status, answer = self.server.chat(asked(pruning={"return": ["keep", "scores", "overlay"]}))
+        self.assertEqual(status, 200, answer)
+        [choice] = answer["choices"]
+        self.assertEqual(choice["message"], {"role": "assistant", "content": ANSWER, "refusal": None})
+        self.assertEqual(choice["finish_reason"], "stop")
+        self.assertEqual(answer["object"], "chat.completion")
+        usage = answer["usage"]
+        self.assertEqual(usage["total_tokens"], usage["prompt_tokens"] + usage["completion_tokens"])
+        kept = answer["glimpse"]
+        [image] = kept["images"]
+        self.assertEqual(image["keep"], KEEP)
+        self.assertEqual((kept["kept_tokens"], kept["visual_tokens"]), (len(KEEP), image["rows"] * image["cols"]))
+        self.assertEqual(len(image["scores"]), kept["visual_tokens"])
+        self.assertTrue(all(image["scores"][i] > 0.5 for i in KEEP))
+        picture = base64.b64decode(image["overlay"].removeprefix("data:image/png;base64,"))
+        (self.dir / "overlay.png").write_bytes(picture)
+        read_png(self.dir / "overlay.png")
+
+    def test_stream(self):
+        chunks = self.server.stream(asked(stream_options={"include_usage": True}, pruning={"return": ["keep"]}))
+        self.assertEqual(chunks[0]["choices"][0]["delta"], {"role": "assistant", "content": ""})
+        self.assertEqual(chunks[0]["glimpse"]["images"][0]["keep"], KEEP)
+        text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"])
+        self.assertEqual(text, ANSWER)
+        self.assertEqual(chunks[-2]["choices"][0]["finish_reason"], "stop")
+        self.assertEqual((chunks[-1]["choices"], chunks[-1]["usage"]["completion_tokens"] > 3), ([], True))
+        self.assertEqual(len({chunk["id"] for chunk in chunks}), 1)
+
+    def test_pruning_per_request(self):
+        none = self.server.chat(asked(pruning={"prune": "none"}))[1]
+        self.assertEqual(none["glimpse"]["kept_tokens"], none["glimpse"]["visual_tokens"])
+        self.assertEqual(self.server.chat(asked(model="glimpse-tiny+none"))[1]["glimpse"]["kept_tokens"],
+                         none["glimpse"]["visual_tokens"])
+        few = self.server.chat(asked(pruning={"max_keep": 0.01, "return": ["keep"]}))[1]["glimpse"]
+        self.assertLess(few["kept_tokens"], len(KEEP))
+        some = self.server.chat(asked(pruning={"prune": "divprune", "keep": 7}))[1]["glimpse"]
+        self.assertEqual(some["kept_tokens"], 7)
+        more = self.server.chat(asked(pruning={"threshold": 1e-6}))[1]["glimpse"]
+        self.assertGreater(more["kept_tokens"], len(KEEP))
+
+    def test_sampling_and_ends(self):
+        def texts(**more):
+            answer = self.server.chat(asked(**more))[1]
+            return [choice["message"]["content"] for choice in answer["choices"]]
+        self.assertEqual(texts(n=2), [ANSWER, ANSWER])
+        drawn = texts(n=4, temperature=2, top_p=1, top_k=0, seed=5, max_tokens=12)
+        self.assertEqual(drawn, texts(n=4, temperature=2, top_p=1, top_k=0, seed=5, max_tokens=12))
+        self.assertGreater(len(set(drawn)), 1)
+        self.assertEqual(texts(stop=" the orange"), ["The letter on"])
+        streamed = self.server.stream(asked(stop=["range squ"]))
+        self.assertEqual("".join(c["choices"][0]["delta"].get("content", "") for c in streamed), "The letter on the o")
+        cut = self.server.chat(asked(max_completion_tokens=2))[1]
+        self.assertEqual((cut["choices"][0]["finish_reason"], cut["usage"]["completion_tokens"]), ("length", 2))
+        tokens = self.server.request("POST", "/v1/tokenize", {"content": " letter"})[2]["tokens"]
+        self.assertNotIn("letter", texts(logit_bias={str(tokens[0]): -100})[0])
+
+    def test_logprobs(self):
+        answer = self.server.chat(asked(logprobs=True, top_logprobs=3))[1]
+        content = answer["choices"][0]["logprobs"]["content"]
+        self.assertEqual("".join(bytes(t["bytes"]).decode() for t in content), ANSWER)
+        for token in content:
+            self.assertLessEqual(token["logprob"], 0)
+            self.assertEqual(token["token"], token["top_logprobs"][0]["token"])
+            self.assertEqual(len(token["top_logprobs"]), 3)
+        streamed = self.server.stream(asked(logprobs=True))
+        self.assertEqual(sum(len(c["choices"][0]["logprobs"]["content"]) for c in streamed if c["choices"][0]["logprobs"]),
+                         len(content))
+
+    def test_conversations(self):
+        first = asked()
+        first["messages"] += [{"role": "assistant", "content": ANSWER}, {"role": "user", "content": "And on the blue one?"}]
+        status, answer = self.server.chat(first)
+        self.assertEqual(status, 200, answer)
+        self.assertGreater(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 0)
+        text = self.server.chat({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "Hello"}], "max_tokens": 3})
+        self.assertEqual((text[0], text[1]["glimpse"]["visual_tokens"]), (200, 0))
+
+    def test_pictures_named_again(self):
+        def with_uuid(url):
+            body = asked()
+            body["messages"][0]["content"][0] = {"type": "image_url", "image_url": {"url": url} if url else {}, "uuid": "one"}
+            return body
+        self.refused(asked(picture=""), 400, "image_url")
+        self.assertEqual(self.server.chat(with_uuid(PICTURE))[0], 200)
+        self.assertEqual(self.server.chat(with_uuid(""))[1]["choices"][0]["message"]["content"], ANSWER)
+
+    def test_what_is_refused(self):
+        hello = [{"role": "user", "content": "x"}]
+        for body, words, param in [
+            ({"messages": []}, "at least one", "messages"),
+            ({"messages": [{"role": "tool", "content": "x"}]}, "system, user and assistant", "messages[0].role"),
+            ({"messages": [{"role": "user", "content": 3}]}, "text or a list", "messages[0].content"),
+            ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "not supported", "messages[0].content[0].type"),
+            ({"messages": hello, "n": 0}, "outside [1, 16]", "n"),
+            ({"messages": hello, "n": 1.5}, "expected an integer", "n"),
+            ({"messages": hello, "temperature": -1}, "outside", "temperature"),
+            ({"messages": hello, "top_p": "x"}, "expected a number", "top_p"),
+            ({"messages": hello, "max_tokens": 0}, "outside", "max_tokens"),
+            ({"messages": hello, "stream": 1}, "true or false", "stream"),
+            ({"messages": hello, "stop": [""]}, "not empty", "stop"),
+            ({"messages": hello, "tools": [{}]}, "calls no tools", "tools"),
+            ({"messages": hello, "response_format": {"type": "json_object"}}, "only", "response_format"),
+            ({"messages": hello, "logit_bias": {"x": 1}}, "token ids", "logit_bias"),
+            ({"messages": hello, "top_logprobs": 2}, "logprobs", "top_logprobs"),
+            (asked(pruning={"trheshold": 1}), "known are prune, keep", "pruning.trheshold"),
+            (asked(pruning={"prune": "fastw"}), "fastw", "pruning.prune"),
+            (asked(pruning={"threshold": 7}), "outside [0, 1]", "pruning.threshold"),
+            (asked(pruning={"keep": 0}), "fraction", "pruning.keep"),
+            (asked(pruning={"return": ["x"]}), "keep, scores and overlay", "pruning.return"),
+            (asked(pruning={"prune": "none", "max_keep": 0.1}), "belong to", "pruning.max_keep"),
+            (asked(picture="data:image/png;base64,AAAA"), "image", None),
+            (asked(picture="data:image/png;base64,*"), "base64", None),
+            (asked(picture="data:image/png,x"), "base64", None),
+            (asked(picture=PICTURE[:2023]), "image", None),
+            (asked(picture="http://127.0.0.1/x.png"), "fetches no pictures", None),
+            (asked(picture="file:///etc/passwd"), "not allowed", None),
+            (asked(picture="ftp://x"), "begins with", None),
+            ([1], "no JSON object", None),
+        ]:
+            with self.subTest(words=words, param=param):
+                self.refused(body, 400, words, param)
+        self.refused(asked(model="gpt-9"), 404, "there are glimpse-tiny, glimpse-tiny+glimpse, glimpse-tiny+none", "model")
+        self.assertEqual(self.server.chat("{")[0], 400)
+        many = asked()
+        many["messages"][0]["content"] *= 17
+        self.refused(many, 400, "more than 16 images")
+        self.refused({"messages": [{"role": "user", "content": "7" * 9000}]}, 400, "context")
+        self.server.idle()
+
+    def test_other_endpoints(self):
+        self.assertEqual(self.server.get("/health"), (200, {"status": "ok"}))
+        ids = [model["id"] for model in self.server.get("/v1/models")[1]["data"]]
+        self.assertEqual(ids, ["glimpse-tiny", "glimpse-tiny+glimpse", "glimpse-tiny+none"])
+        self.assertEqual(self.server.get("/props")[1]["default_prune"], "glimpse")
+        tokens = self.server.request("POST", "/v1/tokenize", {"content": QUESTION})[2]
+        self.assertEqual(tokens["count"], len(tokens["tokens"]))
+        back = self.server.request("POST", "/v1/detokenize", {"tokens": tokens["tokens"]})[2]
+        self.assertEqual(back["content"], QUESTION)
+        self.assertEqual(self.server.request("POST", "/v1/detokenize", {"tokens": [-1]})[0], 400)
+        self.assertEqual(self.server.get("/nothing")[0], 404)
+        status, headers, _ = self.server.request("GET", "/v1/chat/completions")
+        self.assertEqual((status, headers["allow"]), (405, "POST"))
+        status, headers, page = self.server.request("GET", "/")
+        self.assertEqual((status, headers["content-type"]), (200, "text/html; charset=utf-8"))
+        self.assertNotRegex(page.decode(), r'(src|href)="|https?://')  # asks for nothing from elsewhere
+
+    def test_hostile_http(self):
+        def raw(data, shut=False):
+            with socket.create_connection(("127.0.0.1", self.server.port), 10) as s:
+                s.sendall(data)
+                if shut:
+                    s.shutdown(socket.SHUT_WR)
+                out = b""
+                while piece := s.recv(65536):
+                    out += piece
+                return out
+        self.assertIn(b" 400 ", raw(b"nonsense\r\n\r\n"))
+        self.assertIn(b" 431 ", raw(b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 20000 + b"\r\n\r\n"))
+        self.assertIn(b" 413 ", raw(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n"))
+        self.assertIn(b" 404 ", raw(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nabc"))
+        self.assertIn(b" 400 ", raw(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -3\r\n\r\n"))
+        one = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        self.assertEqual(raw(one + one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")).count(b"HTTP/1.1 200 OK"), 2)  # pipelined
+        self.assertIn(b"Connection: close", raw(b"GET /health HTTP/1.0\r\n\r\n"))
+        body = b"POST /v1/tokenize HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 15\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", self.server.port), 10) as s:
+            s.sendall(body)
+            self.assertEqual(s.recv(100), b"HTTP/1.1 100 Continue\r\n\r\n")
+            s.sendall(b'{"content":"a"}')
+            self.assertIn(b" 200 OK", s.recv(1000))
+        self.assertEqual(self.server.get("/health")[0], 200)
+
+    def test_connections_are_kept(self):
+        with contextlib.closing(self.server.connect()) as connection:
+            for body in (asked(), {"messages": []}, asked(stream=True), asked()):
+                connection.request("POST", "/v1/chat/completions", json.dumps(body))
+                first = connection.sock
+                answer = connection.getresponse()
+                self.assertEqual(answer.getheader("connection"), "keep-alive")
+                answer.read()
+                self.assertIs(connection.sock, first)  # http.client drops it where the server says so
+
+    def test_clients_that_leave(self):
+        """What nobody waits for any more is stopped: streaming or not, early or late."""
+        for stream in (False, True):
+            for wait in (0, 0.05, 0.3):
+                body = json.dumps(asked(max_tokens=3000, ignore_eos=True, stream=stream)).encode()
+                with socket.create_connection(("127.0.0.1", self.server.port), 10) as s:
+                    s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    time.sleep(wait)
+        start = time.monotonic()
+        self.assertEqual(self.server.idle(), 0)
+        self.assertLess(time.monotonic() - start, 10)
+
+    def test_many_at_once(self):
+        answers = []
+        def ask(i):
+            answers.append(self.server.chat(asked(model=["glimpse-tiny", "glimpse-tiny+none"][i % 2]))[1]["choices"][0]["message"]["content"])
+        threads = [threading.Thread(target=ask, args=[i]) for i in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(answers, [ANSWER] * 16)
+        self.assertEqual(self.server.idle(), 0)
+
+
+class Settings(CliTest):
+    def serve(self, *flags, **how):
+        server = Server(*flags, **how)
+        self.addCleanup(server.stop)
+        return server
+
+    def test_keys(self):
+        (self.dir / "keys").write_text("one\ntwo\n")
+        server = self.serve("--api-key-file", self.dir / "keys", env={"GLIMPSE_SERVE_API_KEY": "three"})
+        for path in ("/v1/models", "/metrics", "/props"):
+            self.assertEqual(server.get(path)[0], 401)
+        status, body = server.chat(asked(), Authorization="Bearer four")
+        self.assertEqual((status, body["error"]["type"]), (401, "authentication_error"))
+        for key in ("one", "two", "three"):
+            self.assertEqual(server.get("/v1/models", Authorization="Bearer " + key)[0], 200)
+        self.assertEqual(server.get("/health")[0], 200)
+
+    def test_media_path(self):
+        media = self.dir / "media"
+        (media / "in").mkdir(parents=True)
+        (media / "in/a b.jpg").write_bytes(Path(IMAGE).read_bytes())
+        (media / "out").symlink_to(IMAGES)
+        (media / "link.jpg").symlink_to(IMAGE)
+        server = self.serve("--media-path", media)
+        for url in (f"file://{media}/in/a%20b.jpg", "file:///in/a%20b.jpg"):
+            self.assertEqual(server.chat(asked(picture=url))[1]["choices"][0]["message"]["content"], ANSWER)
+        for url, words in (("file:///../x", "'..'"), ("file:///in/%2e%2e/in/a%20b.jpg", "'..'"), ("file:///link.jpg", "symbolic link"),
+                           ("file:///out/read_000.jpg", ""), ("file:///in", "no file"), ("file:///none", "No such file"),
+                           (f"file://{IMAGE}", "No such file"), ("file:///in/a%2", "'%'"), ("file:///a%00b", "zero byte")):
+            with self.subTest(url=url):
+                status, body = server.chat(asked(picture=url))
+                self.assertEqual(status, 400, body)
+                self.assertIn(words, body["error"]["message"])
+
+    def test_presets_and_names(self):
+        server = self.serve("--served-model-name", "my/model", "--preset", "few=divprune(keep=0.05)+glimpse", "--cors-origin", "*")
+        ids = [model["id"] for model in server.get("/v1/models")[1]["data"]]
+        self.assertEqual(ids, ["my/model", "few", "my/model+glimpse", "my/model+none"])
+        self.assertEqual([p["method"] for p in server.chat(asked(model="few"))[1]["glimpse"]["pruning"]], ["divprune", "glimpse"])
+        status, headers, _ = server.request("OPTIONS", "/v1/chat/completions")
+        self.assertEqual((status, headers["access-control-allow-origin"]), (204, "*"))
+
+    def test_a_full_queue(self):
+        server = self.serve("--parallel", 1, "--queue", 1)
+        body = asked(max_tokens=1500, ignore_eos=True)
+        statuses = []
+        def ask():
+            with contextlib.closing(server.connect(3)) as connection, contextlib.suppress(TimeoutError):
+                connection.request("POST", "/v1/chat/completions", json.dumps(body))
+                answer = connection.getresponse()
+                statuses.append((answer.status, answer.getheader("retry-after")))
+        threads = [threading.Thread(target=ask) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertIn((429, "1"), statuses)
+
+    def test_the_end(self):
+        """Running answers end, new requests are told; then it exits."""
+        for how in (signal.SIGTERM, signal.SIGINT):
+            server = self.serve("--grace", 30)
+            with contextlib.closing(server.connect()) as connection:
+                connection.request("POST", "/v1/chat/completions", json.dumps(asked(stream=True, max_tokens=200, ignore_eos=True)))
+                answer = connection.getresponse()
+                answer.read(10)
+                server.tell(how)
+                text = answer.read().decode()
+                self.assertTrue(text.endswith("data: [DONE]\n\n"))
+                self.assertIn('"finish_reason":"length"', text)
+            self.assertEqual(server.stop(), 0)
+        server = self.serve("--grace", 0.2)
+        with contextlib.closing(server.connect()) as connection:
+            connection.request("POST", "/v1/chat/completions", json.dumps(asked(max_tokens=3900, ignore_eos=True)))
+            time.sleep(0.3)
+            server.tell(signal.SIGTERM)
+            answer = connection.getresponse()
+            self.assertEqual((answer.status, json.load(answer)["error"]["type"]), (503, "unavailable_error"))
+        self.assertEqual(server.stop(), 0)
+
+    def test_what_it_does_not_start_with(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            result = run("serve", "--port", taken.getsockname()[1], "--threads", 1)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("another program uses it", result.stderr)
+        for flags, words in ((["--model", "/nowhere"], "/nowhere"), (["--preset", "x=nothing"], "--preset x"), (["--preset", "x"], "NAME=COMPOSITION"),
+                             (["--api-key-file", "/nowhere"], "cannot be read"), (["--media-path", "/nowhere"], "no folder"),
+                             (["--ssl-cert-file", "/nowhere"], "one of the two is missing")):
+            result = run("serve", "--port", 0, "--threads", 1, *flags)
+            self.assertEqual(result.returncode, 1, flags)
+            self.assertIn(words, result.stderr)
+
+    def test_tls(self):
+        cert, key = self.dir / "cert.pem", self.dir / "key.pem"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2",
+                        "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+        server = self.serve("--ssl-cert-file", cert, "--ssl-key-file", key, wait=False)
+        context = ssl.create_default_context(cafile=cert)
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.closing(http.client.HTTPSConnection("127.0.0.1", server.port, context=context, timeout=60)) as connection:
+                connection.request("POST", "/v1/chat/completions", json.dumps(asked()))
+                answer = connection.getresponse()
+                body = json.load(answer)
+            if answer.status != 503 or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        self.assertEqual(body["choices"][0]["message"]["content"], ANSWER)
+
+
+if __name__ == "__main__":
+    unittest.main()
