@@ -189,7 +189,8 @@ TEST_CASE("a fork's caches share memory until one of them grows, and neither see
 TEST_CASE("events: what was kept, each token, the end; a reader that never comes holds nobody up") {
   Request request = row_request(0);
   request.logprobs = 2;
-  request.events = std::make_shared<EventQueue>();
+  const auto queue = std::make_shared<EventQueue>();
+  request.events = queue;
   Request unread = row_request(5);
   unread.events = std::make_shared<EventQueue>();
   Scheduler scheduler(tiny_engine());
@@ -199,7 +200,7 @@ TEST_CASE("events: what was kept, each token, the end; a reader that never comes
   bool prefilled = false, ended = false;
   std::jthread reader([&] {
     while (!ended) {
-      const auto event = request.events->pop(std::chrono::seconds(60));
+      const auto event = queue->pop(std::chrono::seconds(60));
       if (!event) break;
       if (const auto* done = std::get_if<PrefillDone>(&*event)) {
         prefilled = ids.empty();
