@@ -1,0 +1,86 @@
+#pragma once
+
+#include <boost/asio/post.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <condition_variable>
+#include <mutex>
+#include <stop_token>
+
+#include "glimpse/engine/scheduler.h"
+#include "glimpse/serve/http.h"
+#include "glimpse/serve/metrics.h"
+#include "glimpse/serve/pictures.h"
+#include "glimpse/serve/protocol.h"
+
+namespace glimpse::serve {
+
+/// What answers need of the server. `engine` and `scheduler` are there once the model is loaded.
+struct ServiceState {
+  ServiceState(const PictureOptions& picture_options, const std::string& model)
+      : pictures(picture_options), metrics(model) {}
+
+  Served served;
+  Pictures pictures;
+  Metrics metrics;
+  boost::asio::thread_pool workers{2};
+  std::unique_ptr<Engine> engine;
+  std::unique_ptr<Scheduler> scheduler;
+  std::mutex mutex;  // of what follows
+  std::condition_variable changed;
+  size_t open_chats = 0;
+};
+
+/// One request for an answer. What happens to it comes through a strand, in order.
+class Chat : public std::enable_shared_from_this<Chat> {
+ public:
+  Chat(ServiceState& service, std::shared_ptr<Reply> reply)
+      : service_(service), reply_(std::move(reply)), strand_(boost::asio::make_strand(service.workers)) {
+    const std::lock_guard lock(service_.mutex);
+    ++service_.open_chats;
+  }
+  ~Chat() {
+    const std::lock_guard lock(service_.mutex);
+    --service_.open_chats;
+    service_.changed.notify_all();
+  }
+  Chat(const Chat&) = delete;
+
+  /// Nobody waits for the answer any more.
+  void cancel() { stop_.request_stop(); }
+  /// Reads the request, gets its pictures and submits it. May wait for disks and decoders.
+  void start(const HttpRequest& from);
+  /// What the scheduler tells of one of its choices.
+  void take(int64_t choice, Event event) {
+    boost::asio::post(strand_, [self = shared_from_this(), choice, event = std::move(event)]() mutable {
+      self->happen(choice, event);
+    });
+  }
+
+ private:
+  void happen(int64_t choice, Event& event);
+  void prefilled(int64_t choice, const Answer& answer);
+  void token(int64_t choice, const NextToken& next);
+  void ended(int64_t choice, Ended& end);
+  void finish();
+  void fail(const ApiError& error);
+  void say(const nlohmann::json& object) { reply_->write("data: " + json_text(object) + "\n\n"); }
+  nlohmann::json kept(const Answer& answer);
+
+  ServiceState& service_;
+  std::shared_ptr<Reply> reply_;
+  boost::asio::strand<boost::asio::thread_pool::executor_type> strand_;
+  std::stop_source stop_;
+  const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point last_token_;
+  ChatCall call_;
+  ChatWriter writer_;
+  std::vector<std::shared_ptr<const Answer>> answers_;
+  nlohmann::json overlay_;
+  bool begun_ = false, over_ = false, first_token_ = true;
+};
+
+/// An error as an answer.
+HttpResponse to_response(const ApiError& error);
+
+}  // namespace glimpse::serve
