@@ -118,6 +118,9 @@ std::function<int()> add_serve(CLI::App& app, Interrupt& interrupt) {
   add("--ssl-key-file", options.http.key, "PEM key of the certificate", "FILE");
   add("--grace", flags->grace, "seconds that running answers get when the server is told to end", "SECONDS")
       ->check(CLI::Range(0.0, 1e6));
+  app.add_flag_callback(
+         "--quiet,-q", [flags] { flags->options.log = false; }, "no line for every request")
+      ->group("Server");
   for (CLI::Option* option : app.get_options()) {
     if (option->get_lnames().empty() || option->get_name() == "--help") continue;
     std::string name = "GLIMPSE_SERVE_";

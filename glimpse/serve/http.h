@@ -50,6 +50,13 @@ class Reply {
   virtual void on_gone(std::function<void()> call) = 0;
 };
 
+/// A request that has been answered, or whose client has gone (status 499).
+struct HttpLog {
+  std::string peer, method, path, id;
+  int status = 0;
+  double ms = 0;
+};
+
 struct HttpOptions {
   std::string host = "127.0.0.1";
   uint16_t port = 8080;                                      ///< 0: one that is free
@@ -62,6 +69,7 @@ struct HttpOptions {
   std::chrono::milliseconds sending{60000};                  ///< a request may take to arrive
   std::chrono::milliseconds reading{60000};                  ///< a client may take to read what was sent
   std::vector<std::pair<std::string, std::string>> headers;  ///< of every answer
+  std::function<void(const HttpLog&)> log = {};              ///< called by the server's thread
 };
 
 /// An HTTP/1.1 server on one thread: slow and idle connections cost memory only. Handlers are called by that

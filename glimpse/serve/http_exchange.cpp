@@ -62,9 +62,11 @@ void Exchange::tell_gone() {
     calls.swap(on_gone_);
   }
   for (const auto& call : calls) call();
+  if (const auto over = std::exchange(over_, nullptr)) over(499);
 }
 
 std::string Exchange::head(const HttpResponse& response, const std::string& framing) {
+  status_ = response.status;
   // Without chunks only the connection's end can end the body.
   if (framing.empty()) keep_alive_ = false;
   std::ostringstream out;
@@ -94,6 +96,7 @@ void Exchange::put(std::string bytes, bool last) {
   boost::asio::post(
       io_, [connection = connection_, self = shared_from_this(), bytes = std::move(bytes), last]() mutable {
         if (last) {  // nobody waits for the client any more
+          if (const auto over = std::exchange(self->over_, nullptr)) over(self->status_);
           const std::lock_guard lock(self->mutex_);
           self->on_gone_.clear();
         }

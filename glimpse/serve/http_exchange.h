@@ -28,16 +28,18 @@ class Connection {
 /// One request's way back. It outlives its connection if somebody keeps it.
 class Exchange final : public Reply, public std::enable_shared_from_this<Exchange> {
  public:
-  /// `old`: the client speaks HTTP/1.0 and knows no chunks; `head_only`: it wants no body.
+  /// `old`: the client speaks HTTP/1.0 and knows no chunks; `head_only`: it wants no body; `over` is called
+  /// once, with the status, when the answer is whole or the client has gone.
   Exchange(boost::asio::io_context& io, std::weak_ptr<Connection> connection,
            std::vector<std::pair<std::string, std::string>> headers, bool keep_alive, bool old,
-           bool head_only)
+           bool head_only, std::function<void(int)> over)
       : io_(io),
         connection_(std::move(connection)),
         headers_(std::move(headers)),
         keep_alive_(keep_alive),
         old_(old),
-        head_only_(head_only) {}
+        head_only_(head_only),
+        over_(std::move(over)) {}
   ~Exchange() override;
 
   void send(HttpResponse response) override;
@@ -58,6 +60,8 @@ class Exchange final : public Reply, public std::enable_shared_from_this<Exchang
   const std::vector<std::pair<std::string, std::string>> headers_;
   std::atomic<bool> keep_alive_;
   const bool old_, head_only_;
+  std::function<void(int)> over_;
+  std::atomic<int> status_ = 0;
   std::atomic<bool> ended_ = false;
   std::mutex mutex_;
   bool gone_ = false;

@@ -8,6 +8,7 @@
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
 #include <deque>
+#include <random>
 
 #include "glimpse/base/check.h"
 #include "glimpse/serve/http_exchange.h"
@@ -29,6 +30,9 @@ struct Shared {
   std::function<std::string(int, const std::string&)> error_body;
   std::shared_ptr<std::atomic<size_t>> bodies = std::make_shared<std::atomic<size_t>>(0);
   bool draining = false;
+  std::string own_id =
+      concat("req-", std::hex, std::random_device()(), "-");  // begins ids that are made here
+  uint64_t requests = 0;
 };
 
 // Counts a body as long as it lives.
@@ -191,9 +195,23 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
     const auto& head = parser_->get();
     exchange_open_ = true;
     deadline_ = Clock::time_point::max();
-    auto exchange = std::make_shared<Exchange>(io_, this->weak_from_this(), shared_.options.headers,
+    std::string id(head["x-request-id"]);
+    const bool fine = !id.empty() && id.size() <= 64 && std::all_of(id.begin(), id.end(), [](char c) {
+      return c > ' ' && c < 127 && c != '"';
+    });
+    if (!fine) id = shared_.own_id + std::to_string(++shared_.requests);
+    auto headers = shared_.options.headers;
+    headers.emplace_back("X-Request-Id", id);
+    HttpLog log{peer_, std::string(head.method_string()), std::string(head.target()), id};
+    log.path.resize(std::min(log.path.find('?'), log.path.size()));
+    const auto over = [&shared = shared_, log, begin = Clock::now()](int status) mutable {
+      log.status = status;
+      log.ms = std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+      if (shared.options.log) shared.options.log(log);
+    };
+    auto exchange = std::make_shared<Exchange>(io_, this->weak_from_this(), std::move(headers),
                                                head.keep_alive() && !shared_.draining, head.version() < 11,
-                                               head.method() == http::verb::head);
+                                               head.method() == http::verb::head, over);
     exchange_ = exchange;
     return exchange;
   }

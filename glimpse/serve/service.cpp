@@ -6,6 +6,10 @@
 
 #include <ATen/Parallel.h>
 
+#include <ctime>
+#include <iomanip>
+#include <iostream>
+#include <sstream>
 #include <thread>
 
 #include "glimpse/base/check.h"
@@ -20,6 +24,19 @@ namespace asio = boost::asio;
 using nlohmann::json;
 
 namespace {
+
+// What a client sent is never more than one line.
+void write_log(const HttpLog& entry) {
+  std::string path;
+  for (const char c : entry.path.substr(0, 200)) path += c > ' ' && c < 127 ? c : '?';
+  const std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  std::ostringstream line;
+  line << std::put_time(&utc, "%FT%TZ ") << entry.peer << ' ' << entry.method << ' ' << path << ' '
+       << entry.status << ' ' << std::fixed << std::setprecision(1) << entry.ms << " ms " << entry.id << '\n';
+  std::cerr << line.str() << std::flush;
+}
 
 std::string type_of(int status) {
   return status >= 500 ? status == 503 ? "unavailable_error" : "server_error" : "invalid_request_error";
@@ -63,6 +80,7 @@ Service::Impl::Impl(ServeOptions given)
     http_options.headers.emplace_back("Access-Control-Allow-Methods", "GET, POST, OPTIONS");
     http_options.headers.emplace_back("Access-Control-Allow-Headers", "authorization, content-type");
   }
+  if (options.log) http_options.log = write_log;
   http = std::make_unique<HttpServer>(
       http_options, [this](const HttpRequest& head) { return gate(head); },
       [this](HttpRequest request, std::shared_ptr<Reply> reply) {

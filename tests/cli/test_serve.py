@@ -268,7 +268,7 @@ class Chat(Served):
         self.assertEqual((status, headers["allow"]), (405, "POST"))
         status, headers, page = self.server.request("GET", "/")
         self.assertEqual((status, headers["content-type"]), (200, "text/html; charset=utf-8"))
-        self.assertNotRegex(page.decode(), r'(src|href)="|https?://')  # asks for nothing from elsewhere
+        self.assertNotRegex(page.decode(), r'(src|href)="(?!data:)|https?://')  # asks for nothing from elsewhere
 
     def test_hostile_http(self):
         def raw(data, shut=False):
@@ -364,6 +364,16 @@ class Settings(CliTest):
                 status, body = server.chat(asked(picture=url))
                 self.assertEqual(status, 400, body)
                 self.assertIn(words, body["error"]["message"])
+
+    def test_log(self):
+        server = self.serve()
+        server.get("/health", **{"X-Request-Id": "mine"})
+        status, headers, _ = server.request("GET", "/v1/nothing?x=secret")
+        server.stop()
+        log = "".join(server.log)
+        self.assertRegex(log, r"(?m)^\S+Z 127\.0\.0\.1 GET /health 200 [\d.]+ ms mine$")
+        self.assertRegex(log, r"(?m)^\S+Z 127\.0\.0\.1 GET /v1/nothing 404 [\d.]+ ms " + headers["x-request-id"] + "$")
+        self.assertNotIn("secret", log)
 
     def test_presets_and_names(self):
         server = self.serve("--served-model-name", "my/model", "--preset", "few=divprune(keep=0.05)+glimpse", "--cors-origin", "*")
