@@ -1,5 +1,7 @@
 #include "glimpse/serve/http.h"
 
+#include <sys/resource.h>
+
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <set>
@@ -126,6 +128,12 @@ HttpServer::HttpServer(HttpOptions options, Gate gate, Handler handler,
                        std::function<std::string(int, const std::string&)> error_body)
     : impl_(std::make_unique<Impl>()) {
   impl_->shared = {std::move(options), std::move(gate), std::move(handler), std::move(error_body)};
+  // Every connection is a file; by default a program may have 1,024.
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
   impl_->listen();
 }
 HttpServer::~HttpServer() = default;

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
 from program import ANSWER, KEEP, QUESTION  # noqa: E402
-from test_serve import PICTURE, Server, asked  # noqa: E402
+from serving import Server, asked  # noqa: E402
 
 MESSAGES = asked()["messages"]
 

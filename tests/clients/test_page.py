@@ -12,7 +12,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
 from program import ANSWER, IMAGE, QUESTION  # noqa: E402
-from test_serve import Server  # noqa: E402
+from serving import Server  # noqa: E402
 
 SHOTS = os.environ.get("GLIMPSE_SHOTS")  # a folder for pictures of the page
 PIXELS = """
