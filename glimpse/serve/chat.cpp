@@ -1,7 +1,5 @@
 #include "glimpse/serve/chat.h"
 
-#include <openssl/rand.h>
-
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/image/overlay.h"
@@ -16,22 +14,6 @@ namespace {
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-int64_t unix_time() {
-  return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
-std::string random_id(const std::string& prefix) {
-  std::array<unsigned char, 12> bytes{};
-  RAND_bytes(bytes.data(), static_cast<int>(bytes.size()));
-  std::string out = prefix;
-  for (const unsigned char byte : bytes) {
-    out += "0123456789abcdef"[byte >> 4];
-    out += "0123456789abcdef"[byte & 15];
-  }
-  return out;
 }
 
 std::string data_url(const Image& image) {
@@ -79,9 +61,10 @@ void Chat::start(const HttpRequest& from) {
     } catch (const json::exception& error) {
       throw ApiError(400, "invalid_request_error", std::string("the body is not JSON: ") + error.what());
     }
-    call_ = read_chat(body, service_.served);
-    writer_ = {random_id("chatcmpl-"), call_.model, unix_time(), &service_.engine->model().tokenizer(),
-               call_.logprobs};
+    const bool responses = api_ == Api::responses;
+    call_ = read_chat(responses ? chat_of_responses(body) : body, service_.served);
+    writer_ =
+        responses ? responses_writer(call_, body) : chat_writer(call_, service_.engine->model().tokenizer());
     for (const PictureSource& source : call_.pictures) {
       if (stop_.stop_requested()) return;
       call_.request.images.push_back(service_.pictures.get(source, call_.request.bounds));
@@ -91,8 +74,8 @@ void Chat::start(const HttpRequest& from) {
     std::vector<std::shared_ptr<EventSink>> sinks;
     for (int64_t i = 0; i < call_.choices; ++i)
       sinks.push_back(std::make_shared<Sink>(shared_from_this(), i));
-    const Request request = call_.request;
-    if (!call_.wants.contains("overlay")) call_.request.images.clear();
+    const Request request = std::move(call_.request);
+    if (call_.wants.contains("overlay")) call_.request.images = request.images;
     service_.scheduler->submit(request, call_.choices, sinks);
   } catch (...) {
     asio::post(strand_, [self = shared_from_this(), error = api_error(std::current_exception())] {
@@ -144,9 +127,7 @@ void Chat::prefilled(int64_t choice, const Answer& answer) {
     reply_->begin(
         {200, "text/event-stream", "", {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}}});
   }
-  json chunk = writer_.chunk(choice, {{"role", "assistant"}, {"content", ""}});
-  if (choice == 0) chunk["glimpse"] = kept(answer);
-  say(chunk);
+  reply_->write(writer_->started(choice, choice == 0 ? kept(answer) : json()));
 }
 
 void Chat::token(int64_t choice, const NextToken& next) {
@@ -157,9 +138,7 @@ void Chat::token(int64_t choice, const NextToken& next) {
   first_token_ = false;
   last_token_ = Clock::now();
   if (!call_.stream || (next.text.empty() && !call_.logprobs)) return;
-  json chunk = writer_.chunk(choice, {{"content", next.text}});
-  if (call_.logprobs) chunk["choices"][0]["logprobs"] = writer_.logprobs_of({next.token});
-  say(chunk);
+  reply_->write(writer_->piece(choice, next.text, call_.logprobs ? &next.token : nullptr));
 }
 
 void Chat::ended(int64_t choice, Ended& end) {
@@ -169,8 +148,8 @@ void Chat::ended(int64_t choice, Ended& end) {
   answers_[static_cast<size_t>(choice)] = end.answer;
   service_.metrics.add("request_success_total", 1, "finished_reason=\"" + end.answer->finish_reason + "\"");
   if (call_.stream) {
-    if (!end.text.empty()) say(writer_.chunk(choice, {{"content", end.text}}));
-    say(writer_.chunk(choice, json::object(), end.answer->finish_reason));
+    if (!end.text.empty()) reply_->write(writer_->piece(choice, end.text, nullptr));
+    reply_->write(writer_->ended(choice, *end.answer));
   }
   for (const auto& answer : answers_)
     if (!answer) return;
@@ -180,11 +159,10 @@ void Chat::ended(int64_t choice, Ended& end) {
 void Chat::finish() {
   over_ = true;
   service_.metrics.observe("e2e_request_latency_seconds", seconds_since(begin_));
+  const json kept_tokens = kept(*answers_[0]);
   if (!call_.stream)
-    return reply_->send(
-        {200, "application/json", json_text(writer_.answer(answers_, kept(*answers_[0]))), {}});
-  if (call_.include_usage) say(writer_.usage_chunk(answers_));
-  reply_->write("data: [DONE]\n\n");
+    return reply_->send({200, "application/json", json_text(writer_->whole(answers_, kept_tokens)), {}});
+  reply_->write(writer_->finished(answers_, kept_tokens));
   reply_->end();
 }
 
@@ -193,8 +171,7 @@ void Chat::fail(const ApiError& error) {
   cancel();  // the other choices
   service_.metrics.add("request_failure_total", 1, "status=\"" + std::to_string(error.status) + "\"");
   if (!begun_) return reply_->send(to_response(error));
-  say(error_json(error));
-  reply_->write("data: [DONE]\n\n");
+  reply_->write(writer_->failed(error));
   reply_->end();
 }
 

@@ -11,7 +11,7 @@
 #include "glimpse/serve/http.h"
 #include "glimpse/serve/metrics.h"
 #include "glimpse/serve/pictures.h"
-#include "glimpse/serve/protocol.h"
+#include "glimpse/serve/writers.h"
 
 namespace glimpse::serve {
 
@@ -31,11 +31,17 @@ struct ServiceState {
   size_t open_chats = 0;
 };
 
+/// In whose words is asked and answered.
+enum class Api { chat, responses };
+
 /// One request for an answer. What happens to it comes through a strand, in order.
 class Chat : public std::enable_shared_from_this<Chat> {
  public:
-  Chat(ServiceState& service, std::shared_ptr<Reply> reply)
-      : service_(service), reply_(std::move(reply)), strand_(boost::asio::make_strand(service.workers)) {
+  Chat(ServiceState& service, std::shared_ptr<Reply> reply, Api api)
+      : service_(service),
+        api_(api),
+        reply_(std::move(reply)),
+        strand_(boost::asio::make_strand(service.workers)) {
     const std::lock_guard lock(service_.mutex);
     ++service_.open_chats;
   }
@@ -64,17 +70,17 @@ class Chat : public std::enable_shared_from_this<Chat> {
   void ended(int64_t choice, Ended& end);
   void finish();
   void fail(const ApiError& error);
-  void say(const nlohmann::json& object) { reply_->write("data: " + json_text(object) + "\n\n"); }
   nlohmann::json kept(const Answer& answer);
 
   ServiceState& service_;
+  const Api api_;
   std::shared_ptr<Reply> reply_;
   boost::asio::strand<boost::asio::thread_pool::executor_type> strand_;
   std::stop_source stop_;
   const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
   std::chrono::steady_clock::time_point last_token_;
   ChatCall call_;
-  ChatWriter writer_;
+  std::unique_ptr<AnswerWriter> writer_;
   std::vector<std::shared_ptr<const Answer>> answers_;
   nlohmann::json overlay_;
   bool begun_ = false, over_ = false, first_token_ = true;

@@ -229,16 +229,6 @@ double share(int64_t part, int64_t whole) {
   return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
 }
 
-json usage_of(const std::vector<std::shared_ptr<const Answer>>& choices) {
-  int64_t completion = 0;
-  for (const auto& choice : choices) completion += std::ssize(choice->ids);
-  const Answer& first = *choices.at(0);
-  return {{"prompt_tokens", first.prompt_tokens},
-          {"completion_tokens", completion},
-          {"total_tokens", first.prompt_tokens + completion},
-          {"prompt_tokens_details", {{"cached_tokens", first.cached_tokens}}}};
-}
-
 }  // namespace
 
 json error_json(const ApiError& error) {
@@ -351,53 +341,6 @@ json kept_json(const Answer& answer, const std::set<std::string>& wants) {
             {"prefill", round(answer.times.prefill)},
             {"prune", round(answer.times.prune)},
             {"decode", round(answer.times.decode)}}}};
-}
-
-json ChatWriter::logprobs_of(const std::vector<TokenInfo>& tokens) const {
-  const auto entry = [&](int64_t which, float logprob) {
-    const std::string bytes = tokenizer->token_bytes(which);
-    json list = json::array();
-    for (const char c : bytes) list.push_back(static_cast<uint8_t>(c));
-    const int64_t one[] = {which};
-    // Unlikely tokens may have no probability at all.
-    return json{
-        {"token", tokenizer->decode(one, false)}, {"logprob", std::max(logprob, -9999.0F)}, {"bytes", list}};
-  };
-  json content = json::array();
-  for (const TokenInfo& token : tokens) {
-    json each = entry(token.id, token.logprob.value_or(0));
-    each["top_logprobs"] = json::array();
-    for (const auto& [which, logprob] : token.top) each["top_logprobs"].push_back(entry(which, logprob));
-    content.push_back(std::move(each));
-  }
-  return {{"content", content}, {"refusal", nullptr}};
-}
-
-json ChatWriter::answer(const std::vector<std::shared_ptr<const Answer>>& choices, json kept) const {
-  json list = json::array();
-  for (size_t i = 0; i < choices.size(); ++i)
-    list.push_back({{"index", i},
-                    {"message", {{"role", "assistant"}, {"content", choices[i]->text}, {"refusal", nullptr}}},
-                    {"logprobs", logprobs ? logprobs_of(choices[i]->tokens) : json()},
-                    {"finish_reason", choices[i]->finish_reason}});
-  return {{"id", id},        {"object", "chat.completion"}, {"created", created},        {"model", model},
-          {"choices", list}, {"usage", usage_of(choices)},  {"glimpse", std::move(kept)}};
-}
-
-json ChatWriter::chunk(int64_t choice, json delta, const json& finish_reason) const {
-  return {{"id", id},
-          {"object", "chat.completion.chunk"},
-          {"created", created},
-          {"model", model},
-          {"choices", json::array({{{"index", choice},
-                                    {"delta", std::move(delta)},
-                                    {"logprobs", nullptr},
-                                    {"finish_reason", finish_reason}}})}};
-}
-
-json ChatWriter::usage_chunk(const std::vector<std::shared_ptr<const Answer>>& choices) const {
-  return {{"id", id},       {"object", "chat.completion.chunk"}, {"created", created},
-          {"model", model}, {"choices", json::array()},          {"usage", usage_of(choices)}};
 }
 
 std::string decode_base64(std::string_view text) {

@@ -59,24 +59,6 @@ struct ChatCall {
 /// Errors: ApiError, which says which field is wrong and what is allowed.
 ChatCall read_chat(const nlohmann::json& body, const Served& served);
 
-/// The objects that clients read. `id` and `created` are the same in all of an answer's.
-struct ChatWriter {
-  std::string id, model;
-  int64_t created = 0;
-  const Tokenizer* tokenizer = nullptr;
-  bool logprobs = false;
-
-  /// A whole answer: its choices, usage, and under "glimpse" what was kept of the pictures.
-  nlohmann::json answer(const std::vector<std::shared_ptr<const Answer>>& choices, nlohmann::json kept) const;
-  /// A piece of a stream. `delta`: what is new of the choice.
-  nlohmann::json chunk(int64_t choice, nlohmann::json delta,
-                       const nlohmann::json& finish_reason = nullptr) const;
-  /// The last piece of a stream, if usage was asked for.
-  nlohmann::json usage_chunk(const std::vector<std::shared_ptr<const Answer>>& choices) const;
-  /// Log-probabilities of tokens, in OpenAI's form.
-  nlohmann::json logprobs_of(const std::vector<TokenInfo>& tokens) const;
-};
-
 /// Visual tokens of all and kept, per image the grid and what was asked for, times of the stages.
 nlohmann::json kept_json(const Answer& answer, const std::set<std::string>& wants);
 

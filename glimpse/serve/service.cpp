@@ -105,6 +105,7 @@ constexpr Route kRoutes[] = {
     {"GET", "/props", false, true},
     {"GET", "/v1/models", false, true},
     {"POST", "/v1/chat/completions", false, true},
+    {"POST", "/v1/responses", false, true},
     {"POST", "/v1/tokenize", false, true},
     {"POST", "/v1/detokenize", false, true},
 };
@@ -177,8 +178,9 @@ void Service::Impl::handle(HttpRequest request, std::shared_ptr<Reply> reply) {
     return reply->send({200, "text/plain; version=0.0.4; charset=utf-8", metrics.text(gauges()), {}});
   if (request.path == "/v1/models") return ok(models());
   if (request.path == "/props") return ok(props());
-  if (request.path == "/v1/chat/completions") {
-    const auto chat = std::make_shared<Chat>(*this, reply);
+  const bool responses = request.path == "/v1/responses";
+  if (responses || request.path == "/v1/chat/completions") {
+    const auto chat = std::make_shared<Chat>(*this, reply, responses ? Api::responses : Api::chat);
     reply->on_gone([weak = std::weak_ptr(chat)] {
       if (const auto still = weak.lock()) still->cancel();
     });

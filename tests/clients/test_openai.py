@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
 from program import ANSWER, KEEP, QUESTION  # noqa: E402
-from serving import Server, asked  # noqa: E402
+from serving import PICTURE, Server, asked  # noqa: E402
 
 MESSAGES = asked()["messages"]
 
@@ -47,6 +47,29 @@ class OpenAI(unittest.TestCase):
         self.assertEqual([choice.message.content for choice in answer.choices], ["The letter on the orange "] * 2)
         first = answer.choices[0].logprobs.content[0]
         self.assertEqual((first.token, len(first.top_logprobs)), (first.top_logprobs[0].token, 2))
+
+    def test_responses(self):
+        content = [{"type": "input_image", "image_url": PICTURE, "detail": "auto"}, {"type": "input_text", "text": QUESTION}]
+        asked_for = {"model": "glimpse-tiny", "input": [{"role": "user", "content": content}], "extra_body": {"pruning": {"return": ["keep"]}}}
+        answer = self.client.responses.create(**asked_for)
+        self.assertEqual((answer.output_text, answer.status), (ANSWER, "completed"))
+        self.assertEqual(answer.usage.total_tokens, answer.usage.input_tokens + answer.usage.output_tokens)
+        self.assertEqual(answer.model_extra["glimpse"]["images"][0]["keep"], KEEP)
+        cut = self.client.responses.create(**asked_for, max_output_tokens=2)
+        self.assertEqual((cut.status, cut.incomplete_details.reason, cut.usage.output_tokens), ("incomplete", "max_output_tokens", 2))
+        with self.client.responses.stream(**asked_for) as stream:
+            events = list(stream)
+            last = stream.get_final_response()
+        self.assertEqual("".join(e.delta for e in events if e.type == "response.output_text.delta"), ANSWER)
+        self.assertEqual(last.output_text, ANSWER)
+        self.assertEqual([e.sequence_number for e in events], sorted(e.sequence_number for e in events))
+        self.assertEqual([events[0].type, events[-1].type], ["response.created", "response.completed"])
+        text = self.client.responses.create(model="glimpse-tiny", input="Hello", instructions="Be brief.", max_output_tokens=3)
+        self.assertEqual(text.instructions, "Be brief.")
+        for more, words in (({"previous_response_id": "resp_1"}, "keeps no conversations"), ({"input": 3}, "expected a text"),
+                            ({"tools": [{"type": "web_search"}]}, "calls no tools")):
+            with self.assertRaisesRegex(openai.BadRequestError, words):
+                self.client.responses.create(**{"model": "glimpse-tiny", "input": "x", **more})
 
     def test_errors(self):
         with self.assertRaises(openai.AuthenticationError):
