@@ -55,12 +55,7 @@ HttpResponse to_response(const ApiError& error) {
 
 void Chat::start(const HttpRequest& from) {
   try {
-    json body;
-    try {
-      body = json::parse(from.body);
-    } catch (const json::exception& error) {
-      throw ApiError(400, "invalid_request_error", std::string("the body is not JSON: ") + error.what());
-    }
+    const json body = parse_body(from.body);
     const bool responses = api_ == Api::responses;
     call_ = read_chat(responses ? chat_of_responses(body) : body, service_.served);
     writer_ =

@@ -272,8 +272,23 @@ std::vector<std::string> Served::ids() const {
   return out;
 }
 
-ChatCall read_chat(const json& body, const Served& served) {
+json parse_body(const std::string& text) {
+  constexpr int deepest = 32;
+  const auto on_event = [&](int depth, json::parse_event_t, json&) {
+    if (depth > deepest) wrong("", concat("the body is nested deeper than ", deepest, " levels"));
+    return true;
+  };
+  json body;
+  try {
+    body = json::parse(text, on_event);
+  } catch (const json::exception& error) {
+    wrong("", std::string("the body is not JSON: ") + error.what());
+  }
   if (!body.is_object()) wrong("", "the body is no JSON object");
+  return body;
+}
+
+ChatCall read_chat(const json& body, const Served& served) {
   refuse_unsupported(body);
   ChatCall call;
   call.model = served.name;

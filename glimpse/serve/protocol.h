@@ -56,6 +56,10 @@ struct ChatCall {
   std::set<std::string> wants;  ///< of keep, scores, overlay
 };
 
+/// A request's body: a JSON object whose values are nested no deeper than any request's meaning is, so that
+/// nothing that walks through it runs out of stack. Errors: ApiError.
+nlohmann::json parse_body(const std::string& text);
+
 /// Errors: ApiError, which says which field is wrong and what is allowed.
 ChatCall read_chat(const nlohmann::json& body, const Served& served);
 

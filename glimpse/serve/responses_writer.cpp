@@ -123,7 +123,6 @@ class ResponsesWriter final : public AnswerWriter {
 }  // namespace
 
 json chat_of_responses(const json& body) {
-  if (!body.is_object()) throw ApiError(400, "invalid_request_error", "the body is no JSON object");
   json chat = body;
   for (const char* key :
        {"messages", "n", "logprobs", "top_logprobs", "stop", "max_tokens", "max_completion_tokens", "text"})

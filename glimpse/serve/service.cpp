@@ -188,8 +188,7 @@ void Service::Impl::handle(HttpRequest request, std::shared_ptr<Reply> reply) {
     return in_worker(reply, [chat, from] { chat->start(*from); });
   }
   in_worker(reply, [this, reply, request] {
-    json body = json::parse(request.body, nullptr, false);
-    if (!body.is_object()) throw ApiError(400, "invalid_request_error", "the body is no JSON object");
+    const json body = parse_body(request.body);
     const Tokenizer& tokenizer = engine->model().tokenizer();
     if (request.path == "/v1/tokenize") {
       const json text = body.contains("content") ? body["content"] : body.value("prompt", json());

@@ -185,6 +185,15 @@ class Chat(Served):
             self.assertIn(b" 200 OK", s.recv(1000))
         self.assertEqual(self.server.get("/health")[0], 200)
 
+    def test_deep_bodies(self):
+        deep, hello = "[" * 2000000 + "]" * 2000000, '"messages": [{"role": "user", "content": "x"}]'
+        for path, body in (("/v1/chat/completions", f'{{{hello}, "temperature": {deep}}}'), ("/v1/chat/completions", deep),
+                           ("/v1/chat/completions", '{"a":' * 2000000), ("/v1/responses", f'{{"input": "x", "metadata": {deep}}}'),
+                           ("/v1/tokenize", f'{{"content": {deep}}}')):
+            status, _, answer = self.server.request("POST", path, body)
+            self.assertEqual(status, 400)
+            self.assertIn("nested deeper", answer["error"]["message"])
+
     def test_connections_are_kept(self):
         with contextlib.closing(self.server.connect()) as connection:
             for body in (asked(), {"messages": []}, asked(stream=True), asked()):
