@@ -288,6 +288,9 @@ json parse_body(const std::string& text) {
   return body;
 }
 
+// A picture may be enlarged up to there: more visual tokens than any model has room for.
+constexpr int64_t kMostPixels = int64_t{16} << 20;
+
 ChatCall read_chat(const json& body, const Served& served) {
   refuse_unsupported(body);
   ChatCall call;
@@ -321,6 +324,11 @@ ChatCall read_chat(const json& body, const Served& served) {
     for (const Field& field : fields.list())
       if (given(from, field.name.c_str()))
         in_field("mm_processor_kwargs." + field.name, [&] { field.set(from[field.name]); });
+    for (const auto& [key, pixels] : {std::pair("min_pixels", call.request.bounds.min_pixels),
+                                      std::pair("max_pixels", call.request.bounds.max_pixels)})
+      if (pixels.value_or(0) > kMostPixels)
+        wrong(std::string("mm_processor_kwargs.") + key,
+              concat("at most ", kMostPixels, " pixels are allowed"));
   }
   read_pruning(body, served, call);
   return call;

@@ -117,6 +117,7 @@ class Chat(Served):
             ({"messages": hello, "response_format": {"type": "json_object"}}, "only", "response_format"),
             ({"messages": hello, "logit_bias": {"x": 1}}, "token ids", "logit_bias"),
             ({"messages": hello, "top_logprobs": 2}, "logprobs", "top_logprobs"),
+            (asked(mm_processor_kwargs={"min_pixels": 10**9, "max_pixels": 10**10}), "at most 16777216", "mm_processor_kwargs.min_pixels"),
             (asked(pruning={"trheshold": 1}), "known are prune, keep", "pruning.trheshold"),
             (asked(pruning={"prune": "fastw"}), "fastw", "pruning.prune"),
             (asked(pruning={"threshold": 7}), "outside [0, 1]", "pruning.threshold"),
