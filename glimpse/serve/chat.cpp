@@ -2,6 +2,7 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/base/web_text.h"
 #include "glimpse/image/overlay.h"
 
 namespace glimpse::serve {
@@ -18,7 +19,7 @@ double seconds_since(Clock::time_point start) {
 
 std::string data_url(const Image& image) {
   const std::vector<uint8_t> png = encode_png(image);
-  return "data:image/png;base64," + encode_base64({reinterpret_cast<const char*>(png.data()), png.size()});
+  return "data:image/png;base64," + base64({reinterpret_cast<const char*>(png.data()), png.size()});
 }
 
 // Of each image, with its kept tokens tinted.

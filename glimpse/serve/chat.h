@@ -27,7 +27,7 @@ struct ServiceState {
   std::unique_ptr<Engine> engine;
   std::unique_ptr<Scheduler> scheduler;
   std::mutex mutex;  // of what follows
-  std::condition_variable changed;
+  std::condition_variable_any changed;
   size_t open_chats = 0;
 };
 

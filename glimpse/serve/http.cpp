@@ -19,9 +19,7 @@ HttpRequest request_of(const http::request<http::string_body>& from, const std::
   HttpRequest to;
   to.method = std::string(from.method_string());
   const std::string target(from.target());
-  const size_t mark = target.find('?');
-  to.path = target.substr(0, mark);
-  if (mark != target.npos) to.query = target.substr(mark + 1);
+  to.path = target.substr(0, target.find('?'));
   for (const auto& field : from) {
     std::string& value = to.headers[lower(std::string(field.name_string()))];
     if (!value.empty()) value += ", ";

@@ -15,7 +15,7 @@ namespace glimpse::serve {
 
 /// What a client asked.
 struct HttpRequest {
-  std::string method, path, query;             ///< "POST", "/v1/models" (as sent), "a=b"
+  std::string method, path;                    ///< "POST", "/v1/models" (as sent, without what follows a '?')
   std::map<std::string, std::string> headers;  ///< by names in small letters
   std::string body;
   std::string peer;              ///< the client's address

@@ -116,7 +116,6 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
     stream_.lowest_layer().close(ignored);
     gone();
   }
-  bool closed() const { return closed_; }
 
  private:
   static constexpr size_t kRead = 64 << 10;

@@ -386,11 +386,4 @@ std::string decode_base64(std::string_view text) {
   return {out.begin(), out.begin() + static_cast<std::ptrdiff_t>(bytes)};
 }
 
-std::string encode_base64(std::string_view bytes) {
-  std::vector<unsigned char> out((bytes.size() + 2) / 3 * 4 + 1);
-  const int size = EVP_EncodeBlock(out.data(), reinterpret_cast<const unsigned char*>(bytes.data()),
-                                   static_cast<int>(bytes.size()));
-  return {out.begin(), out.begin() + size};
-}
-
 }  // namespace glimpse::serve

@@ -68,6 +68,5 @@ nlohmann::json kept_json(const Answer& answer, const std::set<std::string>& want
 
 /// Bytes of a base64 text (both alphabets, padding optional, white space allowed). Error if it is none.
 std::string decode_base64(std::string_view text);
-std::string encode_base64(std::string_view bytes);
 
 }  // namespace glimpse::serve

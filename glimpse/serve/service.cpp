@@ -277,14 +277,13 @@ void Service::run(std::stop_token stop) {
       try {
         impl.serve(end);
       } catch (...) {
-        failure = std::current_exception();
         const std::lock_guard lock(impl.mutex);
+        failure = std::current_exception();
         impl.changed.notify_all();
       }
     });
     std::unique_lock lock(impl.mutex);
-    const std::stop_callback wake(stop, [&] { impl.changed.notify_all(); });
-    while (!stop.stop_requested() && !failure) impl.changed.wait_for(lock, std::chrono::milliseconds(200));
+    impl.changed.wait(lock, stop, [&] { return failure != nullptr; });
     impl.draining = true;
     impl.http->drain();
     // Running answers may end.
