@@ -15,7 +15,7 @@ struct ServeFlags {
   std::vector<std::string> presets;
   std::string key, key_file;
   size_t kv_mb = 0, body_mb = 64;
-  double grace = 20;
+  double grace = 20, fetch_seconds = 10;
 };
 
 // The model's id: given, else that of its folder, without what a list of ids would stumble over.
@@ -68,6 +68,8 @@ int run(const ServeFlags& flags, Interrupt& interrupt) {
   options.scheduler.kv_bytes = flags.kv_mb << 20;
   options.http.max_body = flags.body_mb << 20;
   options.http.max_bodies = std::max(options.http.max_bodies, 2 * options.http.max_body);
+  options.pictures.fetch.timeout =
+      std::chrono::milliseconds(static_cast<int64_t>(flags.fetch_seconds * 1000));
   options.grace = std::chrono::milliseconds(static_cast<int64_t>(flags.grace * 1000));
   const std::stop_token stop = interrupt.arm();
   serve::Service service(std::move(options));
@@ -109,6 +111,16 @@ std::function<int()> add_serve(CLI::App& app, Interrupt& interrupt) {
       ->check(count(0));
   add("--media-path", options.pictures.media_path, "folder whose pictures clients may name by file: URLs",
       "DIR");
+  add("--allow-domain", options.pictures.fetch.domains,
+      "host that pictures may be fetched from by http(s), at ports 80 and 443, or HOST:PORT; *.HOST: those "
+      "below it; *: every one (may be repeated)",
+      "HOST")
+      ->take_all();
+  add("--fetch-seconds", flags->fetch_seconds, "fetching a picture may take, redirects included", "SECONDS")
+      ->check(CLI::Range(0.001, 3600.0));
+  app.add_flag("--allow-private-addresses", options.pictures.fetch.private_addresses,
+               "allowed hosts may be in private networks or on this machine")
+      ->group("Server");
   add("--max-images", options.max_images, "images of one request, at most", "N")->check(count(0));
   add("--max-body-mb", flags->body_mb, "largest request, in MiB", "N")->check(count(1));
   add("--max-new-tokens", options.max_new_tokens, "longest answer where the client asks for no number", "N")

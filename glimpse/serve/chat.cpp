@@ -1,5 +1,7 @@
 #include "glimpse/serve/chat.h"
 
+#include <algorithm>
+
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/base/web_text.h"
@@ -54,30 +56,78 @@ HttpResponse to_response(const ApiError& error) {
   return response;
 }
 
-void Chat::start(const HttpRequest& from) {
+Chat::~Chat() {
+  not_fetching();
+  const std::lock_guard lock(service_.mutex);
+  --service_.open_chats;
+  service_.changed.notify_all();
+}
+
+void Chat::not_fetching() {
+  if (std::exchange(fetching_, false)) --service_.fetching;
+}
+
+void Chat::start(std::shared_ptr<const HttpRequest> from) {
   try {
-    const json body = parse_body(from.body);
-    const bool responses = api_ == Api::responses;
-    call_ = read_chat(responses ? chat_of_responses(body) : body, service_.served);
-    writer_ =
-        responses ? responses_writer(call_, body) : chat_writer(call_, service_.engine->model().tokenizer());
-    for (const PictureSource& source : call_.pictures) {
-      if (stop_.stop_requested()) return;
-      call_.request.images.push_back(service_.pictures.get(source, call_.request.bounds));
-    }
-    call_.request.stop = stop_.get_token();
-    answers_.resize(static_cast<size_t>(call_.choices));
-    std::vector<std::shared_ptr<EventSink>> sinks;
-    for (int64_t i = 0; i < call_.choices; ++i)
-      sinks.push_back(std::make_shared<Sink>(shared_from_this(), i));
-    const Request request = std::move(call_.request);
-    if (call_.wants.contains("overlay")) call_.request.images = request.images;
-    service_.scheduler->submit(request, call_.choices, sinks);
+    read(std::move(from));
   } catch (...) {
     asio::post(strand_, [self = shared_from_this(), error = api_error(std::current_exception())] {
       self->fail(error);
     });
   }
+}
+
+void Chat::read(std::shared_ptr<const HttpRequest> from) {
+  const json body = parse_body(from->body);
+  const bool responses = api_ == Api::responses;
+  call_ = read_chat(responses ? chat_of_responses(body) : body, service_.served);
+  writer_ =
+      responses ? responses_writer(call_, body) : chat_writer(call_, service_.engine->model().tokenizer());
+  from_ = std::move(from);
+  fetched_.resize(call_.pictures.size());
+  to_fetch_ =
+      static_cast<size_t>(std::count_if(call_.pictures.begin(), call_.pictures.end(), Pictures::remote));
+  if (to_fetch_ == 0) return submit();
+  fetching_ = true;
+  ++service_.fetching;
+  for (size_t i = 0; i < call_.pictures.size(); ++i) {
+    if (!Pictures::remote(call_.pictures[i])) continue;
+    service_.pictures.fetch(
+        call_.pictures[i], stop_.get_token(), [self = shared_from_this(), i](auto bytes, auto error) {
+          asio::post(self->strand_,
+                     [self, i, bytes = std::move(bytes), error] { self->arrived(i, bytes, error); });
+        });
+  }
+}
+
+void Chat::arrived(size_t picture, std::shared_ptr<const std::string> bytes,
+                   const std::exception_ptr& error) {
+  if (over_) return;
+  try {
+    if (error) std::rethrow_exception(error);
+    fetched_[picture] = std::move(bytes);
+    if (--to_fetch_ == 0) submit();
+  } catch (...) {
+    fail(api_error(std::current_exception()));
+  }
+}
+
+void Chat::submit() {
+  not_fetching();
+  for (size_t i = 0; i < call_.pictures.size(); ++i) {
+    if (stop_.stop_requested()) return;
+    call_.request.images.push_back(
+        service_.pictures.get(call_.pictures[i], call_.request.bounds, fetched_[i].get()));
+    fetched_[i].reset();
+  }
+  from_.reset();
+  call_.request.stop = stop_.get_token();
+  answers_.resize(static_cast<size_t>(call_.choices));
+  std::vector<std::shared_ptr<EventSink>> sinks;
+  for (int64_t i = 0; i < call_.choices; ++i) sinks.push_back(std::make_shared<Sink>(shared_from_this(), i));
+  const Request request = std::move(call_.request);
+  if (call_.wants.contains("overlay")) call_.request.images = request.images;
+  service_.scheduler->submit(request, call_.choices, sinks);
 }
 
 void Chat::happen(int64_t choice, Event& event) {
@@ -165,6 +215,7 @@ void Chat::finish() {
 void Chat::fail(const ApiError& error) {
   over_ = true;
   cancel();  // the other choices
+  not_fetching();
   service_.metrics.add("request_failure_total", 1, "status=\"" + std::to_string(error.status) + "\"");
   if (!begun_) return reply_->send(to_response(error));
   reply_->write(writer_->failed(error));

@@ -29,6 +29,7 @@ struct ServiceState {
   std::mutex mutex;  // of what follows
   std::condition_variable_any changed;
   size_t open_chats = 0;
+  std::atomic<size_t> fetching = 0;  // requests whose pictures are fetched
 };
 
 /// In whose words is asked and answered.
@@ -45,17 +46,13 @@ class Chat : public std::enable_shared_from_this<Chat> {
     const std::lock_guard lock(service_.mutex);
     ++service_.open_chats;
   }
-  ~Chat() {
-    const std::lock_guard lock(service_.mutex);
-    --service_.open_chats;
-    service_.changed.notify_all();
-  }
+  ~Chat();
   Chat(const Chat&) = delete;
 
   /// Nobody waits for the answer any more.
   void cancel() { stop_.request_stop(); }
-  /// Reads the request, gets its pictures and submits it. May wait for disks and decoders.
-  void start(const HttpRequest& from);
+  /// Reads the request, gets its pictures and submits it. May wait for disks and decoders, not for networks.
+  void start(std::shared_ptr<const HttpRequest> from);
   /// What the scheduler tells of one of its choices.
   void take(int64_t choice, Event event) {
     boost::asio::post(strand_, [self = shared_from_this(), choice, event = std::move(event)]() mutable {
@@ -64,6 +61,10 @@ class Chat : public std::enable_shared_from_this<Chat> {
   }
 
  private:
+  void read(std::shared_ptr<const HttpRequest> from);
+  void arrived(size_t picture, std::shared_ptr<const std::string> bytes, const std::exception_ptr& error);
+  void submit();
+  void not_fetching();
   void happen(int64_t choice, Event& event);
   void prefilled(int64_t choice, const Answer& answer);
   void token(int64_t choice, const NextToken& next);
@@ -79,6 +80,11 @@ class Chat : public std::enable_shared_from_this<Chat> {
   std::stop_source stop_;
   const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
   std::chrono::steady_clock::time_point last_token_;
+  std::shared_ptr<const HttpRequest> from_;  // until the request is submitted
+  std::vector<std::shared_ptr<const std::string>>
+      fetched_;  // files, one per picture; null where it came along
+  size_t to_fetch_ = 0;
+  bool fetching_ = false;  // counted in ServiceState::fetching
   ChatCall call_;
   std::unique_ptr<AnswerWriter> writer_;
   std::vector<std::shared_ptr<const Answer>> answers_;

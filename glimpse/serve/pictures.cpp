@@ -57,7 +57,11 @@ std::string decode_percent(std::string_view text) {
   return out;
 }
 
-Pictures::Pictures(PictureOptions options) : options_(std::move(options)) {
+bool Pictures::remote(const PictureSource& source) {
+  return source.url.starts_with("http://") || source.url.starts_with("https://");
+}
+
+Pictures::Pictures(PictureOptions options) : options_(std::move(options)), fetcher_(options_.fetch) {
   if (!options_.media_path.empty())
     check(fs::is_directory(options_.media_path), "--media-path: ", options_.media_path.string(),
           " is no folder");
@@ -102,7 +106,7 @@ std::string Pictures::read_file(const std::string& url) const {
   return bytes;
 }
 
-std::string Pictures::bytes_of(const PictureSource& source) {
+std::string Pictures::bytes_of(const PictureSource& source, const std::string* fetched) {
   const std::string& url = source.url;
   if (url.empty()) {
     const std::lock_guard lock(mutex_);
@@ -129,10 +133,11 @@ std::string Pictures::bytes_of(const PictureSource& source) {
     }
   } else if (url.starts_with("file://")) {
     bytes = read_file(url);
-  } else if (url.starts_with("http://") || url.starts_with("https://")) {
-    refuse("this server fetches no pictures; send it as data: URL", "url_not_allowed");
+  } else if (fetched) {
+    bytes = *fetched;
   } else {
-    refuse("an image's url begins with data: or file://, not with '" + url.substr(0, 16) + "'");
+    refuse("an image's url begins with data:, https://, http:// or file://, not with '" + url.substr(0, 16) +
+           "'");
   }
   if (!source.uuid.empty()) remember(source.uuid, bytes);
   return bytes;
@@ -153,8 +158,8 @@ void Pictures::remember(const std::string& uuid, const std::string& bytes) {
   while (cached_ > options_.cache_bytes) forget(std::prev(recent_.end()));
 }
 
-Image Pictures::get(const PictureSource& source, const ImageBounds& bounds) {
-  const std::string bytes = bytes_of(source);
+Image Pictures::get(const PictureSource& source, const ImageBounds& bounds, const std::string* fetched) {
+  const std::string bytes = bytes_of(source, fetched);
   DecodeOptions decoding = bounds.decode_options();
   decoding.max_pixels = std::min(decoding.max_pixels, options_.max_pixels);
   try {

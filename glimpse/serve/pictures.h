@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "glimpse/models/prompt.h"
+#include "glimpse/serve/fetcher.h"
 #include "glimpse/serve/protocol.h"
 
 namespace glimpse::serve {
@@ -18,21 +19,32 @@ struct PictureOptions {
   size_t max_bytes = size_t{64} << 20;     ///< of one picture's file
   int64_t max_pixels = 64 << 20;           ///< of one picture
   size_t cache_bytes = size_t{256} << 20;  ///< of files that clients may name again by uuid
+  FetchOptions fetch;                      ///< of http: and https:
 };
 
 /// Gets the pictures that requests name. May be used by several threads; it waits for disks.
 class Pictures {
  public:
   explicit Pictures(PictureOptions options);
-  /// The picture, decoded as `bounds` say. Errors: ApiError (400) that says what is wrong with it.
-  Image get(const PictureSource& source, const ImageBounds& bounds);
+  /// Whether the picture's file must be fetched before get().
+  static bool remote(const PictureSource& source);
+  /// Fetches it. Errors: as Fetcher::get.
+  void fetch(const PictureSource& source, std::stop_token stop, Fetcher::Then then) {
+    fetcher_.get(source.url, std::move(stop), std::move(then));
+  }
+  /// The picture, decoded as `bounds` say; `fetched`: the file of a remote one. Errors: ApiError (400) that
+  /// says what is wrong with it.
+  Image get(const PictureSource& source, const ImageBounds& bounds, const std::string* fetched = nullptr);
+  /// Ends what is still fetched.
+  void stop() { fetcher_.stop(); }
 
  private:
-  std::string bytes_of(const PictureSource& source);
+  std::string bytes_of(const PictureSource& source, const std::string* fetched);
   std::string read_file(const std::string& url) const;
   void remember(const std::string& uuid, const std::string& bytes);
 
   const PictureOptions options_;
+  Fetcher fetcher_;
   std::mutex mutex_;
   std::list<std::pair<std::string, std::string>> recent_;  // uuid and file, the last used first
   std::map<std::string, decltype(recent_)::iterator> by_uuid_;

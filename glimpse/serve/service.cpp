@@ -16,7 +16,7 @@
 #include "glimpse/base/json_file.h"
 #include "glimpse/prune/registry.h"
 #include "glimpse/serve/chat.h"
-#include "glimpse/serve/page.h"
+#include "glimpse/serve/embedded.h"
 
 namespace glimpse::serve {
 
@@ -63,6 +63,7 @@ struct Service::Impl : ServiceState {
   void serve(std::stop_token stop);
 
   const ServeOptions options;
+  const std::time_t begun = std::time(nullptr);
   std::atomic<size_t> reading = 0;  // requests that workers have not submitted yet
   std::atomic<bool> ready = false, draining = false;
   std::unique_ptr<HttpServer> http;
@@ -99,6 +100,7 @@ struct Route {
 };
 constexpr Route kRoutes[] = {
     {"GET", "/", true, false},
+    {"GET", "/openapi.json", true, false},
     {"GET", "/health", true, true},
     {"GET", "/v1/health", true, true},
     {"GET", "/metrics", false, true},
@@ -148,7 +150,7 @@ std::optional<HttpResponse> Service::Impl::gate(const HttpRequest& head) const {
 
 void Service::Impl::in_worker(std::shared_ptr<Reply> reply, std::function<void()> run) {
   constexpr size_t kMost = 1024;
-  if (reading >= kMost)
+  if (reading + fetching >= kMost)
     return reply->send(
         to_response({429, "rate_limit_error", "too many requests wait to be read; try again later"}));
   ++reading;
@@ -173,6 +175,8 @@ void Service::Impl::handle(HttpRequest request, std::shared_ptr<Reply> reply) {
   if (request.path == "/")
     return reply->send(
         {200, "text/html; charset=utf-8", std::string(kPage), {{"Cache-Control", "no-cache"}}});
+  if (request.path == "/openapi.json")
+    return reply->send({200, "application/json", std::string(kOpenApi), {}});
   if (request.path == "/health" || request.path == "/v1/health") return ok({{"status", "ok"}});
   if (request.path == "/metrics")
     return reply->send({200, "text/plain; version=0.0.4; charset=utf-8", metrics.text(gauges()), {}});
@@ -185,7 +189,7 @@ void Service::Impl::handle(HttpRequest request, std::shared_ptr<Reply> reply) {
       if (const auto still = weak.lock()) still->cancel();
     });
     const auto from = std::make_shared<HttpRequest>(std::move(request));
-    return in_worker(reply, [chat, from] { chat->start(*from); });
+    return in_worker(reply, [chat, from] { chat->start(from); });
   }
   in_worker(reply, [this, reply, request] {
     const json body = parse_body(request.body);
@@ -216,7 +220,7 @@ std::vector<std::pair<std::string, double>> Service::Impl::gauges() const {
   const Scheduler::State state = scheduler->state();
   const auto bound = static_cast<double>(options.scheduler.kv_bytes);
   return {{"num_requests_running", static_cast<double>(state.running)},
-          {"num_requests_waiting", static_cast<double>(state.waiting + reading)},
+          {"num_requests_waiting", static_cast<double>(state.waiting + reading + fetching)},
           {"kv_cache_usage_perc", bound > 0 ? static_cast<double>(state.kv_reserved) / bound : 0},
           {"kv_cache_bytes", static_cast<double>(state.kv_used)},
           {"connections", static_cast<double>(http->connections())}};
@@ -225,7 +229,7 @@ std::vector<std::pair<std::string, double>> Service::Impl::gauges() const {
 json Service::Impl::models() const {
   json list = json::array();
   for (const std::string& id : served.ids())
-    list.push_back({{"id", id}, {"object", "model"}, {"created", 0}, {"owned_by", "glimpse"}});
+    list.push_back({{"id", id}, {"object", "model"}, {"created", begun}, {"owned_by", "glimpse"}});
   return {{"object", "list"}, {"data", list}};
 }
 
@@ -289,6 +293,7 @@ void Service::run(std::stop_token stop) {
     // Running answers may end.
     impl.changed.wait_for(lock, impl.options.grace, [&] { return impl.open_chats == 0; });
   }
+  impl.pictures.stop();
   impl.workers.join();
   {  // what was written last goes out
     std::this_thread::sleep_for(std::chrono::milliseconds(50));

@@ -37,7 +37,7 @@ _glimpse() {
       ask) words="$run --image --reference-boxes --mask-out --overlay-out --scores-out --json --quiet" ;;
       chat) words="$run --image --cache-mb" ;;
       infer) words="$run --out --image-root --limit --batch --kv-mb --cache-mb --keep-going --overwrite --budget-from" ;;
-      serve) words="$model --host --port --served-model-name --preset --api-key --api-key-file --parallel --queue --kv-mb --cache-mb --media-path --max-images --max-body-mb --max-new-tokens --cors-origin --ssl-cert-file --ssl-key-file --grace --quiet" ;;
+      serve) words="$model --host --port --served-model-name --preset --api-key --api-key-file --parallel --queue --kv-mb --cache-mb --media-path --allow-domain --allow-private-addresses --fetch-seconds --max-images --max-body-mb --max-new-tokens --cors-origin --ssl-cert-file --ssl-key-file --grace --quiet" ;;
       train) words="--config --data --out --resume --overwrite --model --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
       eval) words="$model --out --task --methods --budgets --budget-from --data-root --image-root --sets --limit --overwrite --keep-going --gallery --masks-only --masks-out --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --judge-timeout --max-new-tokens --min-pixels --max-pixels --preprocessing" ;;
       inspect | methods) words="$model --json" ;;

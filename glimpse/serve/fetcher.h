@@ -1,0 +1,55 @@
+#pragma once
+
+#include <chrono>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+struct sockaddr;
+
+namespace glimpse::serve {
+
+struct FetchOptions {
+  /// Hosts that pictures may come from: HOST (ports 80 and 443), HOST:PORT; *.HOST: those below it; *: every
+  /// one.
+  std::vector<std::string> domains;
+  bool private_addresses = false;            ///< loopback and private networks may be asked too
+  size_t max_bytes = size_t{64} << 20;       ///< of one file
+  size_t max_held = size_t{1} << 30;         ///< of all files that are fetched or not yet decoded
+  std::chrono::milliseconds timeout{10000};  ///< for one picture, redirects included
+};
+
+/// Which addresses a server that fetches for strangers may connect to.
+enum class AddressKind {
+  open,         ///< of the internet
+  private_net,  ///< loopback, private and shared networks
+  never,        ///< link-local (where clouds keep credentials), multicast, reserved, anything else
+};
+/// An IPv6 address that stands for an IPv4 one (mapped, NAT64) is of that one's kind.
+AddressKind address_kind(const sockaddr& address);
+
+/// Gets files by http and https on one thread of its own, many at a time. What is connected to is checked
+/// when the socket is made, so a name that changes its address, or an address in another spelling, gains
+/// nothing; every redirect is checked as the first URL was.
+class Fetcher {
+ public:
+  using Then = std::function<void(std::shared_ptr<const std::string> bytes, std::exception_ptr error)>;
+
+  explicit Fetcher(FetchOptions options);
+  ~Fetcher();
+  Fetcher(const Fetcher&) = delete;
+  /// Calls `then` once, on the fetcher's thread: it must not wait. Errors: ApiError (400), thrown if the URL
+  /// is not allowed, given to `then` if it cannot be had; a request for `stop` ends the transfer.
+  void get(const std::string& url, std::stop_token stop, Then then);
+  /// Ends what still runs with an error; nothing is fetched afterwards.
+  void stop();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace glimpse::serve
