@@ -28,9 +28,18 @@ demo: setup ## Build the program alone, ask the built-in model about a picture a
 test: build ## Run all tests
 	@ctest --test-dir build/release --output-on-failure -j2
 
+.PHONY: test-clients
+test-clients: build ## Run unmodified lmms-eval against the server; fetches what it needs (330 MB) into build/lmms-eval
+	@tools/setup_lmms_eval
+	@ctest --test-dir build/release --output-on-failure -R '^lmms_eval$$'
+
 .PHONY: bench
 bench: build ## Run the benchmarks (an hour on two cores, 40 GB of disk; tools/bench --quick: less); results in build/bench.json
 	@tools/bench
+
+.PHONY: bench-serve
+bench-serve: build ## Load the server with pruning and without (half an hour on two cores, 10 GB); results in build/bench_serve.json
+	@tools/bench_serve
 
 .PHONY: bench-peers
 bench-peers: build ## Time prefill and decoding beside llama.cpp, OpenVINO and transformers; fetches them; results in build/bench_peers.json
@@ -70,6 +79,16 @@ tsan: setup ## Build and run the unit and golden tests (ONLY=engine: these) with
 	@$(call build,tsan)
 	@OMP_NUM_THREADS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 \
 	  $(call sanitized,tsan)
+
+# Many clients against the server, polite and not: 10,000 requests under the address and undefined-behaviour sanitizers, then 2,000 under
+# the thread sanitizer.
+soak = cd tests/cli && GLIMPSE=$(CURDIR)/build/$(1)/bin/glimpse python3 -B soak_serve.py --requests $(2)
+.PHONY: soak
+soak: setup ## Soak the server under the sanitizers (an hour on two cores)
+	@$(call build,asan,--target glimpse_cli)
+	@ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 $(call soak,asan,10000)
+	@$(call build,tsan,--target glimpse_cli)
+	@OMP_NUM_THREADS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 $(call soak,tsan,2000)
 
 .PHONY: format
 format: ## Format all C++ files

@@ -105,7 +105,7 @@ nlohmann::json answer_json(const Answer& answer) {
           {"kept_tokens", answer.kept_tokens},
           {"images", images},
           {"pruning", answer.pruning},
-          {"times_ms", times_json(answer)},
+          {"times_ms", answer.times.to_json()},
           {"decode_tokens_per_s", answer.decode_rate()},
           {"kv_cache_bytes", answer.kv_bytes},
           {"peak_memory_mib", peak_memory_mib()}};

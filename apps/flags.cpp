@@ -10,6 +10,7 @@
 #include <mutex>
 #include <thread>
 
+#include "built_from.h"
 #include "glimpse/eval/grid.h"
 #include "glimpse/io/model_dir.h"
 #include "glimpse/io/run_identity.h"
@@ -84,14 +85,7 @@ nlohmann::json model_settings(const EngineOptions& options) {
       {"adapters", options.adapters},
       {"dtype", options.dtype},
       {"weights", options.weights}};
-  nlohmann::json& content = settings["content"];
-  content["model"] = weights_fingerprint(model_source(options)->path());
-  if (!options.mmproj.empty()) content["mmproj"] = weights_fingerprint(options.mmproj);
-  for (const auto& [name, dir] : module_dirs(options))
-    content["new_modules"][name] = weights_fingerprint(dir);
-  if (!options.clip.empty()) content["clip"] = weights_fingerprint(resolve_model_dir(options.clip));
-  for (const std::string& adapter : options.adapters)
-    content["adapters"].push_back(weights_fingerprint(resolve_model_dir(adapter)));
+  settings["content"] = content_of(options);
   return settings;
 }
 
@@ -107,6 +101,16 @@ void add_cache_flag(CLI::App& app, EngineOptions& options) {
       ->check(CLI::Range(size_t{0}, size_t{1} << 30))
       ->capture_default_str()
       ->group("Model");
+  app.add_option("--cache-dir", options.cache_dir,
+                 "folder that keeps what --cache-mb keeps on disk, too, so that it outlives the program")
+      ->type_name("DIR")
+      ->group("Model");
+  app.add_option("--cache-disk-gb", options.cache_disk_gb, "size of --cache-dir, in GiB")
+      ->type_name("N")
+      ->check(CLI::Range(0.001, 1e6))
+      ->capture_default_str()
+      ->group("Model");
+  options.cache_build = kBuiltFrom;
 }
 
 void add_image_flags(CLI::App& app, ImageBounds& bounds) {
@@ -193,21 +197,12 @@ double peak_memory_mib() {
   return 0;
 }
 
-nlohmann::json times_json(const Answer& answer) {
-  const auto round = [](double value) { return std::round(value * 1000) / 1000; };
-  return {{"vision", round(answer.times.vision)},
-          {"prefill", round(answer.times.prefill)},
-          {"prune", round(answer.times.prune)},
-          {"decode", round(answer.times.decode)}};
-}
-
 std::string summary(const Answer& answer) {
   std::ostringstream out;
   out << std::fixed << std::setprecision(1);
   if (answer.visual_tokens > 0)
     out << "visual tokens kept: " << answer.kept_tokens << " of " << answer.visual_tokens << " ("
-        << 100.0 * static_cast<double>(answer.kept_tokens) / static_cast<double>(answer.visual_tokens)
-        << " %)\n";
+        << 100 * answer.kept_share() << " %)\n";
   out << "vision " << answer.times.vision << " ms, prefill " << answer.times.prefill << " ms for "
       << answer.prompt_tokens << " tokens (";
   if (answer.cached_tokens > 0) out << answer.cached_tokens << " of them cached, ";

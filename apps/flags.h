@@ -65,8 +65,6 @@ extern const std::set<std::string> kModelPlaces;
 /// Adds --cache-mb, for commands that ask more than one question.
 void add_cache_flag(CLI::App& app, EngineOptions& options);
 
-/// Stage times, tokens per second and memory of an answer, as JSON (ms, MiB).
-nlohmann::json times_json(const Answer& answer);
 /// The same in one or two lines for people.
 std::string summary(const Answer& answer);
 

@@ -53,7 +53,7 @@ nlohmann::json result(const Row& row, const Answer& answer) {
           {"cached_tokens", answer.cached_tokens},
           {"kept_tokens", answer.kept_tokens},
           {"keep", answer.keep},
-          {"times_ms", times_json(answer)}};
+          {"times_ms", answer.times.to_json()}};
 }
 
 nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Request request,

@@ -52,16 +52,18 @@ std::string read_text(const std::filesystem::path& path, size_t max_bytes) {
   return text;
 }
 
-nlohmann::json read_json(const std::filesystem::path& path) {
+nlohmann::json parse_json(const std::string& text, const std::string& name, int deepest) {
   // Scanned first: the parser's own depth callback doubles the time of large files.
-  constexpr int deepest = 100;
-  const std::string text = read_text(path);
-  check(depth_of(text) <= deepest, path.string(), ": nested deeper than ", deepest, " levels");
+  check(depth_of(text) <= deepest, name, ": nested deeper than ", deepest, " levels");
   try {
     return nlohmann::json::parse(text);
   } catch (const nlohmann::json::exception& error) {
-    fail(path.string(), " is not valid JSON: ", error.what());
+    fail(name, " is not valid JSON: ", error.what());
   }
+}
+
+nlohmann::json read_json(const std::filesystem::path& path) {
+  return parse_json(read_text(path), path.string());
 }
 
 std::string json_text(const nlohmann::json& value) {

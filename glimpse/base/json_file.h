@@ -13,6 +13,10 @@ void check_is_file(const std::filesystem::path& path);
 /// The content of a regular file of at most `max_bytes`. Error naming it.
 std::string read_text(const std::filesystem::path& path, size_t max_bytes = size_t{256} << 20);
 
+/// Parses JSON. Error, which begins with `name`, with the line and column, when it is malformed or nested
+/// deeper than that many levels: whatever walks through it then has stack enough.
+nlohmann::json parse_json(const std::string& text, const std::string& name, int deepest = 100);
+
 /// Parses a JSON file. Error naming the file, and the line and column when it is malformed or nested deeper
 /// than 100 levels.
 nlohmann::json read_json(const std::filesystem::path& path);

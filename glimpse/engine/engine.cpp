@@ -2,10 +2,12 @@
 
 #include <ATen/Context.h>
 
+#include <cmath>
 #include <mutex>
 
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/scheduler.h"
+#include "glimpse/io/run_identity.h"
 #include "glimpse/models/config.h"
 #include "glimpse/nn/target.h"
 
@@ -82,6 +84,18 @@ Fields EngineOptions::fields() {
   return fields;
 }
 
+json StageTimes::to_json() const {
+  const auto round = [](double ms) { return std::round(ms * 1000) / 1000; };
+  return {{"vision", round(vision)},
+          {"prefill", round(prefill)},
+          {"prune", round(prune)},
+          {"decode", round(decode)}};
+}
+
+double Answer::kept_share() const {
+  return visual_tokens > 0 ? static_cast<double>(kept_tokens) / static_cast<double>(visual_tokens) : 0;
+}
+
 double Answer::decode_rate() const {
   return times.decode > 0 && ids.size() > 1 ? 1000.0 * static_cast<double>(ids.size() - 1) / times.decode
                                             : 0.0;
@@ -152,12 +166,44 @@ LoadOptions load_options(const EngineOptions& options, const json& config) {
   return load;
 }
 
-Engine::Engine(std::unique_ptr<Vlm> model, ModuleSets modules, size_t cache_mb)
+Engine::Engine(std::unique_ptr<Vlm> model, ModuleSets modules, std::unique_ptr<PrefixCache> cache)
     : model_(std::move(model)),
       modules_(std::move(modules)),
-      decode_graphs_(std::make_unique<DecodeGraphs>()) {
-  if (cache_mb > 0) prefix_cache_ = std::make_unique<PrefixCache>(cache_mb << 20);
+      prefix_cache_(std::move(cache)),
+      decode_graphs_(std::make_unique<DecodeGraphs>()) {}
+
+json content_of(const EngineOptions& options) {
+  json content = {{"model", weights_fingerprint(model_source(options)->path())}};
+  if (!options.mmproj.empty()) content["mmproj"] = weights_fingerprint(options.mmproj);
+  for (const auto& [name, dir] : module_dirs(options))
+    content["new_modules"][name] = weights_fingerprint(dir);
+  if (!options.clip.empty()) content["clip"] = weights_fingerprint(resolve_model_dir(options.clip));
+  for (const std::string& adapter : options.adapters)
+    content["adapters"].push_back(weights_fingerprint(resolve_model_dir(adapter)));
+  return content;
 }
+
+namespace {
+
+std::unique_ptr<PrefixCache> make_prefix_cache(const EngineOptions& options, const LoadOptions& load) {
+  check(options.cache_dir.empty() || options.cache_mb > 0,
+        "cache_dir: keeps on disk what is in memory first, so cache_mb must be above 0");
+  if (options.cache_mb == 0) return nullptr;
+  std::unique_ptr<PrefixStore> store;
+  if (!options.cache_dir.empty()) {
+    const json origin = {{"content", content_of(options)},
+                         {"dtype", c10::toString(load.dtype)},
+                         {"weights", options.weights},
+                         {"device", load.device.is_cpu() ? "cpu" : "cuda"},
+                         {"build", options.cache_build}};
+    const auto bytes = static_cast<uint64_t>(options.cache_disk_gb * 1024 * 1024 * 1024);
+    store = std::make_unique<PrefixStore>(PrefixStoreOptions{options.cache_dir, bytes, json_text(origin)},
+                                          load.device);
+  }
+  return std::make_unique<PrefixCache>(options.cache_mb << 20, std::move(store));
+}
+
+}  // namespace
 
 std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   if (options.threads >= 0) set_threads(options.threads);
@@ -173,7 +219,7 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   ModuleSets modules;
   for (const auto& [name, dir] : sets)
     modules.add(name, GlimpseModules::load(dir, base_shape(*model), model->decoder().options()));
-  auto engine = std::make_unique<Engine>(std::move(model), modules, options.cache_mb);
+  auto engine = std::make_unique<Engine>(std::move(model), modules, make_prefix_cache(options, load));
 
   constexpr const char* file = "generation_config.json";
   json generate = source->settings(file);

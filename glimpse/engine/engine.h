@@ -30,9 +30,13 @@ struct EngineOptions {
                                  ///< the first engine chooses, auto accepts its choice, another is an Error
   int threads = -1;              ///< of the process: each load sets them. 0: as many as this process may use,
                                  ///< -1: leave them as they are
-  size_t cache_mb = 0;  ///< MiB of image prefixes kept for further questions (see PrefixCache); 0: none
+  // The rest only pays where there are many questions.
+  size_t cache_mb = 0;        ///< MiB of image prefixes kept for further questions (see PrefixCache); 0: none
+  std::string cache_dir;      ///< folder that keeps them on disk, too (see PrefixStore); "": none
+  double cache_disk_gb = 10;  ///< GiB of them there
+  std::string cache_build;    ///< of the program that asks: prefixes of another one are not used
 
-  Fields fields();  ///< all but cache_mb, which only pays where there are many questions
+  Fields fields();  ///< all but those of the cache
 };
 
 /// One question.
@@ -72,6 +76,8 @@ struct Answer {
   size_t kv_bytes = 0;                 ///< of the cache after prefill
   StageTimes times;
 
+  /// Part of the visual tokens that is left, from 0 to 1; 0 where there are none.
+  double kept_share() const;
   /// Tokens per second of the decoding, the first token (which prefill gives) not counted.
   double decode_rate() const;
 };
@@ -81,7 +87,7 @@ class Engine {
  public:
   /// Errors name what was wrong with which file.
   static std::unique_ptr<Engine> load(const EngineOptions& options);
-  Engine(std::unique_ptr<Vlm> model, ModuleSets modules, size_t cache_mb = 0);
+  Engine(std::unique_ptr<Vlm> model, ModuleSets modules, std::unique_ptr<PrefixCache> cache = nullptr);
 
   /// Answers one request. May be called from several threads.
   Answer ask(const Request& request) const;
@@ -135,6 +141,10 @@ std::unique_ptr<ModelSource> model_source(const EngineOptions& options);
 /// Names and directories of the pruning modules that the options name; those of the built-in model if they
 /// name neither modules nor model. The set without a name comes first. Errors: two with one name.
 std::vector<std::pair<std::string, std::filesystem::path>> module_dirs(const EngineOptions& options);
+
+/// Fingerprints of the files that the options name, for what was made with them: "model", "new_modules" by
+/// their names, ...
+nlohmann::json content_of(const EngineOptions& options);
 
 /// How to load a checkpoint with this config as the options say: dtype, device, adapters.
 LoadOptions load_options(const EngineOptions& options, const nlohmann::json& config);

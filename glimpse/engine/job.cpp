@@ -34,9 +34,11 @@ Job::Job(const Engine& engine, const Request& request)
   sequence.boxes = request.boxes;
   sequence.stop = request.stop;
   sequence.next_position = sequence.prompt.next_position;
-  if (engine.prefix_cache())
-    if (const auto end = prefix_end(sequence.prompt, sequence.pruners, model.decoder().config().layers))
-      sequence.prefix_key = prefix_key(sequence, *end, model.weights_version());
+  if (PrefixCache* cache = engine.prefix_cache())
+    if (const auto end = prefix_end(sequence.prompt, sequence.pruners, model.decoder().config().layers)) {
+      sequence.prefix_key = prefix_key(sequence, *end, model.weights_version(), cache->seed());
+      cache->fetch(*sequence.prefix_key);
+    }
   seen_ = sequence.prompt.ids;
 }
 

@@ -1,62 +1,22 @@
 #include "glimpse/engine/prefix_cache.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <random>
+
+#include "glimpse/engine/hash.h"
 
 namespace glimpse {
 
 namespace {
 
-// XXH3's state of 128 bits. The seed is the process's own, so that nobody can make two images collide.
-class Hash {
- public:
-  Hash() : state_(XXH3_createState()) {
-    static const uint64_t seed = [] {
-      std::random_device device;
-      return uint64_t{device()} << 32 | device();
-    }();
-    check(state_ != nullptr, "prefix cache: out of memory");
-    XXH3_128bits_reset_withSeed(state_, seed);
-  }
-  ~Hash() { XXH3_freeState(state_); }
-  Hash(const Hash&) = delete;
+PrefixKey key_of(const Hash& hash) {
+  const XXH128_hash_t sum = hash.sum();
+  return {sum.high64, sum.low64};
+}
 
-  // Every part goes with its size, so that parts cannot run into each other.
-  void bytes(const void* data, size_t size) {
-    XXH3_128bits_update(state_, &size, sizeof size);
-    XXH3_128bits_update(state_, data, size);
-  }
-  template <class T>
-  requires std::is_arithmetic_v<T>
-  void add(T value) { bytes(&value, sizeof value); }
-  void add(const std::string& text) { bytes(text.data(), text.size()); }
-  template <class T>
-  void add(const std::optional<T>& value) {
-    add(value.has_value());
-    if (value) add(*value);
-  }
-  template <class T>
-  requires std::is_arithmetic_v<T>
-  void add(const std::vector<T>& values) { bytes(values.data(), values.size() * sizeof(T)); }
-  void add(const at::Tensor& tensor) {
-    const at::Tensor flat = tensor.cpu().contiguous();
-    add(static_cast<int>(flat.scalar_type()));
-    add(flat.sizes().vec());
-    bytes(flat.const_data_ptr(), flat.nbytes());
-  }
-  PrefixKey key() const {
-    const XXH128_hash_t hash = XXH3_128bits_digest(state_);
-    return {hash.high64, hash.low64};
-  }
-
- private:
-  XXH3_state_t* state_;
-};
-
-size_t stored(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.storage().nbytes() : 0;
+uint64_t random_seed() {
+  std::random_device device;
+  return uint64_t{device()} << 32 | device();
 }
 
 bool early(const Cut& cut) {
@@ -64,17 +24,6 @@ bool early(const Cut& cut) {
 }
 
 }  // namespace
-
-size_t ImagePrefix::bytes() const {
-  size_t sum = stored(vision.shared) + stored(hidden) + stored(position_ids) + stored(scores);
-  for (const at::Tensor& state : vision.states) sum += stored(state);
-  for (const at::Tensor& added : vision.additions) sum += stored(added);
-  for (const VisionAttention& attention : vision.attention)
-    sum += stored(attention.received) + stored(attention.keys);
-  for (const LayerCache& layer : layers) sum += layer.bytes();
-  return sum + (vision.windows.size() + rows.size() + visual.size() + source.size() + shift.size()) *
-                   sizeof(int64_t);
-}
 
 std::optional<PrefixEnd> prefix_end(const Prompt& prompt, const PrunerChain& pruners, int64_t layers) {
   if (prompt.visual_rows.empty()) return std::nullopt;
@@ -89,9 +38,10 @@ std::optional<PrefixEnd> prefix_end(const Prompt& prompt, const PrunerChain& pru
   return end;
 }
 
-PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t weights_version) {
+PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t weights_version,
+                     uint64_t seed) {
   const Prompt& prompt = sequence.prompt;
-  Hash hash;
+  Hash hash(seed);
   hash.add(weights_version);
   hash.add(std::vector<int64_t>{end.when.layers_run, static_cast<int64_t>(end.when.side)});
   hash.add(std::vector(prompt.ids.begin(), prompt.ids.begin() + end.tokens));
@@ -114,7 +64,7 @@ PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t we
     cut_already |=
         std::any_of(cuts.begin(), cuts.end(), [&](const Cut& cut) { return cut.when() < end.when; });
   }
-  if (!cut_already) return hash.key();
+  if (!cut_already) return key_of(hash);
   for (const auto& pruner : sequence.pruners) {
     hash.add(pruner->name());
     hash.add(pruner->settings().dump());
@@ -128,7 +78,18 @@ PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t we
     hash.add(boxes.size());
     for (const Box& box : boxes) hash.add(std::vector<double>{box.x1, box.y1, box.x2, box.y2});
   }
-  return hash.key();
+  return key_of(hash);
+}
+
+PrefixCache::PrefixCache(size_t max_bytes, std::unique_ptr<PrefixStore> store)
+    : max_bytes_(max_bytes), store_(std::move(store)), seed_(store_ ? store_->seed() : random_seed()) {}
+
+bool PrefixCache::fetch(const PrefixKey& key) {
+  if (find(key)) return true;
+  if (!store_) return false;
+  auto prefix = store_->load(key);
+  if (prefix) hold(key, std::move(prefix));
+  return find(key) != nullptr;
 }
 
 std::shared_ptr<const ImagePrefix> PrefixCache::find(const PrefixKey& key) {
@@ -140,6 +101,11 @@ std::shared_ptr<const ImagePrefix> PrefixCache::find(const PrefixKey& key) {
 }
 
 void PrefixCache::insert(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix) {
+  if (store_) store_->save(key, prefix);
+  hold(key, std::move(prefix));
+}
+
+void PrefixCache::hold(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix) {
   const size_t size = prefix->bytes();
   const std::lock_guard lock(mutex_);
   if (const auto found = by_key_.find(key); found != by_key_.end()) erase(found->second);

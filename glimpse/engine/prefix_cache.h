@@ -11,25 +11,10 @@
 #include <optional>
 #include <vector>
 
-#include "glimpse/engine/sequence.h"
+#include "glimpse/engine/image_prefix.h"
+#include "glimpse/engine/prefix_store.h"
 
 namespace glimpse {
-
-/// What a prompt's beginning, up to and including its last visual token, leaves in the language model before
-/// the first cut that may depend on what follows. Never changed once made.
-struct ImagePrefix {
-  int64_t tokens = 0;                         ///< prompt rows it stands for
-  VisionOutput vision;                        ///< what later cuts read of the encoder
-  std::vector<LayerCache> layers;             ///< of the layers run, each as long as `rows`
-  at::Tensor hidden;                          ///< [rows, D]: their output, or undefined if it is the last
-  std::vector<int64_t> rows, visual, source;  ///< as LivingRows has them
-  at::Tensor position_ids;                    ///< [components, rows]
-  std::vector<int64_t> shift;                 ///< as Sequence has it
-  at::Tensor scores;                          ///< as Sequence has them
-
-  /// Bytes of all tensors.
-  size_t bytes() const;
-};
 
 /// Where image prefixes end: in the forward pass (before layer `layers`: no cut is in the way) and in the
 /// prompt. Nothing for a prompt without images, or with nothing after them.
@@ -41,16 +26,22 @@ std::optional<PrefixEnd> prefix_end(const Prompt& prompt, const PrunerChain& pru
 
 /// The hash of everything that an image prefix depends on: the model's weights (Vlm::weights_version), its
 /// tokens and positions, the images' pixels, what the pruners record of the encoder, and what cuts before the
-/// first layer are made from.
-PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t weights_version);
+/// first layer are made from. `seed`: PrefixCache::seed().
+PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t weights_version,
+                     uint64_t seed = 0);
 
 /// Image prefixes by their keys; the least recently used leave when they together exceed a number of bytes.
-/// May be used from several threads.
+/// With a store they are kept on disk, too, where they outlive the process. May be used from several threads.
 class PrefixCache {
  public:
-  explicit PrefixCache(size_t max_bytes) : max_bytes_(max_bytes) {}
+  explicit PrefixCache(size_t max_bytes, std::unique_ptr<PrefixStore> store = nullptr);
 
-  /// The entry, which is then the most recently used, or null.
+  /// Of the hashes that keys are: nobody else knows it, so that nobody can make two images collide.
+  uint64_t seed() const { return seed_; }
+  /// Brings the entry into memory if it is on disk only, and says whether it is in memory then. Waits for the
+  /// disk.
+  bool fetch(const PrefixKey& key);
+  /// The entry if it is in memory, which is then the most recently used, or null.
   std::shared_ptr<const ImagePrefix> find(const PrefixKey& key);
   /// Keeps an entry, in place of an earlier one with its key. One that alone exceeds the bound is not kept.
   void insert(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix);
@@ -67,8 +58,11 @@ class PrefixCache {
   };
   using Entries = std::list<Entry>;  // the most recently used first
   void erase(Entries::iterator entry);
+  void hold(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix);
 
   const size_t max_bytes_;
+  const std::unique_ptr<PrefixStore> store_;
+  const uint64_t seed_;
   mutable std::mutex mutex_;
   Entries entries_;
   std::map<PrefixKey, Entries::iterator> by_key_;

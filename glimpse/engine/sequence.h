@@ -2,6 +2,7 @@
 
 #include <compare>
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
 #include <stop_token>
@@ -15,6 +16,8 @@ namespace glimpse {
 /// Wall time of the stages of one request, in ms. Sequences that run together each count all of it.
 struct StageTimes {
   double vision = 0, prefill = 0, prune = 0, decode = 0;  ///< prune is part of prefill
+
+  nlohmann::json to_json() const;  ///< by these names, to a microsecond
 };
 
 /// Thrown inside the forward pass when a stop was requested.

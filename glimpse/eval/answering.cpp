@@ -23,7 +23,6 @@ double rounded(double value, double per_unit) {
 
 json line_of(const TaskRow& row, const Request& request, const Answer& answer, const AnswerFlops& flops,
              double total_ms, std::optional<double> peak_mib) {
-  const auto ms = [](double value) { return rounded(value, 1000); };
   const auto giga = [](double value) { return rounded(value / 1e9, 1e6); };
   json line = {
       {"id", row.id},
@@ -37,16 +36,12 @@ json line_of(const TaskRow& row, const Request& request, const Answer& answer, c
       {"kept_tokens", answer.kept_tokens},
       {"keep", answer.keep},
       {"pruning", answer.pruning},
-      {"times_ms",
-       {{"vision", ms(answer.times.vision)},
-        {"prefill", ms(answer.times.prefill)},
-        {"prune", ms(answer.times.prune)},
-        {"decode", ms(answer.times.decode)},
-        {"total", ms(total_ms)}}},
+      {"times_ms", answer.times.to_json()},
       {"gflop",
        {{"prefill", giga(flops.prefill)}, {"prune", giga(flops.prune)}, {"decode", giga(flops.decode)}}},
       {"kv_bytes", answer.kv_bytes},
       {"peak_mib", peak_mib ? json(rounded(*peak_mib, 10)) : json()}};
+  line["times_ms"]["total"] = rounded(total_ms, 1000);
   if (flops.vision) line["gflop"]["vision"] = giga(*flops.vision);
   json images = json::array();
   for (size_t i = 0; i < answer.segments.size(); ++i) {

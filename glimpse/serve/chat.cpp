@@ -158,8 +158,7 @@ void Chat::prefilled(int64_t choice, const Answer& answer) {
     metrics.add("visual_tokens_total", static_cast<double>(answer.visual_tokens));
     metrics.add("visual_tokens_kept_total", static_cast<double>(answer.kept_tokens));
     if (answer.visual_tokens > 0) {
-      metrics.observe("visual_tokens_kept_share",
-                      static_cast<double>(answer.kept_tokens) / static_cast<double>(answer.visual_tokens));
+      metrics.observe("visual_tokens_kept_share", answer.kept_share());
       metrics.add("prefix_cache_queries", static_cast<double>(answer.prompt_tokens));
       metrics.add("prefix_cache_hits", static_cast<double>(answer.cached_tokens));
     }

@@ -125,7 +125,10 @@ struct HttpServer::Impl {
 HttpServer::HttpServer(HttpOptions options, Gate gate, Handler handler,
                        std::function<std::string(int, const std::string&)> error_body)
     : impl_(std::make_unique<Impl>()) {
-  impl_->shared = {std::move(options), std::move(gate), std::move(handler), std::move(error_body)};
+  impl_->shared.options = std::move(options);
+  impl_->shared.gate = std::move(gate);
+  impl_->shared.handler = std::move(handler);
+  impl_->shared.error_body = std::move(error_body);
   // Every connection is a file; by default a program may have 1,024.
   rlimit files{};
   if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
@@ -141,6 +144,9 @@ uint16_t HttpServer::port() const {
 }
 size_t HttpServer::connections() const {
   return impl_->count;
+}
+size_t HttpServer::answering() const {
+  return impl_->shared.answering;
 }
 
 void HttpServer::run() {

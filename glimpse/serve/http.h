@@ -95,6 +95,8 @@ class HttpServer {
   /// From any thread: run() returns; all connections are closed.
   void stop();
   size_t connections() const;
+  /// Answers that are made or written.
+  size_t answering() const;
 
  private:
   struct Impl;

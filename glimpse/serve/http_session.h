@@ -29,6 +29,7 @@ struct Shared {
   HttpServer::Handler handler;
   std::function<std::string(int, const std::string&)> error_body;
   std::shared_ptr<std::atomic<size_t>> bodies = std::make_shared<std::atomic<size_t>>(0);
+  std::atomic<size_t> answering = 0;  // answers that are not written to the last byte
   bool draining = false;
   std::string own_id =
       concat("req-", std::hex, std::random_device()(), "-");  // begins ids that are made here
@@ -111,6 +112,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   void close() override {
     if (closed_) return;
     closed_ = true;
+    if (std::exchange(exchange_open_, false)) --shared_.answering;
     error_code ignored;
     stream_.lowest_layer().shutdown(tcp::socket::shutdown_both, ignored);
     stream_.lowest_layer().close(ignored);
@@ -121,7 +123,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   static constexpr size_t kRead = 64 << 10;
 
   void await_request() {
-    busy_with_request_ = exchange_open_ = said_anything_ = false;
+    busy_with_request_ = said_anything_ = false;
     last_.reset();
     memory_.reset();
     parser_.emplace();
@@ -192,7 +194,7 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
 
   std::shared_ptr<Exchange> open_exchange() {
     const auto& head = parser_->get();
-    exchange_open_ = true;
+    if (!std::exchange(exchange_open_, true)) ++shared_.answering;
     deadline_ = Clock::time_point::max();
     std::string id(head["x-request-id"]);
     const bool fine = !id.empty() && id.size() <= 64 && std::all_of(id.begin(), id.end(), [](char c) {
@@ -259,6 +261,8 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   void written() {
     const bool keep = *last_;
     exchange_.reset();
+    --shared_.answering;
+    exchange_open_ = false;
     if (!keep) return finish();
     await_request();
     read();
@@ -266,7 +270,6 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
 
   // The client may still be sending what nobody wants: a closed socket would make it miss the answer.
   void finish() {
-    exchange_open_ = false;
     last_.reset();
     discarding_ = true;
     buffer_.clear();

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "glimpse/base/check.h"
+#include "glimpse/base/json_file.h"
 #include "glimpse/eval/grid.h"
 #include "glimpse/prune/keep_rule.h"
 #include "glimpse/prune/registry.h"
@@ -225,10 +226,6 @@ void read_pruning(const json& body, const Served& served, ChatCall& call) {
     wrong("pruning.keep", "the method " + call.request.prune + " takes no budget");
 }
 
-double share(int64_t part, int64_t whole) {
-  return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
-}
-
 }  // namespace
 
 json error_json(const ApiError& error) {
@@ -273,17 +270,8 @@ std::vector<std::string> Served::ids() const {
 }
 
 json parse_body(const std::string& text) {
-  constexpr int deepest = 32;
-  const auto on_event = [&](int depth, json::parse_event_t, json&) {
-    if (depth > deepest) wrong("", concat("the body is nested deeper than ", deepest, " levels"));
-    return true;
-  };
   json body;
-  try {
-    body = json::parse(text, on_event);
-  } catch (const json::exception& error) {
-    wrong("", std::string("the body is not JSON: ") + error.what());
-  }
+  in_field("", [&] { body = parse_json(text, "the body", 32); });
   if (!body.is_object()) wrong("", "the body is no JSON object");
   return body;
 }
@@ -351,19 +339,14 @@ json kept_json(const Answer& answer, const std::set<std::string>& wants) {
     first += count;
     images.push_back(std::move(image));
   }
-  const auto round = [](double value) { return std::round(value * 1000) / 1000; };
   return {{"visual_tokens", answer.visual_tokens},
           {"kept_tokens", answer.kept_tokens},
-          {"kept_share", round(share(answer.kept_tokens, answer.visual_tokens))},
+          {"kept_share", std::round(answer.kept_share() * 1000) / 1000},
           {"cached_tokens", answer.cached_tokens},
           {"kv_bytes", answer.kv_bytes},
           {"pruning", answer.pruning},
           {"images", images},
-          {"times_ms",
-           {{"vision", round(answer.times.vision)},
-            {"prefill", round(answer.times.prefill)},
-            {"prune", round(answer.times.prune)},
-            {"decode", round(answer.times.decode)}}}};
+          {"times_ms", answer.times.to_json()}};
 }
 
 std::string decode_base64(std::string_view text) {

@@ -79,7 +79,8 @@ Service::Impl::Impl(ServeOptions given)
   if (!options.cors.empty()) {
     http_options.headers.emplace_back("Access-Control-Allow-Origin", options.cors);
     http_options.headers.emplace_back("Access-Control-Allow-Methods", "GET, POST, OPTIONS");
-    http_options.headers.emplace_back("Access-Control-Allow-Headers", "authorization, content-type");
+    http_options.headers.emplace_back("Access-Control-Allow-Headers",
+                                      "authorization, content-type, x-glimpse-affinity");
   }
   if (options.log) http_options.log = write_log;
   http = std::make_unique<HttpServer>(
@@ -100,6 +101,9 @@ struct Route {
 };
 constexpr Route kRoutes[] = {
     {"GET", "/", true, false},
+    {"GET", "/examples/0", true, false},
+    {"GET", "/examples/1", true, false},
+    {"GET", "/examples/2", true, false},
     {"GET", "/openapi.json", true, false},
     {"GET", "/health", true, true},
     {"GET", "/v1/health", true, true},
@@ -175,6 +179,11 @@ void Service::Impl::handle(HttpRequest request, std::shared_ptr<Reply> reply) {
   if (request.path == "/")
     return reply->send(
         {200, "text/html; charset=utf-8", std::string(kPage), {{"Cache-Control", "no-cache"}}});
+  if (request.path.starts_with("/examples/"))
+    return reply->send({200,
+                        "image/jpeg",
+                        std::string(kExamples.at(static_cast<size_t>(request.path.back() - '0')).picture),
+                        {{"Cache-Control", "max-age=86400"}}});
   if (request.path == "/openapi.json")
     return reply->send({200, "application/json", std::string(kOpenApi), {}});
   if (request.path == "/health" || request.path == "/v1/health") return ok({{"status", "ok"}});
@@ -237,7 +246,12 @@ json Service::Impl::props() const {
   json methods = json::array();
   for (const PrunerInfo& info : known_pruners(engine->pruner_context()))
     methods.push_back({{"name", info.name}, {"summary", info.summary}});
+  json examples = json::array();
+  if (options.engine.model.empty())  // others were not trained on these
+    for (size_t i = 0; i < kExamples.size(); ++i)
+      examples.push_back({{"picture", concat("/examples/", i)}, {"question", kExamples[i].question}});
   return {{"model", served.name},
+          {"examples", examples},
           {"presets", served.presets},
           {"default_prune", engine->default_prune()},
           {"methods", methods},
@@ -276,10 +290,11 @@ void Service::run(std::stop_token stop) {
   Impl& impl = *impl_;
   std::jthread connections([&] { impl.http->run(); });
   std::exception_ptr failure;
+  std::chrono::steady_clock::time_point end;
   {
-    std::jthread stepping([&](std::stop_token end) {
+    std::jthread stepping([&](std::stop_token over) {
       try {
-        impl.serve(end);
+        impl.serve(over);
       } catch (...) {
         const std::lock_guard lock(impl.mutex);
         failure = std::current_exception();
@@ -290,15 +305,17 @@ void Service::run(std::stop_token stop) {
     impl.changed.wait(lock, stop, [&] { return failure != nullptr; });
     impl.draining = true;
     impl.http->drain();
+    end = std::chrono::steady_clock::now() + impl.options.grace;
     // Running answers may end.
-    impl.changed.wait_for(lock, impl.options.grace, [&] { return impl.open_chats == 0; });
+    impl.changed.wait_until(lock, end, [&] { return impl.open_chats == 0; });
   }
   impl.pictures.stop();
   impl.workers.join();
-  {  // what was written last goes out
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    impl.http->stop();
-  }
+  // What is written last goes out, at the pace of its client.
+  end = std::max(end, std::chrono::steady_clock::now() + std::chrono::seconds(1));
+  while (impl.http->answering() > 0 && std::chrono::steady_clock::now() < end)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  impl.http->stop();
   connections.join();
   if (failure) std::rethrow_exception(failure);
 }

@@ -77,11 +77,16 @@ class CliTest(unittest.TestCase):
         return folder
 
 
+def png(width, height, bits, kind, rows):
+    """A PNG file of rows, each with its filter byte."""
+    chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)) + \
+        chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def write_large_png(path, side=12000):
     """A small file whose pixels take `side` x `side` x 3 bytes."""
-    chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)) +
-                     chunk(b"IDAT", zlib.compress(bytes(side * (side // 8 + 1)))) + chunk(b"IEND", b""))
+    path.write_bytes(png(side, side, 1, 0, bytes(side * (side // 8 + 1))))
 
 
 def read_png(path):

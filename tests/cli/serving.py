@@ -23,10 +23,10 @@ def asked(question=QUESTION, picture=PICTURE, **more):
 
 
 class Server:
-    """A running server; `flags` beside a free port."""
+    """A running server at `port`, or a free one."""
 
-    def __init__(self, *flags, env=None, wait=True):
-        self.process = subprocess.Popen([PROGRAM, "serve", "--port", "0", "--threads", "1", *map(str, flags)],
+    def __init__(self, *flags, port=0, env=None, wait=True):
+        self.process = subprocess.Popen([PROGRAM, "serve", "--port", str(port), "--threads", "1", *map(str, flags)],
                                         env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
                                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         self.log = []

@@ -1,7 +1,9 @@
 """Settings of glimpse serve, its start and its end."""
+import base64
 import contextlib
 import http.client
 import json
+import random
 import re
 import resource
 import signal
@@ -13,7 +15,7 @@ import time
 import unittest
 from pathlib import Path
 
-from program import ANSWER, IMAGE, IMAGES, CliTest, run
+from program import ANSWER, IMAGE, IMAGES, MODEL, CliTest, png, run
 from serving import Server, asked
 
 
@@ -107,6 +109,42 @@ class Settings(CliTest):
             self.assertEqual((answer.status, json.load(answer)["error"]["type"]), (503, "unavailable_error"))
         self.assertEqual(server.stop(), 0)
 
+    def test_the_end_waits_for_slow_readers(self):
+        """An answer that is being written when the server is told to end arrives whole, however large."""
+        noise = random.Random(1)
+        rows = b"".join(b"\0" + noise.randbytes(1200 * 3) for _ in range(1200))
+        picture = "data:image/png;base64," + base64.b64encode(png(1200, 1200, 8, 2, rows)).decode()
+        server = self.serve("--grace", 30)
+        body = json.dumps(asked(picture=picture, pruning={"return": ["overlay"]}, max_tokens=2)).encode()
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            slow.connect(("127.0.0.1", server.port))
+            slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            head, _, rest = slow.recv(2000).partition(b"\r\n\r\n")
+            whole = int(re.search(rb"Content-Length: (\d+)", head)[1])
+            self.assertGreater(whole, 3 << 20)
+            server.tell(signal.SIGTERM)
+            got = len(rest)
+            while piece := slow.recv(1 << 16):
+                got += len(piece)
+                time.sleep(0.002)
+        self.assertEqual(got, whole)
+        self.assertEqual(server.stop(), 0)
+
+    def test_pictures_are_known_after_a_restart(self):
+        flags = ("--cache-dir", self.dir / "cache", "--cache-disk-gb", 0.1)
+        for known in (False, True):
+            server = self.serve(*flags)
+            status, answer = server.chat(asked())
+            self.assertEqual(answer["choices"][0]["message"]["content"], ANSWER)
+            self.assertEqual(answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0, known)
+            self.assertEqual(server.stop(), 0)
+        file = next((self.dir / "cache").glob("*.safetensors"))
+        file.write_bytes(file.read_bytes()[:5000])
+        server = self.serve(*flags)
+        answer = server.chat(asked())[1]
+        self.assertEqual((answer["choices"][0]["message"]["content"], answer["usage"]["prompt_tokens_details"]["cached_tokens"]), (ANSWER, 0))
+
     def test_what_it_does_not_start_with(self):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             result = run("serve", "--port", taken.getsockname()[1], "--threads", 1)
@@ -114,6 +152,7 @@ class Settings(CliTest):
         self.assertIn("another program uses it", result.stderr)
         for flags, words in ((["--model", "/nowhere"], "/nowhere"), (["--preset", "x=nothing"], "--preset x"), (["--preset", "x"], "NAME=COMPOSITION"),
                              (["--api-key-file", "/nowhere"], "cannot be read"), (["--media-path", "/nowhere"], "no folder"),
+                             (["--cache-dir", MODEL / "config.json"], "no folder"), (["--cache-dir", self.dir, "--cache-mb", 0], "cache_mb"),
                              (["--ssl-cert-file", "/nowhere"], "one of the two is missing")):
             result = run("serve", "--port", 0, "--threads", 1, *flags)
             self.assertEqual(result.returncode, 1, flags)

@@ -101,6 +101,34 @@ class Open(Page):
                     if entry["level"] == "SEVERE" and "favicon" not in entry["message"]]
         self.assertEqual(problems, [])
 
+    def test_examples_stop_and_follow_up(self):
+        self.until(lambda: len(self.browser.find_elements(By.CSS_SELECTOR, "#examples img")) == 3)
+        for example, answer in zip(self.browser.find_elements(By.CSS_SELECTOR, "#examples button"),
+                                   (ANSWER, "There are 2 diamonds.", "The shape with the letter J is blue.")):
+            example.click()
+            self.until(lambda: self.browser.find_elements(By.CSS_SELECTOR, "canvas") and self.find("#question").get_attribute("value"))
+            self.find("#ask").click()
+            self.until(lambda: self.find("#ask").is_enabled() and self.all(".facts"))
+            self.assertEqual(self.all(".text"), [answer])
+        self.shoot("example")
+        # A further turn is about the same picture, whose tokens are known.
+        self.ask("What shape is the letter J on?")
+        self.assertIn("from the cache", self.all(".facts")[-1])
+        self.assertEqual(len(self.all(".turn")), 2)
+        # An answer that never ends by itself is stopped, here and at the server.
+        self.browser.execute_script("""
+          const real = fetch;
+          window.fetch = (url, how) => real(url, how && how.body
+              ? {...how, body: JSON.stringify({...JSON.parse(how.body), ignore_eos: true, max_tokens: 400})} : how);""")
+        self.find("#question").clear()
+        self.find("#question").send_keys("What else?")
+        self.find("#ask").click()
+        self.until(lambda: len(self.all(".text")) == 3 and self.all(".text")[-1])
+        self.find("#stop").click()
+        self.until(lambda: self.find("#ask").is_enabled())
+        self.assertEqual(self.all(".error"), ["stopped"])
+        self.server.idle(2)
+
     def test_keys_and_errors(self):
         self.find("#question").send_keys("Hello" + Keys.ENTER)
         self.until(lambda: self.all(".facts"))

@@ -9,7 +9,7 @@ _glimpse() {
 
   COMPREPLY=()
   case $prev in
-    --model | -m | --new-modules | --clip | --adapter | --image-root | --data-root | --media-path | --masks-out | --resume)
+    --model | -m | --new-modules | --clip | --adapter | --image-root | --data-root | --media-path | --cache-dir | --masks-out | --resume)
       mapfile -t COMPREPLY < <(compgen -d -- "$cur"); compopt -o filenames; return ;;
     --image | -i | --config | -c | --data | --budget-from | --mask-out | --overlay-out | --scores-out | --out | -o | --mmproj | --api-key-file | --ssl-cert-file | --ssl-key-file)
       mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames; return ;;
@@ -24,7 +24,7 @@ _glimpse() {
     --device) mapfile -t COMPREPLY < <(compgen -W 'cpu cuda' -- "$cur"); return ;;
     --keep | --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | -n | --temperature | --top-p | \
       --top-k | --min-p | --repetition-penalty | --presence-penalty | --frequency-penalty | --seed | --system | --min-pixels | --max-pixels | --threads | -t | --limit | \
-      --batch | --kv-mb | --cache-mb | --max-shard-size | --budgets | --sets | --gallery | --judge-url | --judge-model | --judge-key-env | \
+      --batch | --kv-mb | --cache-mb | --cache-disk-gb | --max-shard-size | --budgets | --sets | --gallery | --judge-url | --judge-model | --judge-key-env | \
       --judge-jobs | --judge-tries | --judge-timeout | --host | --port | --served-model-name | --preset | --api-key | --parallel | --queue | --max-images | \
       --max-body-mb | --cors-origin | --grace) return ;;
   esac
@@ -35,9 +35,9 @@ _glimpse() {
   else
     case $command in
       ask) words="$run --image --reference-boxes --mask-out --overlay-out --scores-out --json --quiet" ;;
-      chat) words="$run --image --cache-mb" ;;
-      infer) words="$run --out --image-root --limit --batch --kv-mb --cache-mb --keep-going --overwrite --budget-from" ;;
-      serve) words="$model --host --port --served-model-name --preset --api-key --api-key-file --parallel --queue --kv-mb --cache-mb --media-path --allow-domain --allow-private-addresses --fetch-seconds --max-images --max-body-mb --max-new-tokens --cors-origin --ssl-cert-file --ssl-key-file --grace --quiet" ;;
+      chat) words="$run --image --cache-mb --cache-dir --cache-disk-gb" ;;
+      infer) words="$run --out --image-root --limit --batch --kv-mb --cache-mb --cache-dir --cache-disk-gb --keep-going --overwrite --budget-from" ;;
+      serve) words="$model --host --port --served-model-name --preset --api-key --api-key-file --parallel --queue --kv-mb --cache-mb --cache-dir --cache-disk-gb --media-path --allow-domain --allow-private-addresses --fetch-seconds --max-images --max-body-mb --max-new-tokens --cors-origin --ssl-cert-file --ssl-key-file --grace --quiet" ;;
       train) words="--config --data --out --resume --overwrite --model --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
       eval) words="$model --out --task --methods --budgets --budget-from --data-root --image-root --sets --limit --overwrite --keep-going --gallery --masks-only --masks-out --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --judge-timeout --max-new-tokens --min-pixels --max-pixels --preprocessing" ;;
       inspect | methods) words="$model --json" ;;

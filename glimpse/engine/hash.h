@@ -1,0 +1,56 @@
+#pragma once
+
+#include <ATen/ATen.h>
+#include <xxhash.h>
+
+#include <concepts>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "glimpse/base/check.h"
+
+namespace glimpse {
+
+/// XXH3's state of 128 bits, fed with values. Every part goes with its size, so that parts cannot run into
+/// each other.
+class Hash {
+ public:
+  explicit Hash(uint64_t seed) : state_(XXH3_createState()) {
+    check(state_ != nullptr, "out of memory");
+    XXH3_128bits_reset_withSeed(state_, seed);
+  }
+  ~Hash() { XXH3_freeState(state_); }
+  Hash(const Hash&) = delete;
+
+  void bytes(const void* data, size_t size) {
+    XXH3_128bits_update(state_, &size, sizeof size);
+    XXH3_128bits_update(state_, data, size);
+  }
+  template <class T>
+  requires std::is_arithmetic_v<T>
+  void add(T value) { bytes(&value, sizeof value); }
+  void add(const std::string& text) { bytes(text.data(), text.size()); }
+  template <class T>
+  void add(const std::optional<T>& value) {
+    add(value.has_value());
+    if (value) add(*value);
+  }
+  template <class T>
+  requires std::is_arithmetic_v<T>
+  void add(const std::vector<T>& values) { bytes(values.data(), values.size() * sizeof(T)); }
+  void add(const at::Tensor& tensor) {
+    const at::Tensor flat = tensor.cpu().contiguous();
+    add(static_cast<int>(flat.scalar_type()));
+    add(flat.sizes().vec());
+    bytes(flat.const_data_ptr(), flat.nbytes());
+  }
+  XXH128_hash_t sum() const { return XXH3_128bits_digest(state_); }
+
+ private:
+  XXH3_state_t* state_;
+};
+
+}  // namespace glimpse

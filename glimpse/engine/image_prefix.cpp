@@ -1,0 +1,106 @@
+#include "glimpse/engine/image_prefix.h"
+
+#include "glimpse/base/check.h"
+
+namespace glimpse {
+
+namespace {
+
+// Calls visit(name, tensor) for every tensor but those of the layers' caches.
+template <class Prefix, class Visit>
+void for_tensors(Prefix& prefix, const Visit& visit) {
+  visit("hidden", prefix.hidden);
+  visit("position_ids", prefix.position_ids);
+  visit("scores", prefix.scores);
+  auto& vision = prefix.vision;
+  visit("vision.embeds", vision.embeds);
+  visit("vision.shared", vision.shared);
+  visit("vision.structure", vision.structure);
+  for (size_t i = 0; i < vision.states.size(); ++i) visit(concat("vision.states.", i), vision.states[i]);
+  for (size_t i = 0; i < vision.additions.size(); ++i)
+    visit(concat("vision.additions.", i), vision.additions[i]);
+  for (size_t i = 0; i < vision.attention.size(); ++i) {
+    visit(concat("vision.attention.", i, ".received"), vision.attention[i].received);
+    visit(concat("vision.attention.", i, ".keys"), vision.attention[i].keys);
+  }
+}
+
+// The same for lists of numbers.
+template <class Prefix, class Visit>
+void for_lists(Prefix& prefix, const Visit& visit) {
+  visit("rows", prefix.rows);
+  visit("visual", prefix.visual);
+  visit("source", prefix.source);
+  visit("shift", prefix.shift);
+  visit("vision.windows", prefix.vision.windows);
+}
+
+}  // namespace
+
+size_t ImagePrefix::bytes() const {
+  size_t sum = 0;
+  for_tensors(*this, [&](const std::string&, const at::Tensor& tensor) {
+    if (tensor.defined()) sum += tensor.storage().nbytes();
+  });
+  for_lists(*this, [&](const std::string&, const std::vector<int64_t>& list) {
+    sum += list.size() * sizeof(int64_t);
+  });
+  for (const LayerCache& layer : layers) sum += layer.bytes();
+  return sum;
+}
+
+std::map<std::string, at::Tensor> tensors_of(const ImagePrefix& prefix) {
+  std::map<std::string, at::Tensor> out;
+  const auto add = [&](const std::string& name, const at::Tensor& tensor) {
+    if (tensor.defined()) out[name] = tensor.detach().cpu();
+  };
+  for_tensors(prefix, add);
+  for_lists(prefix, [&](const std::string& name, const std::vector<int64_t>& list) {
+    add(name, at::tensor(list, at::kLong));
+  });
+  for (size_t i = 0; i < prefix.layers.size(); ++i) {
+    add(concat("layers.", i, ".keys"), prefix.layers[i].keys());
+    add(concat("layers.", i, ".values"), prefix.layers[i].values());
+  }
+  add("counts", at::tensor(std::vector<int64_t>{
+                    prefix.tokens, std::ssize(prefix.layers), std::ssize(prefix.vision.states),
+                    std::ssize(prefix.vision.additions), std::ssize(prefix.vision.attention)}));
+  return out;
+}
+
+ImagePrefix prefix_of(const std::map<std::string, at::Tensor>& tensors, at::Device device) {
+  const auto get = [&](const std::string& name) {
+    const auto found = tensors.find(name);
+    check(found != tensors.end(), "an image prefix without ", name);
+    return found->second;
+  };
+  const auto list_of = [](const at::Tensor& tensor) {
+    const at::Tensor flat = tensor.to(at::kLong).contiguous();
+    return std::vector<int64_t>(flat.const_data_ptr<int64_t>(),
+                                flat.const_data_ptr<int64_t>() + flat.numel());
+  };
+  const std::vector<int64_t> counts = list_of(get("counts"));
+  check(counts.size() == 5, "an image prefix with other counts");
+  ImagePrefix prefix;
+  prefix.tokens = counts[0];
+  prefix.layers.resize(static_cast<size_t>(counts[1]));
+  prefix.vision.states.resize(static_cast<size_t>(counts[2]));
+  prefix.vision.additions.resize(static_cast<size_t>(counts[3]));
+  prefix.vision.attention.resize(static_cast<size_t>(counts[4]));
+  for_tensors(prefix, [&](const std::string& name, at::Tensor& tensor) {
+    // The positions stay on the CPU (Prompt).
+    if (const auto found = tensors.find(name); found != tensors.end())
+      tensor = found->second.clone().to(name == "position_ids" ? at::Device(at::kCPU) : device);
+  });
+  for_lists(prefix, [&](const std::string& name, std::vector<int64_t>& list) { list = list_of(get(name)); });
+  for (size_t i = 0; i < prefix.layers.size(); ++i) {
+    const at::Tensor keys = get(concat("layers.", i, ".keys")).to(device).transpose(0, 1),
+                     values = get(concat("layers.", i, ".values")).to(device).transpose(0, 1);
+    LayerCache layer;
+    layer.append(keys, values);
+    prefix.layers[i] = layer.first(keys.size(0));
+  }
+  return prefix;
+}
+
+}  // namespace glimpse

@@ -1,0 +1,204 @@
+#include "glimpse/engine/prefix_store.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <iomanip>
+#include <iostream>
+#include <random>
+#include <sstream>
+
+#include "glimpse/base/atomic_file.h"
+#include "glimpse/engine/hash.h"
+#include "glimpse/io/safetensors.h"
+
+namespace glimpse {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr size_t kMostPending = size_t{512} << 20;  // bytes that may wait to be written
+constexpr std::string_view kEnding = ".safetensors";
+
+std::string hex(uint64_t high, uint64_t low) {
+  std::ostringstream out;
+  out << std::hex << std::setfill('0') << std::setw(16) << high << std::setw(16) << low;
+  return out.str();
+}
+
+// The folder's secret, made once: whoever comes first puts a whole file in place.
+std::string secret_of(const fs::path& dir) {
+  const fs::path path = dir / "seed";
+  if (!fs::exists(path)) {
+    std::random_device device;
+    const auto word = [&] { return uint64_t{device()} << 32 | device(); };
+    const std::string text = hex(word(), word());
+    const fs::path fresh = dir / concat("seed.tmp-", getpid());
+    const int file = open(fresh.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    check(file >= 0, "cannot write ", fresh.string(), ": ", std::strerror(errno));
+    const bool written = ::write(file, text.data(), text.size()) == std::ssize(text);
+    close(file);
+    const bool there = written && (link(fresh.c_str(), path.c_str()) == 0 || errno == EEXIST);
+    unlink(fresh.c_str());
+    check(there, "cannot write ", path.string());
+  }
+  std::ifstream in(path);
+  std::string text;
+  in >> text;
+  check(text.size() == 32, path.string(), ": is damaged; remove it (the image prefixes beside it are lost)");
+  return text;
+}
+
+struct Stored {
+  fs::path path;
+  fs::file_time_type used;
+  uint64_t bytes;
+};
+
+// What is of this kind in the folder; leftovers of processes that were killed are removed.
+std::vector<Stored> stored_in(const fs::path& dir) {
+  std::vector<Stored> out;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(dir, error)) {
+    const std::string name = entry.path().filename().string();
+    const fs::file_time_type used = entry.last_write_time(error);
+    const uint64_t bytes = error ? 0 : entry.file_size(error);
+    if (error) continue;  // another process removed it
+    if (name.find(".tmp-") != name.npos && used < fs::file_time_type::clock::now() - std::chrono::hours(1))
+      fs::remove(entry.path(), error);
+    if (name.size() == 32 + kEnding.size() && name.ends_with(kEnding))
+      out.push_back({entry.path(), used, bytes});
+  }
+  return out;
+}
+
+}  // namespace
+
+PrefixStore::PrefixStore(PrefixStoreOptions options, at::Device device)
+    : options_(std::move(options)), device_(device) {
+  const fs::path& dir = options_.dir;
+  std::error_code error;
+  if (!fs::exists(dir)) {
+    if (dir.has_parent_path()) fs::create_directories(dir.parent_path(), error);
+    check(mkdir(dir.c_str(), 0700) == 0 || errno == EEXIST, "cannot make the folder ", dir.string(), ": ",
+          std::strerror(errno));
+  }
+  check(fs::is_directory(dir), dir.string(), " is no folder");
+  Hash hash(0);
+  hash.add(secret_of(dir));
+  hash.add(options_.origin);
+  seed_ = hash.sum().low64;
+  make_room(options_.max_bytes);
+  writer_ = std::thread([this] { run(); });
+}
+
+PrefixStore::~PrefixStore() {
+  {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+  }
+  changed_.notify_all();
+  writer_.join();
+}
+
+fs::path PrefixStore::path_of(const PrefixKey& key) const {
+  return options_.dir / (hex(key.high, key.low) + std::string(kEnding));
+}
+
+std::string PrefixStore::checksum(const PrefixKey& key,
+                                  const std::map<std::string, at::Tensor>& tensors) const {
+  Hash hash(seed_);
+  hash.add(key.high);
+  hash.add(key.low);
+  for (const auto& [name, tensor] : tensors) {
+    hash.add(name);
+    hash.add(tensor);
+  }
+  const XXH128_hash_t sum = hash.sum();
+  return hex(sum.high64, sum.low64);
+}
+
+std::shared_ptr<const ImagePrefix> PrefixStore::load(const PrefixKey& key) {
+  const fs::path path = path_of(key);
+  std::error_code error;
+  if (!fs::exists(path, error)) return nullptr;
+  try {
+    const Safetensors file = load_safetensors(path);
+    const auto check_sum = file.metadata.find("checksum");
+    check(check_sum != file.metadata.end() && check_sum->second == checksum(key, file.tensors), "damaged");
+    auto prefix = std::make_shared<const ImagePrefix>(prefix_of(file.tensors, device_));
+    fs::last_write_time(path, fs::file_time_type::clock::now(), error);
+    return prefix;
+  } catch (const std::exception&) {  // damaged, or somebody else's
+    fs::remove(path, error);
+    return nullptr;
+  }
+}
+
+void PrefixStore::save(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix) {
+  const size_t size = prefix->bytes();
+  const std::lock_guard lock(mutex_);
+  if (size > options_.max_bytes || pending_bytes_ + size > kMostPending) return;
+  pending_.push_back({key, std::move(prefix)});
+  pending_bytes_ += size;
+  changed_.notify_all();
+}
+
+void PrefixStore::flush() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return pending_.empty(); });
+}
+
+void PrefixStore::run() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [&] { return ended_ || !pending_.empty(); });
+    if (pending_.empty()) return;
+    const Pending next = pending_.front();
+    lock.unlock();
+    std::string problem;
+    try {
+      write(next);
+    } catch (const std::exception& error) {
+      problem = error.what();
+    }
+    lock.lock();
+    if (!problem.empty() && !std::exchange(told_, true))
+      std::cerr << "glimpse: image prefixes are not kept on disk: " << problem << std::endl;
+    pending_bytes_ -= next.prefix->bytes();
+    pending_.pop_front();
+    changed_.notify_all();
+  }
+}
+
+void PrefixStore::write(const Pending& pending) {
+  const fs::path path = path_of(pending.key);
+  if (fs::exists(path)) return;
+  const std::map<std::string, at::Tensor> tensors = tensors_of(*pending.prefix);
+  make_room(options_.max_bytes - std::min(options_.max_bytes, pending.prefix->bytes()));
+  save_safetensors(path, tensors, {{"checksum", checksum(pending.key, tensors)}});
+  bytes_ += fs::file_size(path);
+}
+
+// Only a bound that is reached makes it look at the folder again.
+void PrefixStore::make_room(uint64_t limit) {
+  if (bytes_ > 0 && bytes_ <= limit) return;
+  std::vector<Stored> all = stored_in(options_.dir);
+  std::sort(all.begin(), all.end(), [](const Stored& a, const Stored& b) { return a.used < b.used; });
+  uint64_t sum = 0;
+  for (const Stored& file : all) sum += file.bytes;
+  for (const Stored& file : all) {
+    if (sum <= limit) break;
+    std::error_code error;
+    fs::remove(file.path, error);
+    sum -= file.bytes;
+  }
+  bytes_ = sum;
+}
+
+}  // namespace glimpse

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "glimpse/engine/image_prefix.h"
+
+namespace glimpse {
+
+struct PrefixStoreOptions {
+  std::filesystem::path dir;  ///< made if it is not there, for its owner alone
+  uint64_t max_bytes = 0;     ///< of all files; those used least recently leave first
+  std::string origin;  ///< what prefixes depend on and their keys do not hash: model files, dtype, program
+};
+
+/// Image prefixes as safetensors files of a folder, each named by its key, with a checksum that also takes
+/// the folder's secret seed and the origin in: a damaged or foreign file is as if it were not there. Several
+/// processes may use one folder. May be used from several threads.
+class PrefixStore {
+ public:
+  /// Error: the folder cannot be made or written to.
+  PrefixStore(PrefixStoreOptions options, at::Device device);
+  /// Writes what is still to be written.
+  ~PrefixStore();
+  PrefixStore(const PrefixStore&) = delete;
+
+  uint64_t seed() const { return seed_; }  ///< of the folder and the origin
+  /// The prefix, which is then the most recently used, or null.
+  std::shared_ptr<const ImagePrefix> load(const PrefixKey& key);
+  /// Writes the prefix soon, on a thread of the store. Where the disk does not keep up, or fails, it is not
+  /// kept; the first failure is told on standard error.
+  void save(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix);
+  /// Waits until all that was saved is written.
+  void flush();
+  uint64_t bytes() const { return bytes_; }  ///< of all files, as far as this process knows
+
+ private:
+  struct Pending {
+    PrefixKey key;
+    std::shared_ptr<const ImagePrefix> prefix;
+  };
+  std::filesystem::path path_of(const PrefixKey& key) const;
+  std::string checksum(const PrefixKey& key, const std::map<std::string, at::Tensor>& tensors) const;
+  void run();
+  void write(const Pending& pending);
+  void make_room(uint64_t limit);
+
+  const PrefixStoreOptions options_;
+  const at::Device device_;
+  uint64_t seed_ = 0;
+  std::atomic<uint64_t> bytes_ = 0;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Pending> pending_;  // the one that is written stays in front
+  size_t pending_bytes_ = 0;
+  bool ended_ = false, told_ = false;
+  std::thread writer_;
+};
+
+}  // namespace glimpse
