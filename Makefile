@@ -82,12 +82,11 @@ tsan: setup ## Build and run the unit and golden tests (ONLY=engine: these) with
 
 # Many clients against the server, polite and not: 10,000 requests under the address and undefined-behaviour sanitizers, then 2,000 under
 # the thread sanitizer.
-soak = cd tests/cli && GLIMPSE=$(CURDIR)/build/$(1)/bin/glimpse python3 -B soak_serve.py --requests $(2)
+soak = cd tests/cli && GLIMPSE=$(CURDIR)/build/release/bin/glimpse_$(1) python3 -B soak_serve.py --requests $(2)
 .PHONY: soak
-soak: setup ## Soak the server under the sanitizers (an hour on two cores)
-	@$(call build,asan,--target glimpse_cli)
-	@ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 $(call soak,asan,10000)
-	@$(call build,tsan,--target glimpse_cli)
+soak: build ## Soak the server under the sanitizers (an hour on two cores)
+	@$(call build,release,--target glimpse_asan glimpse_tsan)
+	@ASAN_OPTIONS=quarantine_size_mb=16 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 $(call soak,asan,10000)
 	@OMP_NUM_THREADS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 $(call soak,tsan,2000)
 
 .PHONY: format

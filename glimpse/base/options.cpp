@@ -51,9 +51,11 @@ Fields& Fields::one_of(const std::vector<std::string>& names) {
     field.allowed += concat(i == 0 ? "" : i + 1 < names.size() ? ", " : " or ", names[i]);
   field.set = [names, name = field.name, words = field.allowed,
                set = field.set](const nlohmann::json& value) {
-    check(std::any_of(names.begin(), names.end(), [&](const std::string& known) { return value == known; }),
-          name, ": expected ", words, ", got ",
-          value.is_string() ? concat("'", value.get<std::string>(), "'") : json_text(value));
+    for (const nlohmann::json& one : value.is_array() ? value : nlohmann::json::array({value}))
+      check(one.is_null() || std::any_of(names.begin(), names.end(),
+                                         [&](const std::string& known) { return one == known; }),
+            name, ": expected ", words, ", got ",
+            one.is_string() ? concat("'", one.get<std::string>(), "'") : json_text(one));
     set(value);
   };
   return *this;

@@ -36,7 +36,8 @@ Fields KeepRule::fields() {
   fields.add("threshold", threshold, "keep visual tokens whose probability is above this", {0, 1})
       .add("max_keep", max_keep, "keep at most this fraction of the visual tokens (none: no cap)", {0, 1})
       .add("min_keep", min_keep, "keep at least this many visual tokens (none: no minimum)", {0, 1e9})
-      .add("anchors", anchors, "grid corners always kept, of tl+tr+bl+br (single images)");
+      .add("anchors", anchors, "grid corners always kept (single images)")
+      .one_of({"tl", "tr", "bl", "br"});
   return fields;
 }
 
@@ -64,8 +65,6 @@ std::vector<int64_t> KeepRule::corners(const View& view) const {
   if (anchors.empty() || view.segments.size() != 1) return out;
   const Segment& segment = view.segments[0];
   for (const std::string& anchor : anchors) {
-    check(anchor == "tl" || anchor == "tr" || anchor == "bl" || anchor == "br",
-          "anchors: expected tl, tr, bl or br, got '", anchor, "'");
     const int64_t row = anchor[0] == 't' ? 0 : segment.rows - 1,
                   col = anchor[1] == 'l' ? 0 : segment.cols - 1;
     const auto found = std::find(view.living.begin(), view.living.end(), row * segment.cols + col);

@@ -239,7 +239,10 @@ int64_t default_cut_layer(const PrunerContext& context) {
 PrunerChain make_pruners(const std::string& composition, const PrunerContext& context) {
   PrunerChain chain;
   if (trimmed(composition) == "none") return chain;
-  for (const std::string& stage : split(composition, '+')) {
+  constexpr size_t most = 16;
+  const std::vector<std::string> stages = split(composition, '+');
+  check(stages.size() <= most, "pruning: a composition of ", stages.size(), " methods; ", most, " at most");
+  for (const std::string& stage : stages) {
     chain.push_back(make_one(trimmed(stage), context));
     for (const Cut& cut : chain.back()->cuts())
       check(cut.layer < context.layers, "pruning: '", stage, "' cuts at layer ", cut.layer,

@@ -80,7 +80,12 @@ void Chat::start(std::shared_ptr<const HttpRequest> from) {
 void Chat::read(std::shared_ptr<const HttpRequest> from) {
   const json body = parse_body(from->body);
   const bool responses = api_ == Api::responses;
-  call_ = read_chat(responses ? chat_of_responses(body) : body, service_.served);
+  try {
+    call_ = read_chat(responses ? chat_of_responses(body) : body, service_.served);
+  } catch (const ApiError& error) {
+    if (!responses) throw;
+    throw in_words_of_responses(error, body);
+  }
   writer_ =
       responses ? responses_writer(call_, body) : chat_writer(call_, service_.engine->model().tokenizer());
   from_ = std::move(from);

@@ -18,7 +18,12 @@ HttpRequest request_of(const http::request<http::string_body>& from, const std::
   };
   HttpRequest to;
   to.method = std::string(from.method_string());
-  const std::string target(from.target());
+  std::string target(from.target());
+  // The absolute form, as proxies send it.
+  if (target.starts_with("http://") || target.starts_with("https://")) {
+    const size_t path = target.find('/', target.find("//") + 2);
+    target = path == target.npos ? "/" : target.substr(path);
+  }
   to.path = target.substr(0, target.find('?'));
   for (const auto& field : from) {
     std::string& value = to.headers[lower(std::string(field.name_string()))];
@@ -27,6 +32,19 @@ HttpRequest request_of(const http::request<http::string_body>& from, const std::
   }
   to.peer = peer;
   return to;
+}
+
+std::pair<int, std::string> objection(const http::request<http::string_body>& head) {
+  if (head.version() >= 11 && head.count(http::field::host) != 1)
+    return {400, "a request has one Host header"};
+  if (head.count(http::field::transfer_encoding) == 0) return {0, ""};
+  if (head.version() < 11) return {400, "HTTP/1.0 has no Transfer-Encoding"};
+  if (head.count(http::field::content_length) > 0)
+    return {400, "a body has either a Content-Length or a Transfer-Encoding"};
+  if (head.count(http::field::transfer_encoding) > 1 ||
+      !beast::iequals(head[http::field::transfer_encoding], "chunked"))
+    return {501, "the only Transfer-Encoding that is understood is chunked"};
+  return {0, ""};
 }
 
 struct HttpServer::Impl {

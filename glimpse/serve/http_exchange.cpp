@@ -24,13 +24,16 @@ Exchange::~Exchange() {
 }
 
 void Exchange::send(HttpResponse response) {
-  std::string bytes = head(response, "Content-Length: " + std::to_string(response.body.size()));
+  const bool empty = response.status == 204;  // which says no length
+  std::string bytes = head(response, empty ? "" : "Content-Length: " + std::to_string(response.body.size()));
   if (!head_only_) bytes += response.body;
   ended_ = true;
   put(std::move(bytes), true);
 }
 
 void Exchange::begin(HttpResponse response) {
+  // Without chunks only the connection's end can end the body.
+  if (old_) keep_alive_ = false;
   put(head(response, old_ ? "" : "Transfer-Encoding: chunked"), false);
 }
 
@@ -67,8 +70,6 @@ void Exchange::tell_gone() {
 
 std::string Exchange::head(const HttpResponse& response, const std::string& framing) {
   status_ = response.status;
-  // Without chunks only the connection's end can end the body.
-  if (framing.empty()) keep_alive_ = false;
   std::ostringstream out;
   out << "HTTP/1.1 " << response.status << " " << reason_of(response.status) << "\r\nServer: glimpse\r\n";
   if (!response.type.empty()) out << "Content-Type: " << response.type << "\r\n";

@@ -66,6 +66,10 @@ inline void handshake(asio::ssl::stream<tcp::socket>& stream, std::function<void
   stream.async_handshake(asio::ssl::stream_base::server, std::move(then));
 }
 
+/// What is wrong with a request's head beside what the parser sees, and the status for it; 0: nothing. A body
+/// that is framed in doubt could be taken for the next request (RFC 9112 sections 3.2 and 6).
+std::pair<int, std::string> objection(const http::request<http::string_body>& head);
+
 /// One connection, plain or with TLS: requests one after the other. It reads on while an answer is made, so
 /// that a client that goes away is noticed.
 template <class Stream>
@@ -179,6 +183,10 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
   // Whether the body is wanted.
   bool admit() {
     const auto& head = parser_->get();
+    if (const auto [status, why] = objection(head); status != 0) {
+      refuse(status, why);
+      return false;
+    }
     if (auto refusal = shared_.gate(request_of(head, peer_))) {
       refusal->headers.emplace_back("Connection", "close");
       respond(std::move(*refusal));

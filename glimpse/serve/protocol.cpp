@@ -62,10 +62,10 @@ bool flag(const json& body, const char* key) {
 // What cannot be honoured is said, not passed over.
 void refuse_unsupported(const json& body) {
   for (const char* key : {"tools", "functions"})
-    if (given(body, key) && !body[key].empty()) wrong(key, "this server calls no tools");
+    if (given(body, key) && body[key] != json::array()) wrong(key, "this server calls no tools");
   if (given(body, "response_format")) {
     const json& format = body["response_format"];
-    if (!format.is_object() || format.value("type", "text") != "text")
+    if (!format.is_object() || (format.contains("type") && format["type"] != "text"))
       wrong("response_format", "only {\"type\": \"text\"} is supported");
   }
   if (given(body, "modalities") && body["modalities"] != json::array({"text"}))
@@ -75,11 +75,16 @@ void refuse_unsupported(const json& body) {
 
 PictureSource picture_of(const json& part, const std::string& where) {
   PictureSource source;
-  const json& image = part.contains("image_url") ? part["image_url"] : json();
-  if (image.is_string())
-    source.url = image.get<std::string>();
-  else if (image.is_object() && image.contains("url") && image["url"].is_string())
-    source.url = image["url"].get<std::string>();
+  if (given(part, "image_url")) {
+    const json& image = part["image_url"];
+    const json& url = image.is_object() ? member(image, "url") : image;
+    if (!url.is_string() && !url.is_null())
+      wrong(where + ".image_url", "expected {\"url\": \"data:image/...;base64,...\"}");
+    if (url.is_string()) source.url = url.get<std::string>();
+    // Schemes are the same in capitals.
+    for (size_t i = 0; i < std::min(source.url.find(':'), size_t{8}) && i < source.url.size(); ++i)
+      source.url[i] = static_cast<char>(std::tolower(static_cast<unsigned char>(source.url[i])));
+  }
   if (given(part, "uuid")) {
     if (!part["uuid"].is_string() || part["uuid"].get<std::string>().size() > 256)
       wrong(where + ".uuid", "expected a text of at most 256 characters");
@@ -130,12 +135,34 @@ void read_messages(const json& body, const Served& served, ChatCall& call) {
       wrong("messages", concat("more than ", served.max_images, " images"));
     call.request.messages.push_back(std::move(message));
   }
+  // No vocabulary has longer pieces: what cannot fit is not cut into tokens first.
+  constexpr int64_t kLongestPiece = 256;
+  size_t bytes = 0;
+  for (const Message& message : call.request.messages)
+    for (const Part& part : message.parts) bytes += part.text.size();
+  const int64_t context = served.engine->model().max_positions();
+  if (bytes > static_cast<size_t>(kLongestPiece * context))
+    throw ApiError(
+        400, "invalid_request_error",
+        concat("messages: ", bytes, " bytes of text cannot fit the model's context of ", context, " tokens"),
+        "context_length_exceeded", "messages");
+}
+
+// What OpenAI's and vLLM's clients send in their own way.
+json own_value(const std::string& name, const json& value) {
+  const bool fits = !value.is_number_unsigned() || value.get<uint64_t>() <= INT64_MAX;
+  if (name == "seed" && value.is_number_integer() && fits)  // theirs is any integer of 64 bits
+    return value.get<int64_t>() & ((int64_t{1} << 52) - 1);
+  if (name == "top_p" && value == 0) return 1e-6;  // the likeliest alone
+  if (name == "top_k" && value == -1) return 0;    // all
+  return value;
 }
 
 void read_sampling(const json& body, SamplingOptions& sampling) {
   const Fields fields = sampling.fields();
   for (const Field& field : fields.list())
-    if (given(body, field.name.c_str())) in_field(field.name, [&] { field.set(body[field.name]); });
+    if (given(body, field.name.c_str()))
+      in_field(field.name, [&] { field.set(own_value(field.name, body[field.name])); });
   if (!given(body, "logit_bias")) return;
   if (!body["logit_bias"].is_object()) wrong("logit_bias", "expected an object of token ids and numbers");
   for (const auto& [id, bias] : body["logit_bias"].items()) {
@@ -160,9 +187,9 @@ void read_stops(const json& body, Request& request) {
 
 void read_lengths(const json& body, const Served& served, ChatCall& call) {
   constexpr int64_t kMost = int64_t{1} << 30;
+  call.request.max_new_tokens = number<int64_t>(body, "max_tokens", 1, kMost, served.max_new_tokens);
   call.request.max_new_tokens =
-      number<int64_t>(body, given(body, "max_completion_tokens") ? "max_completion_tokens" : "max_tokens", 1,
-                      kMost, served.max_new_tokens);
+      number<int64_t>(body, "max_completion_tokens", 1, kMost, call.request.max_new_tokens);
   call.choices = number<int64_t>(body, "n", 1, served.max_choices, 1);
   call.request.ignore_eos = flag(body, "ignore_eos");
   call.logprobs = flag(body, "logprobs");
@@ -188,7 +215,7 @@ void read_pruning(const json& body, const Served& served, ChatCall& call) {
                                       [&](const Field& each) { return each.name == key; });
       if (value.is_null()) continue;
       if (key == "prune") {
-        if (!value.is_string())
+        if (!value.is_string() || value.get_ref<const std::string&>().size() > 2000)
           wrong(where, "expected a composition such as \"glimpse\" or \"divprune(keep=0.1)\"");
         if (value != "auto") chosen = value;
       } else if (key == "keep") {
@@ -230,8 +257,12 @@ void read_pruning(const json& body, const Served& served, ChatCall& call) {
 
 json error_json(const ApiError& error) {
   const auto text = [](const std::string& value) { return value.empty() ? json() : json(value); };
+  // What a client sent may be part of it, at any length.
+  constexpr size_t longest = 600;
+  std::string message = error.what();
+  if (message.size() > longest) message = message.substr(0, longest) + "...";
   return {{"error",
-           {{"message", error.what()},
+           {{"message", message},
             {"type", error.type},
             {"param", text(error.param)},
             {"code", text(error.code)}}}};
@@ -273,6 +304,17 @@ json parse_body(const std::string& text) {
   json body;
   in_field("", [&] { body = parse_json(text, "the body", 32); });
   if (!body.is_object()) wrong("", "the body is no JSON object");
+  // To JSON 1.0 is an integer.
+  const auto whole = [](json& value) {
+    if (!value.is_number_float()) return;
+    const double number = value.get<double>();
+    if (std::trunc(number) == number && std::abs(number) < 1e15) value = static_cast<int64_t>(number);
+  };
+  for (const char* nested : {"", "pruning", "mm_processor_kwargs", "tokens"}) {
+    json& of = *nested ? body.contains(nested) ? body[nested] : body : body;
+    if (of.is_structured())
+      for (json& value : of) whole(value);
+  }
   return body;
 }
 

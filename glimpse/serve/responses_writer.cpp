@@ -124,16 +124,24 @@ class ResponsesWriter final : public AnswerWriter {
 
 json chat_of_responses(const json& body) {
   json chat = body;
-  for (const char* key :
-       {"messages", "n", "logprobs", "top_logprobs", "stop", "max_tokens", "max_completion_tokens", "text"})
+  for (const char* key : {"messages", "n", "logprobs", "top_logprobs", "stop", "max_tokens",
+                          "max_completion_tokens", "text", "response_format"})
     chat.erase(key);
   const auto given = [&](const char* key) { return body.contains(key) && !body[key].is_null(); };
   for (const char* key : {"previous_response_id", "conversation", "prompt"})
     if (given(key)) refuse(key, "this server keeps no conversations; send all of it as input");
   if (given("background") && body["background"] != json(false)) refuse("background", "not supported");
   if (given("text")) {
-    const json format = body["text"].is_object() ? body["text"].value("format", json()) : json();
-    if (format.is_object()) chat["response_format"] = format;
+    if (!body["text"].is_object()) refuse("text", "expected an object");
+    const json& format = member(body["text"], "format");
+    if (!format.is_null() && (!format.is_object() || (format.contains("type") && format["type"] != "text")))
+      refuse("text.format", "only {\"type\": \"text\"} is supported");
+  }
+  if (given("metadata")) {
+    bool texts = body["metadata"].is_object();
+    if (texts)
+      for (const json& value : body["metadata"]) texts = texts && value.is_string();
+    if (!texts) refuse("metadata", "expected an object of texts");
   }
   if (given("max_output_tokens")) chat["max_tokens"] = body["max_output_tokens"];
   json messages = json::array();
@@ -144,7 +152,7 @@ json chat_of_responses(const json& body) {
   const json input = body.value("input", json());
   if (input.is_string())
     messages.push_back({{"role", "user"}, {"content", input}});
-  else if (input.is_array())
+  else if (input.is_array() && !input.empty())
     for (const json& item : input) {
       if (!item.is_object() || (item.contains("type") && item["type"] != "message"))
         refuse("input", "only messages are supported");
@@ -154,6 +162,25 @@ json chat_of_responses(const json& body) {
     refuse("input", "expected a text or a list of messages");
   chat["messages"] = std::move(messages);
   return chat;
+}
+
+ApiError in_words_of_responses(const ApiError& error, const json& body) {
+  std::string param = error.param, text = error.what();
+  const auto rename = [&](const std::string& from, const std::string& to) {
+    if (!param.starts_with(from)) return;
+    if (text.starts_with(param)) text.replace(0, from.size(), to);
+    param.replace(0, from.size(), to);
+  };
+  rename("max_tokens", "max_output_tokens");
+  // The instructions are a message before the others.
+  if (body.contains("instructions") && body["instructions"].is_string())
+    for (size_t i = 1; i <= (body["input"].is_array() ? body["input"].size() : 1); ++i)
+      if (param.starts_with(concat("messages[", i, "]"))) {
+        rename(concat("messages[", i, "]"), concat("input[", i - 1, "]"));
+        break;
+      }
+  rename("messages", "input");
+  return {error.status, error.type, text, error.code, param};
 }
 
 std::unique_ptr<AnswerWriter> responses_writer(const ChatCall& call, const json& body) {

@@ -58,7 +58,11 @@ struct Service::Impl : ServiceState {
   void handle(HttpRequest request, std::shared_ptr<Reply> reply);
   void in_worker(std::shared_ptr<Reply> reply, std::function<void()> run);
   std::vector<std::pair<std::string, double>> gauges() const;
+  json model(const std::string& id) const {
+    return {{"id", id}, {"object", "model"}, {"created", begun}, {"owned_by", "glimpse"}};
+  }
   json models() const;
+  void send_model(const std::string& path, Reply& reply) const;
   json props() const;
   void serve(std::stop_token stop);
 
@@ -78,9 +82,7 @@ Service::Impl::Impl(ServeOptions given)
   HttpOptions http_options = options.http;
   if (!options.cors.empty()) {
     http_options.headers.emplace_back("Access-Control-Allow-Origin", options.cors);
-    http_options.headers.emplace_back("Access-Control-Allow-Methods", "GET, POST, OPTIONS");
-    http_options.headers.emplace_back("Access-Control-Allow-Headers",
-                                      "authorization, content-type, x-glimpse-affinity");
+    if (options.cors != "*") http_options.headers.emplace_back("Vary", "Origin");
   }
   if (options.log) http_options.log = write_log;
   http = std::make_unique<HttpServer>(
@@ -96,25 +98,52 @@ Service::Impl::Impl(ServeOptions given)
 namespace {
 
 struct Route {
-  const char *method, *path;
-  bool open, needs_model;  // without a key; answered once the model is there
+  const char *method, *path;  // one that ends with * stands for all that begin so
+  bool open, needs_model;     // without a key; answered once the model is there
 };
 constexpr Route kRoutes[] = {
     {"GET", "/", true, false},
-    {"GET", "/examples/0", true, false},
-    {"GET", "/examples/1", true, false},
-    {"GET", "/examples/2", true, false},
+    {"GET", "/examples/*", true, false},
     {"GET", "/openapi.json", true, false},
     {"GET", "/health", true, true},
     {"GET", "/v1/health", true, true},
     {"GET", "/metrics", false, true},
     {"GET", "/props", false, true},
     {"GET", "/v1/models", false, true},
+    {"GET", "/v1/models/*", false, true},
     {"POST", "/v1/chat/completions", false, true},
     {"POST", "/v1/responses", false, true},
     {"POST", "/v1/tokenize", false, true},
     {"POST", "/v1/detokenize", false, true},
 };
+
+bool leads_to(const Route& route, const std::string& path) {
+  std::string_view own = route.path;
+  if (!own.ends_with('*')) return path == own;
+  own.remove_suffix(1);
+  return path.size() > own.size() && path.starts_with(own);
+}
+
+// What a page of another origin may send: whatever its browser asks about.
+HttpResponse preflight(const HttpRequest& head) {
+  HttpResponse response{204, "", "", {{"Access-Control-Allow-Methods", "GET, POST, OPTIONS"}}};
+  const std::string asked = head.header("access-control-request-headers");
+  const bool names = asked.size() <= 2000 && std::all_of(asked.begin(), asked.end(), [](unsigned char c) {
+                       return std::isalnum(c) || c == '-' || c == '_' || c == ',' || c == ' ';
+                     });
+  if (names && !asked.empty()) response.headers.emplace_back("Access-Control-Allow-Headers", asked);
+  return response;
+}
+
+// The key of "Authorization: Bearer KEY"; the scheme's name is the same in capitals.
+std::string bearer(const std::string& header) {
+  constexpr std::string_view scheme = "bearer ";
+  if (header.size() < scheme.size()) return "";
+  for (size_t i = 0; i < scheme.size(); ++i)
+    if (std::tolower(static_cast<unsigned char>(header[i])) != scheme[i]) return "";
+  const size_t begin = header.find_first_not_of(' ', scheme.size());
+  return begin == header.npos ? "" : header.substr(begin);
+}
 
 }  // namespace
 
@@ -123,13 +152,13 @@ std::optional<HttpResponse> Service::Impl::gate(const HttpRequest& head) const {
   const Route* found = nullptr;
   std::string allowed;
   for (const Route& route : kRoutes)
-    if (head.path == route.path) {
+    if (leads_to(route, head.path)) {
       allowed += (allowed.empty() ? "" : ", ") + std::string(route.method);
       if (method == route.method) found = &route;
     }
   if (allowed.empty())
     return to_response({404, "invalid_request_error", "there is no " + head.path + " here", "not_found"});
-  if (head.method == "OPTIONS" && !options.cors.empty()) return HttpResponse{204, "", "", {}};
+  if (head.method == "OPTIONS" && !options.cors.empty()) return preflight(head);
   if (!found) {
     HttpResponse response =
         to_response({405, "invalid_request_error", head.path + " takes " + allowed, "method_not_allowed"});
@@ -137,9 +166,9 @@ std::optional<HttpResponse> Service::Impl::gate(const HttpRequest& head) const {
     return response;
   }
   if (!found->open && !options.keys.empty()) {
-    const std::string given = head.header("authorization");
+    const std::string given = head.header("authorization"), key_given = bearer(given);
     bool right = false;
-    for (const std::string& key : options.keys) right |= same_key(given, "Bearer " + key);
+    for (const std::string& key : options.keys) right |= same_key(key_given, key);
     if (!right)
       return to_response({401, "authentication_error",
                           given.empty() ? "an API key is needed: send the header Authorization: Bearer KEY"
@@ -156,7 +185,8 @@ void Service::Impl::in_worker(std::shared_ptr<Reply> reply, std::function<void()
   constexpr size_t kMost = 1024;
   if (reading + fetching >= kMost)
     return reply->send(
-        to_response({429, "rate_limit_error", "too many requests wait to be read; try again later"}));
+        to_response({429, "rate_limit_error", "too many requests wait to be read; try again later",
+                     "rate_limit_exceeded"}));
   ++reading;
   asio::post(workers, [this, reply = std::move(reply), run = std::move(run)] {
     thread_local const bool prepared = [] {
@@ -179,17 +209,21 @@ void Service::Impl::handle(HttpRequest request, std::shared_ptr<Reply> reply) {
   if (request.path == "/")
     return reply->send(
         {200, "text/html; charset=utf-8", std::string(kPage), {{"Cache-Control", "no-cache"}}});
-  if (request.path.starts_with("/examples/"))
-    return reply->send({200,
-                        "image/jpeg",
-                        std::string(kExamples.at(static_cast<size_t>(request.path.back() - '0')).picture),
-                        {{"Cache-Control", "max-age=86400"}}});
+  if (request.path.starts_with("/examples/")) {
+    for (size_t i = 0; i < kExamples.size(); ++i)
+      if (request.path == concat("/examples/", i))
+        return reply->send(
+            {200, "image/jpeg", std::string(kExamples[i].picture), {{"Cache-Control", "max-age=86400"}}});
+    return reply->send(
+        to_response({404, "invalid_request_error", "there is no " + request.path + " here", "not_found"}));
+  }
   if (request.path == "/openapi.json")
     return reply->send({200, "application/json", std::string(kOpenApi), {}});
   if (request.path == "/health" || request.path == "/v1/health") return ok({{"status", "ok"}});
   if (request.path == "/metrics")
     return reply->send({200, "text/plain; version=0.0.4; charset=utf-8", metrics.text(gauges()), {}});
   if (request.path == "/v1/models") return ok(models());
+  if (request.path.starts_with("/v1/models/")) return send_model(request.path.substr(11), *reply);
   if (request.path == "/props") return ok(props());
   const bool responses = request.path == "/v1/responses";
   if (responses || request.path == "/v1/chat/completions") {
@@ -204,15 +238,18 @@ void Service::Impl::handle(HttpRequest request, std::shared_ptr<Reply> reply) {
     const json body = parse_body(request.body);
     const Tokenizer& tokenizer = engine->model().tokenizer();
     if (request.path == "/v1/tokenize") {
-      const json text = body.contains("content") ? body["content"] : body.value("prompt", json());
+      const json& text = member(body, body.contains("content") ? "content" : "prompt");
       if (!text.is_string())
         throw ApiError(400, "invalid_request_error", "content: expected a text", "", "content");
-      const std::vector<int64_t> ids =
-          tokenizer.encode(text.get<std::string>(), body.value("parse_special", true) == json(true));
+      const json& special = member(body, "parse_special");
+      if (!special.is_null() && !special.is_boolean())
+        throw ApiError(400, "invalid_request_error", "parse_special: expected true or false", "",
+                       "parse_special");
+      const std::vector<int64_t> ids = tokenizer.encode(text.get<std::string>(), special != json(false));
       return reply->send({200, "application/json", json_text({{"tokens", ids}, {"count", ids.size()}}), {}});
     }
     std::vector<int64_t> ids;
-    const json tokens = body.value("tokens", json());
+    const json& tokens = member(body, "tokens");
     bool good = tokens.is_array();
     for (const json& id : tokens.is_array() ? tokens : json::array()) {
       good = good && id.is_number_integer() && id >= 0 && id < tokenizer.size();
@@ -237,15 +274,28 @@ std::vector<std::pair<std::string, double>> Service::Impl::gauges() const {
 
 json Service::Impl::models() const {
   json list = json::array();
-  for (const std::string& id : served.ids())
-    list.push_back({{"id", id}, {"object", "model"}, {"created", begun}, {"owned_by", "glimpse"}});
+  for (const std::string& id : served.ids()) list.push_back(model(id));
   return {{"object", "list"}, {"data", list}};
+}
+
+void Service::Impl::send_model(const std::string& path, Reply& reply) const {
+  std::string id = path;
+  try {
+    id = decode_percent(path);
+  } catch (const Error&) {  // then it is none that there is
+  }
+  const std::vector<std::string> ids = served.ids();
+  if (std::find(ids.begin(), ids.end(), id) == ids.end())
+    return reply.send(to_response(
+        {404, "invalid_request_error", "there is no model " + id + " here", "model_not_found", "model"}));
+  reply.send({200, "application/json", json_text(model(id)), {}});
 }
 
 json Service::Impl::props() const {
   json methods = json::array();
   for (const PrunerInfo& info : known_pruners(engine->pruner_context()))
-    methods.push_back({{"name", info.name}, {"summary", info.summary}});
+    if (info.budgeted != PrunerInfo::Budgeted::never)  // clients give no boxes
+      methods.push_back({{"name", info.name}, {"summary", info.summary}});
   json examples = json::array();
   if (options.engine.model.empty())  // others were not trained on these
     for (size_t i = 0; i < kExamples.size(); ++i)

@@ -32,6 +32,8 @@ std::unique_ptr<AnswerWriter> chat_writer(const ChatCall& call, const Tokenizer&
 
 /// A body of /v1/responses as one of /v1/chat/completions. Errors: ApiError.
 nlohmann::json chat_of_responses(const nlohmann::json& body);
+/// What read_chat said of that, with the fields called as in the body.
+ApiError in_words_of_responses(const ApiError& error, const nlohmann::json& body);
 /// Of /v1/responses; `body` is what was asked, parts of which the answer repeats.
 std::unique_ptr<AnswerWriter> responses_writer(const ChatCall& call, const nlohmann::json& body);
 

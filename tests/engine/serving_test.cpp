@@ -99,7 +99,7 @@ TEST_CASE("memory that runs out at any step ends at most one request; the others
   CHECK(failed == 0);
   REQUIRE(total > 500);
   const int64_t all = total;
-  for (int64_t nth = 1; nth <= all; nth += all / 60) {
+  for (int64_t nth = 1; nth <= all; nth += all / 40) {
     CAPTURE(nth);
     run(nth);
   }
