@@ -314,6 +314,7 @@ json Service::Impl::props() const {
 void Service::Impl::serve(std::stop_token stop) {
   engine = Engine::load(options.engine);
   served.engine = engine.get();
+  engine->model().tokenizer();  // a model without one answers nobody
   for (const auto& [id, composition] : served.presets) {
     try {
       make_pruners(composition, engine->pruner_context());
