@@ -102,7 +102,8 @@ Target parse_url(const std::string& url) {
   return target;
 }
 
-bool matches(const Target& target, const std::string& domain) {
+bool matches(const Target& target, std::string domain) {
+  for (char& c : domain) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   const size_t colon = domain.find(':', domain.rfind(']') == domain.npos ? 0 : domain.rfind(']'));
   const std::string host = domain.substr(0, colon);
   if (colon == domain.npos ? target.port != "80" && target.port != "443"
@@ -177,19 +178,22 @@ struct Transfer {
     easy.reset(curl_easy_init());
     check(easy != nullptr, "out of memory");
     CURL* const curl = easy.get();
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
     curl_easy_setopt(curl, CURLOPT_URL, target.url.c_str());
     curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(curl, CURLOPT_PROXY, "");  // a proxy would connect to what is not allowed here
     curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 0L);
     curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(curl, CURLOPT_USERAGENT, "glimpse");
-    curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, static_cast<long>(std::max<int64_t>(left, 1)));
     curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_bytes);
     curl_easy_setopt(curl, CURLOPT_WRITEDATA, this);
     curl_easy_setopt(curl, CURLOPT_OPENSOCKETFUNCTION, on_socket);
     curl_easy_setopt(curl, CURLOPT_OPENSOCKETDATA, this);
     curl_easy_setopt(curl, CURLOPT_PRIVATE, this);
+  }
+
+  void limit_time() {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
+    curl_easy_setopt(easy.get(), CURLOPT_TIMEOUT_MS, static_cast<long>(std::max<int64_t>(left, 1)));
   }
 
   // Whether it is over; else another URL is to be asked. Errors: ApiError.
@@ -261,7 +265,7 @@ struct Fetcher::Impl {
       running.push_back(std::move(queue.front()));
       queue.pop_front();
       running.back()->deadline = Clock::now() + options.timeout;
-      running.back()->prepare();
+      running.back()->limit_time();
       curl_multi_add_handle(multi, running.back()->easy.get());
     }
   }
@@ -285,6 +289,7 @@ struct Fetcher::Impl {
     try {
       if (!transfer->finish(result)) {
         transfer->prepare();
+        transfer->limit_time();
         curl_multi_add_handle(multi, transfer->easy.get());
         running.push_back(std::move(transfer));
         return;
@@ -340,6 +345,7 @@ void Fetcher::get(const std::string& url, std::stop_token stop, Then then) {
   auto transfer =
       std::make_unique<Transfer>(impl_->options, parse_url(url), std::move(stop), std::move(then));
   transfer->allow();
+  transfer->prepare();
   const std::lock_guard lock(impl_->mutex);
   if (impl_->ended) throw ApiError(503, "unavailable_error", "the server ends");
   impl_->queue.push_back(std::move(transfer));

@@ -255,11 +255,26 @@ void read_pruning(const json& body, const Served& served, ChatCall& call) {
 
 }  // namespace
 
+namespace {
+
+// What the engine calls --max-pixels a request calls max_pixels.
+std::string request_words(std::string text) {
+  for (size_t at = text.find(" --"); at != text.npos; at = text.find(" --", at)) {
+    text.erase(at + 1, 2);
+    for (size_t i = at + 1;
+         i < text.size() && (std::isalpha(static_cast<unsigned char>(text[i])) || text[i] == '-'); ++i)
+      if (text[i] == '-') text[i] = '_';
+  }
+  return text;
+}
+
+}  // namespace
+
 json error_json(const ApiError& error) {
   const auto text = [](const std::string& value) { return value.empty() ? json() : json(value); };
   // What a client sent may be part of it, at any length.
   constexpr size_t longest = 600;
-  std::string message = error.what();
+  std::string message = request_words(error.what());
   if (message.size() > longest) message = message.substr(0, longest) + "...";
   return {{"error",
            {{"message", message},
@@ -345,7 +360,10 @@ ChatCall read_chat(const json& body, const Served& served) {
   call.stream = flag(body, "stream");
   if (given(body, "stream_options")) {
     if (!body["stream_options"].is_object()) wrong("stream_options", "expected an object");
-    call.include_usage = flag(body["stream_options"], "include_usage");
+    const json& usage = member(body["stream_options"], "include_usage");
+    if (!usage.is_null() && !usage.is_boolean())
+      wrong("stream_options.include_usage", "expected true or false");
+    call.include_usage = usage == json(true);
   }
   if (given(body, "mm_processor_kwargs")) {
     const json& from = body["mm_processor_kwargs"];

@@ -144,7 +144,7 @@ class Fetch(CliTest):
             listener.accept()
 
     def test_names(self):
-        server = Server("--allow-domain", "*.example.org", "--allow-domain", "pictures.example.com:8000", "--fetch-seconds", 0.5)
+        server = Server("--allow-domain", "*.Example.org", "--allow-domain", "pictures.example.com:8000", "--fetch-seconds", 0.5)
         self.addCleanup(server.stop)
         for url, allowed in (("http://a.example.org/", True), ("https://A.B.Example.org./", True), ("http://example.org/", False),
                              ("http://badexample.org/", False), ("http://a.example.org:8000/", False), ("http://a.example.org.evil/", False),

@@ -112,6 +112,12 @@ class Strict(Served):
         for name in ("other", "%", "glimpse-tiny/"):
             self.assertEqual(self.server.get("/v1/models/" + name, Authorization="Bearer secret")[0], 404)
 
+    def test_words(self):
+        self.wrong({"messages": [{"role": "user", "content": "x"}], "stream_options": {"include_usage": 3}}, "stream_options.include_usage")
+        large = self.chat(asked(mm_processor_kwargs={"min_pixels": 16 << 20, "max_pixels": 16 << 20}))[1]["error"]["message"]
+        self.assertIn("max_pixels", large)
+        self.assertNotIn("--", large)
+
     def test_words_of_responses(self):
         self.wrong({"input": "x", "max_output_tokens": 0}, "max_output_tokens", "/v1/responses")
         self.wrong({"input": [{"role": "user", "content": 3}]}, "input[0].content", "/v1/responses")

@@ -1,0 +1,295 @@
+"""Questions to a model, and what came of them."""
+import base64
+import io
+import json
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import _engine
+
+
+@dataclass(frozen=True)
+class Image:
+    """The token grid of a picture, and what was kept of it."""
+    rows: int
+    cols: int
+    keep: np.ndarray  #: [k] int64: row-major indices of the visual tokens that are left, ascending
+    scores: np.ndarray | None  #: [rows * cols] float32: the predictor's probability per token, if the method has one
+    area: tuple[float, float, float, float]  #: x1, y1, x2, y2 of the picture that the grid covers, from 0 to 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer. str() of it is its text; in a notebook it shows the pictures with their kept tokens, too."""
+    text: str
+    ids: list[int]  #: tokens, the end token not included
+    finish_reason: str  #: "stop", "length" or "cancelled"
+    images: list[Image]
+    prompt_tokens: int  #: before pruning
+    visual_tokens: int
+    kept_tokens: int
+    cached_tokens: int  #: of the prompt: what a picture seen before saved
+    kv_bytes: int  #: of the KV cache after prefill
+    times_ms: dict[str, float]  #: vision, prefill, prune (part of prefill), decode
+    pruning: list[dict[str, Any]]  #: methods and their settings
+    tokens: list[tuple[int, float, list[tuple[int, float]]]]  #: id, log-probability and the likeliest, if asked for
+    pictures: list[Any] = field(repr=False, default_factory=list)  #: as they were given
+
+    def __str__(self) -> str:
+        return self.text
+
+    def overlay_png(self, image: int = 0) -> bytes:
+        """PNG of a picture, its kept tokens tinted and the others dimmed."""
+        of = self.images[image]
+        return _engine.overlay(self.pictures[image], of.rows, of.cols, of.keep.tolist(), list(of.area))
+
+    def overlay(self, image: int = 0):
+        """The same as a PIL.Image."""
+        from PIL import Image as pil
+        return pil.open(io.BytesIO(self.overlay_png(image)))
+
+    def _repr_html_(self) -> str:
+        from html import escape
+        shown = "".join(f'<img style="max-width: 20em; margin-right: 1em" src="data:image/png;base64,'
+                        f'{base64.b64encode(self.overlay_png(i)).decode()}">' for i in range(len(self.images)))
+        kept = f"<p><small>{self.kept_tokens} of {self.visual_tokens} visual tokens kept</small></p>" if self.visual_tokens else ""
+        return f"<div>{shown}<p>{escape(self.text)}</p>{kept}</div>"
+
+
+def _answer(of: dict[str, Any], pictures: list[Any]) -> Answer:
+    more = json.loads(of.pop("json"))
+    images = [Image(i["rows"], i["cols"], i.get("keep", np.empty(0, np.int64)), i.get("scores"), i["area"]) for i in of.pop("images")]
+    return Answer(images=images, pictures=pictures, **of, **more)
+
+
+def _picture(of: Any) -> Any:
+    """What the library reads: a path, a file's bytes, or pixels [height, width, 3] uint8."""
+    if isinstance(of, (str, os.PathLike)):
+        text = os.fspath(of)
+        if isinstance(text, str) and text.startswith("data:"):
+            head, comma, data = text.partition(",")
+            if not comma or not head.endswith(";base64"):
+                raise _engine.Error("a data: URL is like data:image/png;base64,...")
+            return base64.b64decode(data)
+        return text
+    if isinstance(of, (bytes, bytearray, memoryview)):
+        return bytes(of)
+    if hasattr(of, "convert"):  # a PIL.Image
+        return np.asarray(of.convert("RGB"))
+    pixels = np.asarray(of)
+    if pixels.dtype != np.uint8:
+        raise TypeError(f"a picture as an array has the dtype uint8, not {pixels.dtype}")
+    if pixels.ndim == 2:  # grey
+        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+    return pixels
+
+
+def _pictures(of: Any) -> list[Any]:
+    if of is None:
+        return []
+    several = isinstance(of, (list, tuple)) and not isinstance(of, (str, bytes))
+    return [_picture(each) for each in (of if several else [of])]
+
+
+def _messages(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """OpenAI's messages as the library has them: parts that are texts, or None for a picture."""
+    out, pictures = [], []
+    for message in messages:
+        content = message["content"]
+        parts: list[str | None] = []
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            kind = part.get("type")
+            if kind in ("text", "input_text", "output_text"):
+                parts.append(part["text"])
+            elif kind in ("image", "image_url", "input_image"):
+                of = part["image"] if kind == "image" else part["image_url"]
+                pictures.append(_picture(of["url"] if isinstance(of, dict) else of))
+                parts.append(None)
+            else:
+                raise TypeError(f"a part of a message is of type 'text', 'image' or 'image_url', not {kind!r}")
+        out.append({"role": message["role"], "parts": parts})
+    return out, pictures
+
+
+class Stream(Iterator[str]):
+    """An answer as it comes: iterate over its pieces of text. `kept` is there from the first piece on, `answer` at the end."""
+
+    def __init__(self, running: Any, pictures: list[Any]):
+        self._running, self._pictures = running, pictures
+        self.kept: Answer | None = None  #: what is known after prefill: kept tokens, scores
+        self.answer: Answer | None = None
+
+    def __next__(self) -> str:
+        try:
+            while self.answer is None:
+                event = self._running.next(0.2)  # Ctrl-C is noticed in between
+                if event is None:
+                    continue
+                if event[0] == "prefill":
+                    self.kept = _answer(event[1], self._pictures)
+                elif event[0] == "text":
+                    if event[1]:
+                        return event[1]
+                else:
+                    self.answer = _answer(event[1], self._pictures)
+                    if event[2]:
+                        return event[2]
+        except BaseException:
+            self.cancel()
+            raise
+        raise StopIteration
+
+    def cancel(self) -> None:
+        """Ends the request; its memory is freed within a step."""
+        self._running.cancel()
+
+    def result(self) -> Answer:
+        """The whole answer; waits for it."""
+        for _ in self:
+            pass
+        assert self.answer is not None
+        return self.answer
+
+
+class Engine:
+    """A model with its pruning modules. Any number of threads may ask it; what is asked at the same time is answered together.
+
+    model: directory, hub id in the local Hugging Face cache or .gguf file; the built-in model if it is empty. new_modules: directory of
+    glimpse token and predictor, or several as "name=dir". weights: "auto", "bf16", "int8" or "int4". threads: of the process; None leaves
+    them as they are. cache_mb: memory for pictures seen before; cache_dir: a folder that keeps them on disk, too. Raises Error.
+    """
+
+    def __init__(self, model: str | os.PathLike = "", *, new_modules: str | os.PathLike | Sequence[str] = (), mmproj: str | os.PathLike = "",
+                 clip: str | os.PathLike = "", adapters: Sequence[str] = (), dtype: str = "auto", weights: str = "auto",
+                 device: str = "cpu", threads: int | None = None, max_sequences: int = 8, cache_mb: int = 256, cache_dir: str | os.PathLike = ""):
+        modules = [new_modules] if isinstance(new_modules, (str, os.PathLike)) else list(new_modules)
+        settings = {"model": os.fspath(model), "mmproj": os.fspath(mmproj), "new_modules": [os.fspath(each) for each in modules],
+                    "clip": os.fspath(clip), "adapter": [os.fspath(each) for each in adapters], "dtype": dtype, "weights": weights,
+                    "device": device, **({} if threads is None else {"threads": threads})}
+        self._server = _engine.Server(json.dumps(settings), max_sequences, cache_mb, os.fspath(cache_dir))
+        self._max_sequences = max_sequences
+        self._close = weakref.finalize(self, self._server.close)  # at the latest when the interpreter ends
+        about = self._server.about()
+        self.default_prune: str = about["default_prune"]  #: what prune="auto" means
+        self.context_length: int = about["context_length"]
+        self.methods: dict[str, str] = about["methods"]  #: pruning methods and what they do
+
+    def stream(self, images: Any = None, question: str | None = None, *, messages: Sequence[dict[str, Any]] | None = None,
+               prune: str = "auto", keep: float | int | None = None, max_new_tokens: int = 512, stop: str | Sequence[str] = (),
+               ignore_eos: bool = False, logprobs: int | None = None, min_pixels: int | None = None, max_pixels: int | None = None,
+               **sampling: Any) -> Stream:
+        """Asks, and gives the answer piece by piece.
+
+        images: one or several of path, bytes of a file, PIL.Image, array [height, width, 3] uint8, data: URL. messages: OpenAI's, in place
+        of images and question. prune: a composition such as "glimpse(threshold=0.3)" or "divprune(keep=0.1)". keep: fraction of the visual
+        tokens, or their number if above 1. sampling: temperature, top_p, top_k, min_p, seed, repetition_penalty and so on; by default
+        those of the checkpoint's generation_config.json. Raises Error.
+        """
+        if (messages is None) == (question is None):
+            raise TypeError("give either a question or messages")
+        if messages is None:
+            pictures = _pictures(images)
+            asked = [{"role": "user", "parts": [*[None] * len(pictures), question]}]
+        else:
+            if images is not None:
+                raise TypeError("messages name their pictures themselves")
+            asked, pictures = _messages(messages)
+        bounds = {name: value for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if value is not None}
+        request = {"messages": asked, "bounds": bounds, "prune": prune, "keep": keep, "max_new_tokens": max_new_tokens,
+                   "ignore_eos": ignore_eos, "stop": [stop] if isinstance(stop, str) else list(stop), "logprobs": logprobs,
+                   "sampling": sampling}
+        return Stream(self._server.submit(json.dumps(request), pictures), pictures)
+
+    def ask(self, images: Any = None, question: str | None = None, **more: Any) -> Answer:
+        """The answer; takes what stream() takes."""
+        return self.stream(images, question, **more).result()
+
+    def ask_many(self, requests: Iterable[dict[str, Any]], *, progress: bool | None = None, errors: str = "raise") -> list[Answer | Exception]:
+        """Answers of many requests (keyword arguments of ask(), each a dict), in their order, as many at the same time as the engine has
+        room for. progress: shows a bar; None: at a terminal, if tqdm is there. errors: "raise" the first, or "return" them in place."""
+        requests = list(requests)
+        out: list[Any] = [None] * len(requests)
+        bar = _progress(len(requests), progress)
+        asked: deque[tuple[int, Stream]] = deque()  # the oldest first, as answers begin in order
+
+        def note(i: int, run: Callable[[], Any]) -> Any:
+            try:
+                return run()
+            except Exception as error:
+                if errors == "raise":
+                    raise
+                out[i] = error
+                bar.update(1)
+
+        def finish() -> None:
+            i, stream = asked[0]
+            out[i] = note(i, stream.result) or out[i]
+            asked.popleft()
+            if not isinstance(out[i], Exception):
+                bar.update(1)
+
+        try:
+            for i, request in enumerate(requests):
+                if len(asked) == 2 * self._max_sequences:
+                    finish()
+                if stream := note(i, lambda: self.stream(**request)):
+                    asked.append((i, stream))
+            while asked:
+                finish()
+        finally:
+            for _, stream in asked:
+                stream.cancel()
+            bar.close()
+        return out
+
+    def close(self) -> None:
+        """Ends what still runs; nothing can be asked any more. A `with` block does it at its end."""
+        self._close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<glimpse.Engine, prunes by {self.default_prune}>"
+
+
+class _NoBar:
+    def update(self, count: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _progress(total: int, wanted: bool | None) -> Any:
+    import sys
+    if wanted is False or (wanted is None and not sys.stderr.isatty()):
+        return _NoBar()
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return _NoBar()
+    return tqdm(total=total, unit="answer")
+
+
+_default: Engine | None = None
+_lock = threading.Lock()
+
+
+def ask(images: Any = None, question: str | None = None, **more: Any) -> Answer:
+    """Asks the built-in model, which is loaded once; takes what Engine.ask takes."""
+    global _default
+    with _lock:
+        if _default is None:
+            _default = Engine()
+    return _default.ask(images, question, **more)
