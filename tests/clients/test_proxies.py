@@ -3,7 +3,9 @@ import base64
 import contextlib
 import itertools
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -223,6 +225,7 @@ class Proxied:
             self.again(0)
 
 
+@unittest.skipUnless(os.environ.get("CI") or shutil.which("nginx"), "nginx is not installed")
 class Nginx(Proxied, unittest.TestCase):
     @staticmethod
     def started(folder, changes):
@@ -233,6 +236,7 @@ class Nginx(Proxied, unittest.TestCase):
         return Proxy(["nginx", "-e", folder / "error.log", "-g", "daemon off;", "-c"], "nginx.conf", folder, changes)
 
 
+@unittest.skipUnless(os.environ.get("CI") or shutil.which("haproxy"), "HAProxy is not installed")
 class Haproxy(Proxied, unittest.TestCase):
     @staticmethod
     def started(folder, changes):
