@@ -181,7 +181,7 @@ class Requests(CliTest):
         self.bad("--prune", "reference", "glimpse: ")
         self.bad("--prune", "random", "--threshold", "0.5", "--threshold and the like belong to glimpse and reference")
         self.bad("-m", MODEL, "--threshold", "0.5", "this model has no pruning modules")
-        self.bad("--anchors", "middle", "expected tl, tr, bl or br, got 'middle'")
+        self.fails(["ask", "-i", IMAGE, "--anchors", "middle", QUESTION], "expected tl, tr, bl or br, got 'middle'", status=2)
 
     def test_empty_values(self):
         """An unset shell variable is no number: none of these flags takes its default silently."""

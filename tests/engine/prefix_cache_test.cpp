@@ -158,8 +158,8 @@ TEST_CASE("entries never change, and their bytes are what they hold") {
   REQUIRE(end.has_value());
   CHECK(end->when == Moment::after(3));
   CHECK(end->tokens == sequence.prompt.visual_rows.back() + 1);
-  const auto prefix =
-      engine->prefix_cache()->find(prefix_key(sequence, *end, engine->model().weights_version()));
+  const auto prefix = engine->prefix_cache()->find(
+      prefix_key(sequence, *end, engine->model().weights_version(), engine->prefix_cache()->seed()));
   REQUIRE(prefix != nullptr);
   REQUIRE(prefix->layers.size() == 4);
   std::vector<at::Tensor> before;

@@ -147,14 +147,14 @@ TEST_CASE("files of another folder, model, dtype or program are not used") {
   other = how;
   other.cache_build = "another";
   CHECK(!uses(other));
-  // The same name in another folder, and one picture's file under another's name.
+  // The same name in another folder, and every file under another's name.
   asked(options(scratch / "second"), {row_request(0)});
   put(files(scratch / "second").at(0), test::contents(files(scratch / "cache").at(0)));
   CHECK(!uses(options(scratch / "second")));
-  const auto both = files(scratch / "cache");
-  const std::string first = test::contents(both.at(0)), second = test::contents(both.at(1));
-  put(both[0], second);
-  put(both[1], first);
+  const auto all = files(scratch / "cache");
+  std::vector<std::string> contents;
+  for (const fs::path& file : all) contents.push_back(test::contents(file));
+  for (size_t i = 0; i < all.size(); ++i) put(all[i], contents[(i + 1) % all.size()]);
   const Answer answer = asked(how, {row_request(1)})[0];
   CHECK(answer.cached_tokens == 0);
   same(answer, tiny_engine().ask(row_request(1)));

@@ -127,8 +127,8 @@ TEST_CASE("anchors are the corners of a single image") {
   CHECK(r.corners(views.view) == Ids{1, 3});
   CHECK(r.corners(test::Views({{3, 4}, {2, 2}}).view).empty());
   CHECK(r.corners(test::Views({{1, 1}}).view) == Ids{0});  // once, though all four are there
-  r.anchors = {"top"};
-  CHECK_THROWS_WITH_AS(r.corners(views.view), "anchors: expected tl, tr, bl or br, got 'top'", Error);
+  CHECK_THROWS_WITH_AS(r.fields().from_json({{"anchors", {"tl", "top"}}}, "glimpse"),
+                       "glimpse: anchors: expected tl, tr, bl or br, got 'top'", Error);
 }
 
 TEST_CASE("a budget of all visual tokens") {
