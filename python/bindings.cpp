@@ -1,5 +1,5 @@
-// The engine for Python: what python/glimpse/engine.py stands on. Settings cross as JSON, so that names, ranges
-// and errors are those of the C++ settings lists; pictures and results cross as arrays.
+// The engine for Python: what python/glimpse/engine.py stands on. Settings cross as JSON, so that names,
+// ranges and errors are those of the C++ settings lists; pictures and results cross as arrays.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -92,8 +92,8 @@ class Running {
   ~Running() { cancel(); }
   Running(Running&& other) = default;
 
-  /// ("prefill", answer so far), ("text", str) or ("end", answer), or None if nothing happens in that time. Raises
-  /// what went wrong.
+  /// ("prefill", answer so far), ("text", str) or ("end", answer), or None if nothing happens in that time.
+  /// Raises what went wrong.
   py::object next(double seconds) {
     std::optional<Event> event;
     {
@@ -187,7 +187,9 @@ class Server {
     out["methods"] = methods;
     return out;
   }
-  int64_t running() const { return static_cast<int64_t>(scheduler_->state().running + scheduler_->state().waiting); }
+  int64_t running() const {
+    return static_cast<int64_t>(scheduler_->state().running + scheduler_->state().waiting);
+  }
 
  private:
   std::unique_ptr<Engine> engine_;
