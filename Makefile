@@ -87,7 +87,7 @@ soak = cd tests/cli && GLIMPSE=$(CURDIR)/build/release/bin/glimpse_$(1) python3 
 soak: build ## Soak the server under the sanitizers (an hour on two cores)
 	@$(call build,release,--target glimpse_asan glimpse_tsan)
 	@ASAN_OPTIONS=quarantine_size_mb=16 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 $(call soak,asan,10000)
-	@OMP_NUM_THREADS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 $(call soak,tsan,2000)
+	@OMP_NUM_THREADS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1:suppressions=$(CURDIR)/tests/cli/tsan.supp $(call soak,tsan,2000)
 
 .PHONY: format
 format: ## Format all C++ files
