@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <boost/algorithm/string/case_conv.hpp>
 #include <cstring>
 #include <deque>
 #include <mutex>
@@ -17,13 +18,24 @@
 
 namespace glimpse::serve {
 
+void refuse_picture(const std::string& text, const std::string& code) {
+  throw ApiError(400, "invalid_request_error", text, code);
+}
+
+void refuse_size(size_t max_bytes) {
+  refuse_picture(concat("a picture's file may have at most ", max_bytes, " bytes"), "image_too_large");
+}
+
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-[[noreturn]] void refuse(const std::string& text, const std::string& code) {
-  throw ApiError(400, "invalid_request_error", text, code);
-}
+// Which addresses a server that fetches for strangers may connect to.
+enum class AddressKind {
+  open,         // of the internet
+  private_net,  // loopback, private and shared networks
+  never,        // link-local (where clouds keep credentials), multicast, reserved, anything else
+};
 
 struct Block {
   uint32_t address;
@@ -73,48 +85,7 @@ AddressKind kind_of_v6(const std::array<uint8_t, 16>& address) {
   return global && !special ? AddressKind::open : AddressKind::never;
 }
 
-struct Target {
-  std::string scheme, host, port, url;
-};
-
-// Only the parts that a picture's URL has; the URL is put together again from what was understood.
-Target parse_url(const std::string& url) {
-  const std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> parts(curl_url(), curl_url_cleanup);
-  if (url.size() > 8192) refuse("an image's url may have at most 8192 characters", "invalid_image");
-  if (curl_url_set(parts.get(), CURLUPART_URL, url.c_str(), 0) != CURLUE_OK)
-    refuse("'" + url.substr(0, 200) + "' is no URL", "invalid_image");
-  const auto part = [&](CURLUPart which, unsigned flags = 0) {
-    char* text = nullptr;
-    std::string out;
-    if (curl_url_get(parts.get(), which, &text, flags) == CURLUE_OK) out = text;
-    curl_free(text);
-    return out;
-  };
-  if (!part(CURLUPART_USER).empty() || !part(CURLUPART_PASSWORD).empty())
-    refuse("an image's url may have no user and no password", "url_not_allowed");
-  curl_url_set(parts.get(), CURLUPART_FRAGMENT, nullptr, 0);
-  Target target{part(CURLUPART_SCHEME), part(CURLUPART_HOST), part(CURLUPART_PORT, CURLU_DEFAULT_PORT),
-                part(CURLUPART_URL)};
-  for (char& c : target.host) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  if (target.host.ends_with('.')) target.host.pop_back();
-  if (target.scheme != "http" && target.scheme != "https")
-    refuse("an image's url begins with http://, https://, data: or file://", "url_not_allowed");
-  return target;
-}
-
-bool matches(const Target& target, std::string domain) {
-  for (char& c : domain) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  const size_t colon = domain.find(':', domain.rfind(']') == domain.npos ? 0 : domain.rfind(']'));
-  const std::string host = domain.substr(0, colon);
-  if (colon == domain.npos ? target.port != "80" && target.port != "443"
-                           : target.port != domain.substr(colon + 1))
-    return false;
-  if (host == "*" || host == target.host) return true;
-  return host.starts_with("*.") && target.host.ends_with(host.substr(1));
-}
-
-}  // namespace
-
+// An IPv6 address that stands for an IPv4 one (mapped, NAT64) is of that one's kind.
 AddressKind address_kind(const sockaddr& address) {
   if (address.sa_family == AF_INET) {
     sockaddr_in v4{};
@@ -129,7 +100,45 @@ AddressKind address_kind(const sockaddr& address) {
   return kind_of_v6(bytes);
 }
 
-namespace {
+struct Target {
+  std::string scheme, host, port, url;
+};
+
+// Only the parts that a picture's URL has; the URL is put together again from what was understood.
+Target parse_url(const std::string& url) {
+  const std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> parts(curl_url(), curl_url_cleanup);
+  if (url.size() > 8192) refuse_picture("an image's url may have at most 8192 characters", "invalid_image");
+  if (curl_url_set(parts.get(), CURLUPART_URL, url.c_str(), 0) != CURLUE_OK)
+    refuse_picture("'" + url.substr(0, 200) + "' is no URL", "invalid_image");
+  const auto part = [&](CURLUPart which, unsigned flags = 0) {
+    char* text = nullptr;
+    std::string out;
+    if (curl_url_get(parts.get(), which, &text, flags) == CURLUE_OK) out = text;
+    curl_free(text);
+    return out;
+  };
+  if (!part(CURLUPART_USER).empty() || !part(CURLUPART_PASSWORD).empty())
+    refuse_picture("an image's url may have no user and no password", "url_not_allowed");
+  curl_url_set(parts.get(), CURLUPART_FRAGMENT, nullptr, 0);
+  Target target{part(CURLUPART_SCHEME), part(CURLUPART_HOST), part(CURLUPART_PORT, CURLU_DEFAULT_PORT),
+                part(CURLUPART_URL)};
+  boost::algorithm::to_lower(target.host);
+  if (target.host.ends_with('.')) target.host.pop_back();
+  if (target.scheme != "http" && target.scheme != "https")
+    refuse_picture("an image's url begins with http://, https://, data: or file://", "url_not_allowed");
+  return target;
+}
+
+bool matches(const Target& target, std::string domain) {
+  boost::algorithm::to_lower(domain);
+  const size_t colon = domain.find(':', domain.rfind(']') == domain.npos ? 0 : domain.rfind(']'));
+  const std::string host = domain.substr(0, colon);
+  if (colon == domain.npos ? target.port != "80" && target.port != "443"
+                           : target.port != domain.substr(colon + 1))
+    return false;
+  if (host == "*" || host == target.host) return true;
+  return host.starts_with("*.") && target.host.ends_with(host.substr(1));
+}
 
 // One picture that is fetched, through as many redirects as it takes.
 struct Transfer {
@@ -149,9 +158,9 @@ struct Transfer {
   void allow() const {
     const auto& all = options.domains;
     if (std::none_of(all.begin(), all.end(), [&](const auto& domain) { return matches(target, domain); }))
-      refuse(all.empty() ? "this server fetches no pictures; send it as data: URL"
-                         : "this server fetches no pictures from " + target.host + ":" + target.port,
-             "url_not_allowed");
+      refuse_picture(all.empty() ? "this server fetches no pictures; send it as data: URL"
+                                 : "this server fetches no pictures from " + target.host + ":" + target.port,
+                     "url_not_allowed");
   }
 
   static size_t on_bytes(const char* data, size_t, size_t count, void* self) {
@@ -200,28 +209,28 @@ struct Transfer {
   bool finish(CURLcode result) {
     const std::string host = target.host;
     if (closed_address && result != CURLE_OK)
-      refuse(host + " is at an address that this server does not connect to", "url_not_allowed");
-    if (too_large || result == CURLE_FILESIZE_EXCEEDED)
-      refuse(concat("a picture's file may have at most ", options.max_bytes, " bytes"), "image_too_large");
+      refuse_picture(host + " is at an address that this server does not connect to", "url_not_allowed");
+    if (too_large) refuse_size(options.max_bytes);
     if (result != CURLE_OK)
-      refuse("fetching the picture from " + host + ": " + curl_easy_strerror(result), "image_fetch_failed");
+      refuse_picture("fetching the picture from " + host + ": " + curl_easy_strerror(result),
+                     "image_fetch_failed");
     long status = 0;
     char* next = nullptr;
     curl_easy_getinfo(easy.get(), CURLINFO_RESPONSE_CODE, &status);
     curl_easy_getinfo(easy.get(), CURLINFO_REDIRECT_URL, &next);
     if (next && status >= 300 && status < 400) {
       if (++redirects > 3)
-        refuse("fetching the picture from " + host + ": too many redirects", "image_fetch_failed");
+        refuse_picture("fetching the picture from " + host + ": too many redirects", "image_fetch_failed");
       Target to = parse_url(next);
       if (target.scheme == "https" && to.scheme != "https")
-        refuse("fetching the picture from " + host + ": a redirect leads from https to http",
-               "url_not_allowed");
+        refuse_picture("fetching the picture from " + host + ": a redirect leads from https to http",
+                       "url_not_allowed");
       target = std::move(to);
       allow();
       return false;
     }
     if (status != 200)
-      refuse(concat("fetching the picture: ", host, " answered ", status), "image_fetch_failed");
+      refuse_picture(concat("fetching the picture: ", host, " answered ", status), "image_fetch_failed");
     return true;
   }
 };
@@ -279,8 +288,8 @@ struct Fetcher::Impl {
     return out;
   }
 
-  static void failed(const Transfer& transfer, int status, const std::string& text) {
-    transfer.then(nullptr, std::make_exception_ptr(ApiError(status, "unavailable_error", text)));
+  static void failed(const Transfer& transfer, const std::string& text) {
+    transfer.then(nullptr, std::make_exception_ptr(ApiError(503, "unavailable_error", text)));
   }
 
   void done(Transfer* which, CURLcode result) {
@@ -319,7 +328,7 @@ struct Fetcher::Impl {
       }
       for (size_t i = 0; i < running.size();)
         if (running[i]->stop.stop_requested())
-          failed(*take(running[i].get()), 503, "nobody waits for the picture");
+          failed(*take(running[i].get()), "nobody waits for the picture");
         else
           ++i;
       bool waiting = false;
@@ -334,7 +343,7 @@ struct Fetcher::Impl {
     std::deque<std::unique_ptr<Transfer>> never = std::move(queue);
     lock.unlock();
     while (!running.empty()) never.push_back(take(running.back().get()));
-    for (const auto& transfer : never) failed(*transfer, 503, "the server ends");
+    for (const auto& transfer : never) failed(*transfer, "the server ends");
   }
 };
 

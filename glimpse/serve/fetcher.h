@@ -8,9 +8,12 @@
 #include <string>
 #include <vector>
 
-struct sockaddr;
-
 namespace glimpse::serve {
+
+/// Throws ApiError (400): what is wrong with a picture that a client names.
+[[noreturn]] void refuse_picture(const std::string& text, const std::string& code = "invalid_image");
+/// The same for a file of more than `max_bytes`.
+[[noreturn]] void refuse_size(size_t max_bytes);
 
 struct FetchOptions {
   /// Hosts that pictures may come from: HOST (ports 80 and 443), HOST:PORT; *.HOST: those below it; *: every
@@ -21,15 +24,6 @@ struct FetchOptions {
   size_t max_held = size_t{1} << 30;         ///< of all files that are fetched or not yet decoded
   std::chrono::milliseconds timeout{10000};  ///< for one picture, redirects included
 };
-
-/// Which addresses a server that fetches for strangers may connect to.
-enum class AddressKind {
-  open,         ///< of the internet
-  private_net,  ///< loopback, private and shared networks
-  never,        ///< link-local (where clouds keep credentials), multicast, reserved, anything else
-};
-/// An IPv6 address that stands for an IPv4 one (mapped, NAT64) is of that one's kind.
-AddressKind address_kind(const sockaddr& address);
 
 /// Gets files by http and https on one thread of its own, many at a time. What is connected to is checked
 /// when the socket is made, so a name that changes its address, or an address in another spelling, gains

@@ -2,6 +2,7 @@
 
 #include <sys/resource.h>
 
+#include <boost/algorithm/string/case_conv.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <set>
@@ -11,11 +12,6 @@
 namespace glimpse::serve {
 
 HttpRequest request_of(const http::request<http::string_body>& from, const std::string& peer) {
-  const auto lower = [](std::string text) {
-    for (char& c : text)
-      if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-    return text;
-  };
   HttpRequest to;
   to.method = std::string(from.method_string());
   std::string target(from.target());
@@ -26,7 +22,7 @@ HttpRequest request_of(const http::request<http::string_body>& from, const std::
   }
   to.path = target.substr(0, target.find('?'));
   for (const auto& field : from) {
-    std::string& value = to.headers[lower(std::string(field.name_string()))];
+    std::string& value = to.headers[boost::algorithm::to_lower_copy(std::string(field.name_string()))];
     if (!value.empty()) value += ", ";
     value += std::string(field.value());
   }

@@ -16,10 +16,9 @@ namespace glimpse::serve {
 
 struct PictureOptions {
   std::filesystem::path media_path;        ///< file: names pictures below it; "": none
-  size_t max_bytes = size_t{64} << 20;     ///< of one picture's file
   int64_t max_pixels = 64 << 20;           ///< of one picture
   size_t cache_bytes = size_t{256} << 20;  ///< of files that clients may name again by uuid
-  FetchOptions fetch;                      ///< of http: and https:
+  FetchOptions fetch;  ///< of http: and https:; the bound of a file holds for the others, too
 };
 
 /// Gets the pictures that requests name. May be used by several threads; it waits for disks.

@@ -3,6 +3,7 @@
 #include <openssl/evp.h>
 
 #include <algorithm>
+#include <boost/algorithm/string/case_conv.hpp>
 #include <cmath>
 
 #include "glimpse/base/check.h"
@@ -53,9 +54,10 @@ T number(const json& body, const char* key, T low, T high, T otherwise) {
   return value;
 }
 
-bool flag(const json& body, const char* key) {
+// `within`: where the body is, as in "stream_options.".
+bool flag(const json& body, const char* key, const std::string& within = "") {
   if (!given(body, key)) return false;
-  if (!body[key].is_boolean()) wrong(key, "expected true or false");
+  if (!body[key].is_boolean()) wrong(within + key, "expected true or false");
   return body[key].get<bool>();
 }
 
@@ -82,8 +84,8 @@ PictureSource picture_of(const json& part, const std::string& where) {
       wrong(where + ".image_url", "expected {\"url\": \"data:image/...;base64,...\"}");
     if (url.is_string()) source.url = url.get<std::string>();
     // Schemes are the same in capitals.
-    for (size_t i = 0; i < std::min(source.url.find(':'), size_t{8}) && i < source.url.size(); ++i)
-      source.url[i] = static_cast<char>(std::tolower(static_cast<unsigned char>(source.url[i])));
+    const size_t scheme = std::min({source.url.find(':'), source.url.size(), size_t{8}});
+    boost::algorithm::to_lower_copy(source.url.begin(), std::string_view(source.url).substr(0, scheme));
   }
   if (given(part, "uuid")) {
     if (!part["uuid"].is_string() || part["uuid"].get<std::string>().size() > 256)
@@ -253,10 +255,6 @@ void read_pruning(const json& body, const Served& served, ChatCall& call) {
     wrong("pruning.keep", "the method " + call.request.prune + " takes no budget");
 }
 
-}  // namespace
-
-namespace {
-
 // What the engine calls --max-pixels a request calls max_pixels.
 std::string request_words(std::string text) {
   for (size_t at = text.find(" --"); at != text.npos; at = text.find(" --", at)) {
@@ -315,21 +313,31 @@ std::vector<std::string> Served::ids() const {
   return out;
 }
 
+void Served::check_id(const std::string& id) const {
+  const std::vector<std::string> known = ids();
+  if (std::find(known.begin(), known.end(), id) != known.end()) return;
+  std::string list;
+  for (const std::string& each : known) list += (list.empty() ? "" : ", ") + each;
+  throw ApiError(404, "invalid_request_error", "the model '" + id + "' does not exist; there are " + list,
+                 "model_not_found", "model");
+}
+
 json parse_body(const std::string& text) {
   json body;
   in_field("", [&] { body = parse_json(text, "the body", 32); });
   if (!body.is_object()) wrong("", "the body is no JSON object");
   // To JSON 1.0 is an integer.
-  const auto whole = [](json& value) {
-    if (!value.is_number_float()) return;
-    const double number = value.get<double>();
-    if (std::trunc(number) == number && std::abs(number) < 1e15) value = static_cast<int64_t>(number);
+  const auto make_whole = [](json& values) {
+    if (!values.is_structured()) return;
+    for (json& value : values) {
+      if (!value.is_number_float()) continue;
+      const double number = value.get<double>();
+      if (std::trunc(number) == number && std::abs(number) < 1e15) value = static_cast<int64_t>(number);
+    }
   };
-  for (const char* nested : {"", "pruning", "mm_processor_kwargs", "tokens"}) {
-    json& of = *nested ? body.contains(nested) ? body[nested] : body : body;
-    if (of.is_structured())
-      for (json& value : of) whole(value);
-  }
+  make_whole(body);
+  for (const char* nested : {"pruning", "mm_processor_kwargs", "tokens"})
+    if (body.contains(nested)) make_whole(body[nested]);
   return body;
 }
 
@@ -343,14 +351,7 @@ ChatCall read_chat(const json& body, const Served& served) {
   if (given(body, "model")) {
     if (!body["model"].is_string()) wrong("model", "expected a text");
     call.model = body["model"];
-    const auto ids = served.ids();
-    if (std::find(ids.begin(), ids.end(), call.model) == ids.end()) {
-      std::string known;
-      for (const std::string& id : ids) known += (known.empty() ? "" : ", ") + id;
-      throw ApiError(404, "invalid_request_error",
-                     "the model '" + call.model + "' does not exist; there are " + known, "model_not_found",
-                     "model");
-    }
+    served.check_id(call.model);
   }
   call.request.sampling = served.engine->default_sampling();
   read_messages(body, served, call);
@@ -360,10 +361,7 @@ ChatCall read_chat(const json& body, const Served& served) {
   call.stream = flag(body, "stream");
   if (given(body, "stream_options")) {
     if (!body["stream_options"].is_object()) wrong("stream_options", "expected an object");
-    const json& usage = member(body["stream_options"], "include_usage");
-    if (!usage.is_null() && !usage.is_boolean())
-      wrong("stream_options.include_usage", "expected true or false");
-    call.include_usage = usage == json(true);
+    call.include_usage = flag(body["stream_options"], "include_usage", "stream_options.");
   }
   if (given(body, "mm_processor_kwargs")) {
     const json& from = body["mm_processor_kwargs"];

@@ -44,6 +44,8 @@ struct Served {
   int64_t max_new_tokens = 512;  ///< where the client asks for no number
 
   std::vector<std::string> ids() const;
+  /// Throws ApiError (404), which names the ids that there are, if this is none.
+  void check_id(const std::string& id) const;
 };
 
 /// A body of /v1/chat/completions, understood.

@@ -6,6 +6,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <boost/algorithm/string/predicate.hpp>
 #include <ctime>
 #include <iomanip>
 #include <iostream>
@@ -124,6 +125,10 @@ bool leads_to(const Route& route, const std::string& path) {
   return path.size() > own.size() && path.starts_with(own);
 }
 
+HttpResponse not_found(const std::string& path) {
+  return to_response({404, "invalid_request_error", "there is no " + path + " here", "not_found"});
+}
+
 // What a page of another origin may send: whatever its browser asks about.
 HttpResponse preflight(const HttpRequest& head) {
   HttpResponse response{204, "", "", {{"Access-Control-Allow-Methods", "GET, POST, OPTIONS"}}};
@@ -138,9 +143,7 @@ HttpResponse preflight(const HttpRequest& head) {
 // The key of "Authorization: Bearer KEY"; the scheme's name is the same in capitals.
 std::string bearer(const std::string& header) {
   constexpr std::string_view scheme = "bearer ";
-  if (header.size() < scheme.size()) return "";
-  for (size_t i = 0; i < scheme.size(); ++i)
-    if (std::tolower(static_cast<unsigned char>(header[i])) != scheme[i]) return "";
+  if (!boost::algorithm::istarts_with(header, scheme)) return "";
   const size_t begin = header.find_first_not_of(' ', scheme.size());
   return begin == header.npos ? "" : header.substr(begin);
 }
@@ -156,8 +159,7 @@ std::optional<HttpResponse> Service::Impl::gate(const HttpRequest& head) const {
       allowed += (allowed.empty() ? "" : ", ") + std::string(route.method);
       if (method == route.method) found = &route;
     }
-  if (allowed.empty())
-    return to_response({404, "invalid_request_error", "there is no " + head.path + " here", "not_found"});
+  if (allowed.empty()) return not_found(head.path);
   if (head.method == "OPTIONS" && !options.cors.empty()) return preflight(head);
   if (!found) {
     HttpResponse response =
@@ -214,8 +216,7 @@ void Service::Impl::handle(HttpRequest request, std::shared_ptr<Reply> reply) {
       if (request.path == concat("/examples/", i))
         return reply->send(
             {200, "image/jpeg", std::string(kExamples[i].picture), {{"Cache-Control", "max-age=86400"}}});
-    return reply->send(
-        to_response({404, "invalid_request_error", "there is no " + request.path + " here", "not_found"}));
+    return reply->send(not_found(request.path));
   }
   if (request.path == "/openapi.json")
     return reply->send({200, "application/json", std::string(kOpenApi), {}});
@@ -284,11 +285,12 @@ void Service::Impl::send_model(const std::string& path, Reply& reply) const {
     id = decode_percent(path);
   } catch (const Error&) {  // then it is none that there is
   }
-  const std::vector<std::string> ids = served.ids();
-  if (std::find(ids.begin(), ids.end(), id) == ids.end())
-    return reply.send(to_response(
-        {404, "invalid_request_error", "there is no model " + id + " here", "model_not_found", "model"}));
-  reply.send({200, "application/json", json_text(model(id)), {}});
+  try {
+    served.check_id(id);
+    reply.send({200, "application/json", json_text(model(id)), {}});
+  } catch (const ApiError& error) {
+    reply.send(to_response(error));
+  }
 }
 
 json Service::Impl::props() const {

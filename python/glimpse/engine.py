@@ -215,37 +215,35 @@ class Engine:
         """Answers of many requests (keyword arguments of ask(), each a dict), in their order, as many at the same time as the engine has
         room for. progress: shows a bar; None: at a terminal, if tqdm is there. errors: "raise" the first, or "return" them in place."""
         requests = list(requests)
-        out: list[Any] = [None] * len(requests)
+        out: list[Answer | Exception] = []
         bar = _progress(len(requests), progress)
-        asked: deque[tuple[int, Stream]] = deque()  # the oldest first, as answers begin in order
+        asked: deque[Stream | Exception] = deque()  # the oldest first, as answers begin in order
 
-        def note(i: int, run: Callable[[], Any]) -> Any:
+        def attempt(run: Callable[[], Any]) -> Any:
             try:
                 return run()
             except Exception as error:
                 if errors == "raise":
                     raise
-                out[i] = error
-                bar.update(1)
+                return error
 
         def finish() -> None:
-            i, stream = asked[0]
-            out[i] = note(i, stream.result) or out[i]
+            of = asked[0]
+            out.append(attempt(of.result) if isinstance(of, Stream) else of)
             asked.popleft()
-            if not isinstance(out[i], Exception):
-                bar.update(1)
+            bar.update(1)
 
         try:
-            for i, request in enumerate(requests):
+            for request in requests:
                 if len(asked) == 2 * self._max_sequences:
                     finish()
-                if stream := note(i, lambda: self.stream(**request)):
-                    asked.append((i, stream))
+                asked.append(attempt(lambda: self.stream(**request)))
             while asked:
                 finish()
         finally:
-            for _, stream in asked:
-                stream.cancel()
+            for of in asked:
+                if isinstance(of, Stream):
+                    of.cancel()
             bar.close()
         return out
 
