@@ -3,9 +3,9 @@
 #include <ATen/ATen.h>
 #include <xxhash.h>
 
-#include <concepts>
 #include <cstdint>
 #include <optional>
+#include <random>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -13,6 +13,12 @@
 #include "glimpse/base/check.h"
 
 namespace glimpse {
+
+/// 64 bits that nobody can guess.
+inline uint64_t random_word() {
+  std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
 
 /// XXH3's state of 128 bits, fed with values. Every part goes with its size, so that parts cannot run into
 /// each other.

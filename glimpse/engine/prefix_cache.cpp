@@ -1,7 +1,6 @@
 #include "glimpse/engine/prefix_cache.h"
 
 #include <algorithm>
-#include <random>
 
 #include "glimpse/engine/hash.h"
 
@@ -12,11 +11,6 @@ namespace {
 PrefixKey key_of(const Hash& hash) {
   const XXH128_hash_t sum = hash.sum();
   return {sum.high64, sum.low64};
-}
-
-uint64_t random_seed() {
-  std::random_device device;
-  return uint64_t{device()} << 32 | device();
 }
 
 bool early(const Cut& cut) {
@@ -82,14 +76,11 @@ PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t we
 }
 
 PrefixCache::PrefixCache(size_t max_bytes, std::unique_ptr<PrefixStore> store)
-    : max_bytes_(max_bytes), store_(std::move(store)), seed_(store_ ? store_->seed() : random_seed()) {}
+    : max_bytes_(max_bytes), store_(std::move(store)), seed_(store_ ? store_->seed() : random_word()) {}
 
-bool PrefixCache::fetch(const PrefixKey& key) {
-  if (find(key)) return true;
-  if (!store_) return false;
-  auto prefix = store_->load(key);
-  if (prefix) hold(key, std::move(prefix));
-  return find(key) != nullptr;
+void PrefixCache::fetch(const PrefixKey& key) {
+  if (!store_ || find(key)) return;
+  if (auto prefix = store_->load(key)) hold(key, std::move(prefix));
 }
 
 std::shared_ptr<const ImagePrefix> PrefixCache::find(const PrefixKey& key) {

@@ -38,9 +38,8 @@ class PrefixCache {
 
   /// Of the hashes that keys are: nobody else knows it, so that nobody can make two images collide.
   uint64_t seed() const { return seed_; }
-  /// Brings the entry into memory if it is on disk only, and says whether it is in memory then. Waits for the
-  /// disk.
-  bool fetch(const PrefixKey& key);
+  /// Brings the entry into memory if it is on disk only; waits for the disk.
+  void fetch(const PrefixKey& key);
   /// The entry if it is in memory, which is then the most recently used, or null.
   std::shared_ptr<const ImagePrefix> find(const PrefixKey& key);
   /// Keeps an entry, in place of an earlier one with its key. One that alone exceeds the bound is not kept.

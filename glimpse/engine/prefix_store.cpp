@@ -9,7 +9,6 @@
 #include <cstring>
 #include <iomanip>
 #include <iostream>
-#include <random>
 #include <sstream>
 
 #include "glimpse/base/atomic_file.h"
@@ -35,9 +34,7 @@ std::string hex(uint64_t high, uint64_t low) {
 std::string secret_of(const fs::path& dir) {
   const fs::path path = dir / "seed";
   if (!fs::exists(path)) {
-    std::random_device device;
-    const auto word = [&] { return uint64_t{device()} << 32 | device(); };
-    const std::string text = hex(word(), word());
+    const std::string text = hex(random_word(), random_word());
     const fs::path fresh = dir / concat("seed.tmp-", getpid());
     const int file = open(fresh.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     check(file >= 0, "cannot write ", fresh.string(), ": ", std::strerror(errno));
@@ -149,11 +146,6 @@ void PrefixStore::save(const PrefixKey& key, std::shared_ptr<const ImagePrefix> 
   changed_.notify_all();
 }
 
-void PrefixStore::flush() {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return pending_.empty(); });
-}
-
 void PrefixStore::run() {
   std::unique_lock lock(mutex_);
   while (true) {
@@ -172,7 +164,6 @@ void PrefixStore::run() {
       std::cerr << "glimpse: image prefixes are not kept on disk: " << problem << std::endl;
     pending_bytes_ -= next.prefix->bytes();
     pending_.pop_front();
-    changed_.notify_all();
   }
 }
 

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <filesystem>
@@ -36,9 +35,6 @@ class PrefixStore {
   /// Writes the prefix soon, on a thread of the store. Where the disk does not keep up, or fails, it is not
   /// kept; the first failure is told on standard error.
   void save(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix);
-  /// Waits until all that was saved is written.
-  void flush();
-  uint64_t bytes() const { return bytes_; }  ///< of all files, as far as this process knows
 
  private:
   struct Pending {
@@ -54,7 +50,7 @@ class PrefixStore {
   const PrefixStoreOptions options_;
   const at::Device device_;
   uint64_t seed_ = 0;
-  std::atomic<uint64_t> bytes_ = 0;
+  uint64_t bytes_ = 0;  // of all files, as far as the writer knows
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Pending> pending_;  // the one that is written stays in front
