@@ -6,6 +6,7 @@
 
 #include <thread>
 
+#include "built_from.h"
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/scheduler.h"
@@ -149,6 +150,7 @@ class Server {
     options.fields().from_json(json::parse(settings), "glimpse.Engine");
     options.cache_mb = cache_mb;
     options.cache_dir = cache_dir;
+    options.cache_build = app::kBuiltFrom;
     engine_ = Engine::load(options);
     scheduler_ = std::make_unique<Scheduler>(*engine_, SchedulerOptions{.max_sequences = max_sequences});
     stepping_ = std::jthread([this](std::stop_token stop) { scheduler_->serve(stop); });

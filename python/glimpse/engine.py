@@ -247,6 +247,11 @@ class Engine:
             bar.close()
         return out
 
+    @property
+    def running(self) -> int:
+        """Requests that are answered or wait."""
+        return self._server.running()
+
     def close(self) -> None:
         """Ends what still runs; nothing can be asked any more. A `with` block does it at its end."""
         self._close()

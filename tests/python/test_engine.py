@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -30,7 +31,7 @@ class Engine(unittest.TestCase):
 
     def idle(self, seconds=5):
         deadline = time.monotonic() + seconds
-        while self.engine._server.running():
+        while self.engine.running:
             self.assertLess(time.monotonic(), deadline, "something still runs")
             time.sleep(0.01)
 
@@ -117,6 +118,14 @@ class Engine(unittest.TestCase):
         got = self.engine.ask_many(rows, errors="return")
         self.assertEqual([i for i, answer in enumerate(got) if isinstance(answer, glimpse.Error)], [3, 20])
         self.assertEqual([answer.text for i, answer in enumerate(got) if i not in (3, 20)], [t for i, t in enumerate(alone * 4) if i not in (3, 20)])
+
+    def test_pictures_are_known_to_the_next_engine(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for known in (False, True):
+                with glimpse.Engine(threads=1, cache_dir=folder) as engine:
+                    answer = engine.ask(IMAGE, QUESTION)
+                self.assertEqual((answer.text, answer.cached_tokens > 0), (ANSWER, known))
+                del engine  # what it keeps is written then
 
     def test_close(self):
         with glimpse.Engine(threads=1) as engine:
