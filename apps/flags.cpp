@@ -220,7 +220,7 @@ std::string cut_note(const Answer& answer, int64_t max_new_tokens) {
                 asked ? " (--max-new-tokens)" : ": the model's context is full", "\n");
 }
 
-Interrupt::Interrupt() {
+void Interrupt::watch_signals() {
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
@@ -249,6 +249,11 @@ std::stop_token Interrupt::arm() {
   g_stop = std::stop_source();
   g_armed = true;
   return g_stop.get_token();
+}
+
+void Interrupt::stop() {
+  const std::lock_guard lock(g_mutex);
+  if (g_armed) g_stop.request_stop();
 }
 
 void Interrupt::disarm() {

@@ -74,14 +74,16 @@ std::string cut_note(const Answer& answer, int64_t max_new_tokens);
 /// Peak resident memory of this process so far, MiB.
 double peak_memory_mib();
 
-/// Ctrl-C and SIGTERM: request a stop of what runs; a second one, or one while nothing runs, ends the program
-/// (Ctrl-C with status 130). Construct once, before any other thread exists.
+/// Stops what runs in this process.
 class Interrupt {
  public:
-  Interrupt();
-  /// A token that the next of them stops, until the next call.
+  /// From here on Ctrl-C and SIGTERM do; a second one, or one while nothing runs, ends the program (Ctrl-C
+  /// with status 130). Call once, before any other thread exists.
+  void watch_signals();
+  /// A token that the next stop() stops, until the next call.
   std::stop_token arm();
   void disarm();
+  void stop();
 };
 
 /// Commands: each adds its flags and returns what to run once they are parsed.

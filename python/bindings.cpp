@@ -1,19 +1,21 @@
-// The engine for Python: what python/glimpse/engine.py stands on. Settings cross as JSON, so that names,
-// ranges and errors are those of the C++ settings lists; pictures and results cross as arrays.
+// The engine for Python: what the files of python/glimpse stand on. Settings cross as JSON, so that names,
+// ranges and errors are those of the C++ settings lists; pictures, tensors and results cross as arrays.
+#include <ATen/Parallel.h>
+#include <pybind11/iostream.h>
 #include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <future>
+#include <iostream>
 #include <thread>
 
 #include "built_from.h"
-#include "glimpse/base/check.h"
+#include "commands.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/scheduler.h"
-#include "glimpse/eval/grid.h"
-#include "glimpse/image/decode.h"
-#include "glimpse/image/overlay.h"
-#include "glimpse/prune/registry.h"
+#include "pictures.h"
+#include "pruners.h"
+#include "tensors.h"
 
 namespace py = pybind11;
 using nlohmann::json;
@@ -21,31 +23,6 @@ using nlohmann::json;
 namespace glimpse {
 
 namespace {
-
-using Pixels = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
-
-Image image_of(const Pixels& pixels) {
-  check(pixels.ndim() == 3 && pixels.shape(2) == 3 && pixels.size() > 0,
-        "a picture as an array has the shape [height, width, 3]");
-  check(pixels.shape(0) <= 1 << 20 && pixels.shape(1) <= 1 << 20, "a picture of that size is too large");
-  return {static_cast<int>(pixels.shape(1)), static_cast<int>(pixels.shape(0)),
-          std::vector<uint8_t>(pixels.data(), pixels.data() + pixels.size())};
-}
-
-// A path, a file's bytes, or pixels [height, width, 3] uint8.
-Image picture(const py::handle& from, const DecodeOptions& options) {
-  if (py::isinstance<py::str>(from)) {
-    const auto path = from.cast<std::string>();
-    const py::gil_scoped_release free;
-    return load_image(path, options);
-  }
-  if (py::isinstance<py::bytes>(from)) {
-    const auto bytes = from.cast<std::string_view>();
-    const py::gil_scoped_release free;
-    return decode_image({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}, "picture", options);
-  }
-  return image_of(from.cast<Pixels>());
-}
 
 template <class T>
 py::array_t<T> array(const T* begin, size_t count) {
@@ -56,6 +33,8 @@ py::dict to_dict(const Answer& answer) {
   py::dict out;
   out["text"] = py::bytes(answer.text).attr("decode")("utf-8", "replace");
   out["ids"] = answer.ids;
+  out["end_id"] = answer.end_id;
+  out["logits"] = answer.logits.empty() ? py::object(py::none()) : py::cast(at::stack(answer.logits));
   out["finish_reason"] = answer.finish_reason;
   py::list images;
   size_t first = 0;
@@ -93,8 +72,8 @@ class Running {
   ~Running() { cancel(); }
   Running(Running&& other) = default;
 
-  /// ("prefill", answer so far), ("text", str) or ("end", answer), or None if nothing happens in that time.
-  /// Raises what went wrong.
+  /// ("prefill", answer so far), ("token", str, id) or ("end", answer, str), or None if nothing happens in
+  /// that time. Raises what went wrong.
   py::object next(double seconds) {
     std::optional<Event> event;
     {
@@ -104,7 +83,8 @@ class Running {
     if (!event) return py::none();
     if (const auto* done = std::get_if<PrefillDone>(&*event))
       return py::make_tuple("prefill", to_dict(*done->answer));
-    if (const auto* token = std::get_if<NextToken>(&*event)) return py::make_tuple("text", token->text);
+    if (const auto* token = std::get_if<NextToken>(&*event))
+      return py::make_tuple("token", token->text, token->token.id);
     auto& end = std::get<Ended>(*event);
     if (end.error) std::rethrow_exception(end.error);
     return py::make_tuple("end", to_dict(*end.answer), end.text);
@@ -128,17 +108,20 @@ Request request_of(const json& from, const py::list& pictures) {
   request.bounds.fields().from_json(from.at("bounds"), "pictures");
   for (const py::handle& each : pictures)
     request.images.push_back(picture(each, request.bounds.decode_options()));
-  request.prune = from.at("prune").get<std::string>();
-  if (!from.at("keep").is_null()) {
-    const auto budget = parse_budget(from.at("keep").dump());
-    check(budget.has_value(), "keep: expected a fraction in (0, 1] or a number of tokens above 1, got ",
-          from.at("keep").dump());
-    request.budget = *budget;
-  }
+  if (!from.at("keep").is_null()) request.budget = budget_of(py::str(from.at("keep").dump()));
   request.max_new_tokens = from.at("max_new_tokens").get<int64_t>();
   request.ignore_eos = from.at("ignore_eos").get<bool>();
   request.stop_strings = from.at("stop").get<std::vector<std::string>>();
   if (!from.at("logprobs").is_null()) request.logprobs = from.at("logprobs").get<int64_t>();
+  request.logits = from.at("logits").get<bool>();
+  if (!from.at("stop_ids").is_null()) request.stop_ids = from.at("stop_ids").get<std::vector<int64_t>>();
+  for (const json& image : from.at("boxes")) {
+    request.boxes.emplace_back();
+    for (const json& box : image) {
+      const auto [x1, y1, x2, y2] = box.get<std::array<double, 4>>();
+      request.boxes.back().push_back({x1, y1, x2, y2});
+    }
+  }
   return request;
 }
 
@@ -162,9 +145,19 @@ class Server {
     if (stepping_.joinable()) stepping_.join();
   }
 
-  Running submit(const std::string& text, const py::list& pictures) {
+  /// `stages`: see pruners_of(); none: as the engine does by default. `ids` and `patches` (pixel values and
+  /// grid (t, h, w) of each): a prompt made elsewhere, in place of messages and pictures.
+  Running submit(const std::string& text, const py::list& pictures, const std::optional<py::list>& stages,
+                 const std::vector<int64_t>& ids, const py::list& patches) {
     const json from = json::parse(text);
     Request request = request_of(from, pictures);
+    if (stages) request.pruners = pruners_of(*stages, engine_->pruner_context());
+    request.ids = ids;
+    for (const py::handle& each : patches) {
+      const auto [pixels, grid] = each.cast<std::pair<py::object, std::array<int, 3>>>();
+      request.patches.push_back({tensor_of(pixels, "pixel_values").to(at::kCPU, at::kFloat).contiguous(),
+                                 {grid[0], grid[1], grid[2]}});
+    }
     request.sampling = engine_->default_sampling();
     request.sampling.fields().from_json(from.at("sampling"), "sampling");
     const std::stop_source stop;
@@ -183,11 +176,18 @@ class Server {
     py::dict out;
     out["default_prune"] = engine_->default_prune();
     out["context_length"] = engine_->model().max_positions();
+    out["layers"] = engine_->pruner_context().layers;
+    out["stop_ids"] = engine_->stop_ids();
+    SamplingOptions sampling = engine_->default_sampling();
+    out["sampling"] = json_text(sampling.fields().to_json());
     py::dict methods;
     for (const PrunerInfo& info : known_pruners(engine_->pruner_context()))
       methods[py::str(info.name)] = info.summary;
     out["methods"] = methods;
     return out;
+  }
+  py::object select(const std::string& method, const py::dict& given) const {
+    return select_tokens(method, given, engine_->pruner_context());
   }
   int64_t running() const {
     return static_cast<int64_t>(scheduler_->state().running + scheduler_->state().waiting);
@@ -199,12 +199,41 @@ class Server {
   std::jthread stepping_;  // ends first
 };
 
-// PNG of the picture with its kept tokens tinted and the others dimmed.
-py::bytes overlay(const py::handle& from, int rows, int cols, const std::vector<int64_t>& keep,
-                  const std::array<double, 4>& area) {
-  const Box box{area[0], area[1], area[2], area[3]};
-  const std::vector<uint8_t> png = encode_png(draw_kept(picture(from, {}), rows, cols, keep, box));
-  return {reinterpret_cast<const char*>(png.data()), png.size()};
+// Runs a command of the program; its status. Ctrl-C stops it as it does in the program and is then raised.
+// What it prints goes to sys.stdout and sys.stderr; the host's number of threads stays.
+int run_command(std::vector<std::string> args) {
+  args.insert(args.begin(), "glimpse");
+  std::vector<const char*> argv;
+  for (const std::string& arg : args) argv.push_back(arg.c_str());
+  const py::scoped_ostream_redirect out(std::cout, py::module_::import("sys").attr("stdout"));
+  const py::scoped_ostream_redirect err(std::cerr, py::module_::import("sys").attr("stderr"));
+  const int threads = at::get_num_threads();
+  app::Interrupt interrupt;
+  auto running = std::async(std::launch::async, [&] {
+    try {
+      return app::Commands(interrupt).run(static_cast<int>(argv.size()), argv.data());
+    } catch (const CLI::ParseError& error) {
+      fail(error.what());
+    }
+  });
+  bool interrupted = false;
+  const auto done = [&] {
+    const py::gil_scoped_release free;
+    return running.wait_for(std::chrono::milliseconds(50)) == std::future_status::ready;
+  };
+  while (!done())
+    if (PyErr_CheckSignals() != 0) {
+      PyErr_Clear();  // raised once the command has ended
+      interrupted = true;
+      interrupt.stop();
+    }
+  at::set_num_threads(threads);
+  const int status = running.get();
+  if (interrupted) {
+    PyErr_SetNone(PyExc_KeyboardInterrupt);
+    throw py::error_already_set();
+  }
+  return status;
 }
 
 }  // namespace
@@ -222,8 +251,11 @@ PYBIND11_MODULE(_engine, m) {
         return std::make_unique<Server>(settings, max_sequences, cache_mb, cache_dir);
       }))
       .def("submit", &Server::submit)
+      .def("select", &Server::select)
       .def("close", &Server::close, py::call_guard<py::gil_scoped_release>())
       .def("about", &Server::about)
       .def("running", &Server::running);
-  m.def("overlay", &overlay);
+  m.def("run", &run_command);
+  add_processing(m);
+  add_pruning(m);
 }

@@ -44,14 +44,21 @@ struct Request {
   std::vector<Message> messages;
   std::vector<Image> images;  ///< one per image part, in order
   ImageBounds bounds;
-  std::string prune = "auto";  ///< composition; auto: glimpse if modules were given, else none
+  /// A prompt made elsewhere, in place of messages and images: its tokens, in which each image has one place
+  /// or one per visual token, and what the encoder takes of these images.
+  std::vector<int64_t> ids;
+  std::vector<Patches> patches;
+  std::string prune = "auto";          ///< composition; auto: glimpse if modules were given, else none
+  std::optional<PrunerChain> pruners;  ///< in place of `prune`
   Budget budget;
   std::vector<std::vector<Box>> boxes;  ///< reference boxes per image, normalised
   SamplingOptions sampling;
   int64_t max_new_tokens = 512;
   bool ignore_eos = false;
-  std::vector<std::string> stop_strings;  ///< the answer ends before the first of these
+  std::optional<std::vector<int64_t>> stop_ids;  ///< tokens that end the answer, in place of the checkpoint's
+  std::vector<std::string> stop_strings;         ///< the answer ends before the first of these
   std::optional<int64_t> logprobs;  ///< report each token's log-probability and as many of the likeliest
+  bool logits = false;              ///< report them: Answer::logits
   std::stop_token stop;             ///< checked between layers and between tokens
   /// Called with whole characters as they come, by the thread that steps, which waits for it.
   std::function<void(const std::string&)> on_text;
@@ -63,6 +70,9 @@ struct Answer {
   std::string text;
   std::vector<int64_t> ids;       ///< the end token not included
   std::vector<TokenInfo> tokens;  ///< the same with log-probabilities, if these were asked for
+  std::optional<int64_t> end_id;  ///< the end token, if one ended it
+  /// [V] float32 on the CPU for each token, the end token included, if they were asked for.
+  std::vector<at::Tensor> logits;
   std::string finish_reason;      ///< "stop", "length" or "cancelled"
   std::vector<Segment> segments;  ///< token grids
   /// Per image, row-major indices of the visual tokens kept. A class token (VisionZip) has no place and is

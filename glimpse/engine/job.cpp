@@ -17,8 +17,9 @@ SamplingOptions for_choice(SamplingOptions options, int64_t choice) {
 Job::Job(const Engine& engine, const Request& request)
     : engine_(engine),
       max_new_tokens_(request.max_new_tokens),
-      ignore_eos_(request.ignore_eos),
+      stop_ids_(request.ignore_eos ? std::vector<int64_t>() : request.stop_ids.value_or(engine.stop_ids())),
       logprobs_(request.logprobs),
+      logits_(request.logits),
       on_text_(request.on_text),
       events_(request.events),
       sampler_(request.sampling),
@@ -27,9 +28,12 @@ Job::Job(const Engine& engine, const Request& request)
   check(max_new_tokens_ > 0, "max_new_tokens: ", max_new_tokens_, " is not positive");
   check(logprobs_.value_or(0) >= 0, "logprobs: ", logprobs_.value_or(0), " is negative");
   const Vlm& model = engine.model();
-  sequence.prompt = model.prompt(request.messages, request.images, request.bounds);
-  sequence.pruners =
-      make_pruners(request.prune == "auto" ? engine.default_prune() : request.prune, engine.pruner_context());
+  sequence.prompt = request.ids.empty() ? model.prompt(request.messages, request.images, request.bounds)
+                                        : model.prompt(request.ids, request.patches);
+  sequence.pruners = request.pruners
+                         ? *request.pruners
+                         : make_pruners(request.prune == "auto" ? engine.default_prune() : request.prune,
+                                        engine.pruner_context());
   sequence.budget = request.budget;
   sequence.boxes = request.boxes;
   sequence.stop = request.stop;
@@ -45,8 +49,9 @@ Job::Job(const Engine& engine, const Request& request)
 Job::Job(const Job& first, const Request& request, int64_t choice)
     : engine_(first.engine_),
       max_new_tokens_(first.max_new_tokens_),
-      ignore_eos_(first.ignore_eos_),
+      stop_ids_(first.stop_ids_),
       logprobs_(first.logprobs_),
+      logits_(first.logits_),
       on_text_(request.on_text),
       events_(request.events),
       sampler_(for_choice(request.sampling, choice)),
@@ -84,8 +89,12 @@ std::string Job::accept(const at::Tensor& candidates, const at::Tensor& logits) 
   } catch (const Error& error) {
     fail_as(error.kind(), error.what(), where_numbers_end());
   }
-  const std::vector<int64_t>& stops = engine_.stop_ids();
-  if (!ignore_eos_ && std::find(stops.begin(), stops.end(), id) != stops.end()) return "stop";
+  if (logits_)
+    answer_.logits.push_back(logits.to(at::kCPU, at::kFloat, /*non_blocking=*/false, /*copy=*/true));
+  if (std::ranges::find(stop_ids_, id) != stop_ids_.end()) {
+    answer_.end_id = id;
+    return "stop";
+  }
   answer_.ids.push_back(id);
   seen_.push_back(id);
   const TokenInfo token = info_of(id, logits);

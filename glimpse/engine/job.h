@@ -17,8 +17,8 @@ class Job {
   Job(const Job& first, const Request& request, int64_t choice);
 
   /// Takes the next token: one of its `candidates` (see Sampler), or of a greedy job's the likeliest. Its row
-  /// of `logits` [V] is only looked at if log-probabilities were asked for. Returns why the answer ends with
-  /// it, or "". Error (internal) if they are no numbers: where in the model that began.
+  /// of `logits` [V] is only looked at if log-probabilities or logits were asked for. Returns why the answer
+  /// ends with it, or "". Error (internal) if they are no numbers: where in the model that began.
   std::string accept(const at::Tensor& candidates, const at::Tensor& logits);
   at::Tensor candidates(const at::Tensor& logits) const {
     return sampler_.candidates(logits, seen_, std::ssize(answer_.ids));
@@ -55,8 +55,9 @@ class Job {
 
   const Engine& engine_;
   const int64_t max_new_tokens_;
-  const bool ignore_eos_;
+  const std::vector<int64_t> stop_ids_;
   const std::optional<int64_t> logprobs_;
+  const bool logits_;
   const std::function<void(const std::string&)> on_text_;
   std::shared_ptr<EventSink> events_;
   Sampler sampler_;

@@ -115,9 +115,10 @@ at::Tensor Lane::cut_encoder(const at::Tensor& embeds) {
     }
   living_->enter(living_->source, segments);
   sequence_.position_ids = sequence_.position_ids.index_select(1, at::tensor(living_->rows, at::kLong));
-  invariant(
+  check(
       last->renumbers && sequence_.position_ids.size(0) == 1,
-      "a cut at the encoder's output, whose tokens leave their places, needs positions that count rows");
+      "pruning: a cut at the encoder's output, whose tokens leave their places, renumbers and needs a model "
+      "whose positions count rows (not M-RoPE)");
   renumber(*last);
   sequence_.times.prune += timer.ms();
   return left;

@@ -57,6 +57,8 @@ std::vector<at::Tensor> ClipVit::operator()(const at::Tensor& pixel_values, cons
   const int64_t pictures = pixel_values.size(0) / tokens(), d = hidden_size();
   check(pictures * tokens() == pixel_values.size(0), "CLIP: ", pixel_values.size(0),
         " patches are no whole pictures of ", tokens());
+  check(pixel_values.size(1) == patch_embedding_.weight.size(1), "CLIP: a patch has ", pixel_values.size(1),
+        " values, expected ", patch_embedding_.weight.size(1));
   const at::Tensor patches = patch_embedding_(pixel_values.to(patch_embedding_.weight.options()));
   at::Tensor x = at::cat({class_embedding_.expand({pictures, 1, d}), patches.view({pictures, -1, d})}, 1);
   x = pre_layrnorm_((x + position_embedding_).flatten(0, 1));

@@ -25,6 +25,15 @@ Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, cons
              int64_t vocab_size, int64_t max_positions) {
   check(place.stored >= 0 && place.stored < vocab_size, "prompt: the image token ", place.stored,
         " is outside the vocabulary of ", vocab_size);
+  for (const Patches& each : patches) {
+    const auto [t, h, w] = each.grid;
+    check(t > 0 && h > 0 && w > 0 && h % place.merge == 0 && w % place.merge == 0,
+          "prompt: an image has a grid of ", t, " x ", h, " x ", w, " patches, expected multiples of ",
+          place.merge);
+    check(each.pixel_values.dim() == 2 && each.pixel_values.size(0) == int64_t{t} * h * w,
+          "prompt: an image with a grid of ", t, " x ", h, " x ", w, " has pixel values of the shape ",
+          each.pixel_values.sizes());
+  }
   Prompt out;
   int64_t first = 0;
   for (size_t i = 0; i < ids.size(); ++i) {

@@ -114,6 +114,8 @@ class Qwen25Vit::Pass : public Encoding {
   Pass(const Qwen25Vit& vit, const std::vector<Patches>& images, const VisionTaps& taps)
       : vit_(vit), taps_(taps), tapped_(tapped_blocks(taps, vit.depth())) {
     for (const Patches& image : images) {
+      check(image.pixel_values.size(1) == vit.patch_embed_.weight.size(1), "pixel values: a patch has ",
+            image.pixel_values.size(1), " values, expected ", vit.patch_embed_.weight.size(1));
       pixels_.push_back(image.pixel_values);
       grids_.push_back(image.grid);
     }

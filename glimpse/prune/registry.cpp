@@ -1,7 +1,7 @@
 #include "glimpse/prune/registry.h"
 
 #include <algorithm>
-#include <functional>
+#include <mutex>
 #include <utility>
 
 #include "glimpse/prune/cdpruner.h"
@@ -25,9 +25,8 @@ void set_all(Fields fields, const Settings& settings, const std::string& owner) 
 }
 
 struct Entry {
-  const char* name;
-  const char* summary;
-  std::function<std::shared_ptr<const Pruner>(const PrunerContext&, const Settings&)> make;
+  std::string name, summary;
+  PrunerFactory make;
   std::function<std::vector<PrunerInfo::Setting>(const PrunerContext&)> settings;  // with their defaults
   PrunerInfo::Budgeted budgeted = PrunerInfo::Budgeted::may;
 };
@@ -159,6 +158,20 @@ const std::vector<Entry>& table() {
   return entries;
 }
 
+// Those that callers brought, and all.
+std::mutex g_mutex;
+std::vector<Entry>& own_entries() {
+  static std::vector<Entry>& entries = *new std::vector<Entry>;  // what made them may be gone at the end
+  return entries;
+}
+
+std::vector<Entry> all_entries() {
+  std::vector<Entry> entries = table();
+  const std::lock_guard lock(g_mutex);
+  entries.insert(entries.end(), own_entries().begin(), own_entries().end());
+  return entries;
+}
+
 std::string trimmed(const std::string& text) {
   const auto begin = text.find_first_not_of(" \t"), end = text.find_last_not_of(" \t");
   return begin == std::string::npos ? "" : text.substr(begin, end - begin + 1);
@@ -194,9 +207,9 @@ std::shared_ptr<const Pruner> make_one(const std::string& stage, const PrunerCon
       }
   }
   std::string known = "none";
-  for (const Entry& entry : table()) {
+  for (const Entry& entry : all_entries()) {
     if (entry.name == name) return entry.make(context, settings);
-    known += concat(", ", entry.name);
+    known += ", " + entry.name;
   }
   fail("pruning: unknown method '", name, "' (known: ", known, ")");
 }
@@ -219,16 +232,29 @@ std::string ModuleSets::names() const {
 
 std::vector<PrunerInfo> known_pruners(const PrunerContext& context) {
   std::vector<PrunerInfo> infos;
-  for (const Entry& entry : table())
+  for (const Entry& entry : all_entries())
     infos.push_back({entry.name, entry.summary, entry.settings(context), entry.budgeted});
   return infos;
 }
 
 PrunerInfo::Budgeted budgeted(const std::string& method) {
   if (method == "none") return PrunerInfo::Budgeted::never;
-  for (const Entry& entry : table())
+  for (const Entry& entry : all_entries())
     if (entry.name == method) return entry.budgeted;
   return PrunerInfo::Budgeted::may;
+}
+
+void register_pruner(const std::string& name, const std::string& summary, PrunerFactory make) {
+  constexpr const char* letters = "abcdefghijklmnopqrstuvwxyz0123456789_";
+  check(!name.empty() && name.find_first_not_of(letters) == name.npos, "pruning: the name '", name,
+        "' of a method should consist of lower-case letters, digits and underscores");
+  const auto called_so = [&](const Entry& entry) { return entry.name == name; };
+  check(name != "none" && name != "auto" && std::ranges::none_of(table(), called_so), "pruning: '", name,
+        "' is a method that comes with the library; take another name");
+  const auto no_settings = [](const PrunerContext&) { return std::vector<PrunerInfo::Setting>(); };
+  const std::lock_guard lock(g_mutex);
+  std::erase_if(own_entries(), called_so);
+  own_entries().push_back({name, summary, std::move(make), no_settings});
 }
 
 int64_t default_cut_layer(const PrunerContext& context) {

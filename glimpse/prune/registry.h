@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -70,6 +71,14 @@ PrunerChain make_pruners(const std::string& composition, const PrunerContext& co
 /// how the caller writes a setting and a composition.
 std::string with_settings(const std::string& method, const std::map<std::string, std::string>& settings,
                           const std::string& spelled_setting, const std::string& spelled_composition);
+
+/// Makes a method for a model, with the settings that a composition gives it (name and value).
+using PrunerFactory = std::function<std::shared_ptr<const Pruner>(
+    const PrunerContext& context, const std::vector<std::pair<std::string, std::string>>& settings)>;
+/// Makes a method of the caller's own known under a name, wherever a composition or a list of methods is
+/// read; an earlier one of that name is replaced. May be called from any thread. Error for a name that is no
+/// word or that one of the methods here has.
+void register_pruner(const std::string& name, const std::string& summary, PrunerFactory make);
 
 /// The layer after which a method cuts unless told otherwise: that of the modules, else two thirds of the
 /// way, as in every published configuration.

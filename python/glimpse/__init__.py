@@ -9,8 +9,11 @@
 """
 import torch  # noqa: F401  its libraries are those that the engine runs on
 
-from .engine import Answer, Engine, Image, Stream, ask
 from ._engine import Error
+from .commands import evaluate, train
+from .engine import Answer, Engine, Image, Stream, ask
+from .pruning import Budget, Cut, ModelInfo, Pruner, Segment, Selection, Taps, View, methods, prune, register
 
 Error.__module__ = __name__
-__all__ = ["Answer", "Engine", "Error", "Image", "Stream", "ask"]
+__all__ = ["Answer", "Budget", "Cut", "Engine", "Error", "Image", "ModelInfo", "Pruner", "Segment", "Selection", "Stream", "Taps", "View",
+           "ask", "evaluate", "methods", "prune", "register", "train"]

@@ -1,4 +1,5 @@
 """Questions to a model, and what came of them."""
+import asyncio
 import base64
 import io
 import json
@@ -11,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from . import _engine
+from .pruning import Pruner, select_with
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Answer:
     times_ms: dict[str, float]  #: vision, prefill, prune (part of prefill), decode
     pruning: list[dict[str, Any]]  #: methods and their settings
     tokens: list[tuple[int, float, list[tuple[int, float]]]]  #: id, log-probability and the likeliest, if asked for
+    end_id: int | None = None  #: the end token, if one ended it
+    logits: torch.Tensor | None = field(repr=False, default=None)  #: [tokens, V] float32 of each step, the end token's too, if asked for
     pictures: list[Any] = field(repr=False, default_factory=list)  #: as they were given
 
     def __str__(self) -> str:
@@ -78,7 +83,7 @@ def _picture(of: Any) -> Any:
             if not comma or not head.endswith(";base64"):
                 raise _engine.Error("a data: URL is like data:image/png;base64,...")
             return base64.b64decode(data)
-        return text
+        return _fetched(text) if isinstance(text, str) and text.startswith(("http://", "https://")) else text
     if isinstance(of, (bytes, bytearray, memoryview)):
         return bytes(of)
     if hasattr(of, "convert"):  # a PIL.Image
@@ -89,6 +94,19 @@ def _picture(of: Any) -> Any:
     if pixels.ndim == 2:  # grey
         pixels = np.repeat(pixels[:, :, None], 3, axis=2)
     return pixels
+
+
+def _fetched(url: str, most: int = 64 << 20) -> bytes:
+    """The file at a URL; of `most` bytes at most."""
+    from urllib.request import Request, urlopen
+    try:
+        with urlopen(Request(url, headers={"User-Agent": "glimpse"}), timeout=30) as response:
+            data = response.read(most + 1)
+    except (OSError, ValueError) as error:
+        raise _engine.Error(f"{url}: {error}") from error
+    if len(data) > most:
+        raise _engine.Error(f"{url}: more than {most >> 20} MiB")
+    return data
 
 
 def _pictures(of: Any) -> list[Any]:
@@ -119,32 +137,56 @@ def _messages(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]],
 
 
 class Stream(Iterator[str]):
-    """An answer as it comes: iterate over its pieces of text. `kept` is there from the first piece on, `answer` at the end."""
+    """An answer as it comes: iterate over its pieces of text, also with `async for`. `kept` is there from the first piece on, `answer`
+    at the end."""
 
     def __init__(self, running: Any, pictures: list[Any]):
         self._running, self._pictures = running, pictures
         self.kept: Answer | None = None  #: what is known after prefill: kept tokens, scores
         self.answer: Answer | None = None
 
-    def __next__(self) -> str:
+    def _piece(self) -> tuple[str, int | None] | None:
+        """The next piece of text and the token that came with it (with what comes last, none), or None behind the end."""
         try:
             while self.answer is None:
                 event = self._running.next(0.2)  # Ctrl-C is noticed in between
                 if event is None:
                     continue
-                if event[0] == "prefill":
-                    self.kept = _answer(event[1], self._pictures)
-                elif event[0] == "text":
-                    if event[1]:
-                        return event[1]
-                else:
+                if event[0] == "token":
+                    return event[1], event[2]
+                if event[0] == "end":
                     self.answer = _answer(event[1], self._pictures)
-                    if event[2]:
-                        return event[2]
+                    return event[2], None
+                self.kept = _answer(event[1], self._pictures)
         except BaseException:
             self.cancel()
             raise
+        return None
+
+    def __next__(self) -> str:
+        while (piece := self._piece()) is not None:
+            if piece[0]:
+                return piece[0]
         raise StopIteration
+
+    def tokens(self) -> Iterator[int]:
+        """The same as token ids."""
+        while (piece := self._piece()) is not None:
+            if piece[1] is not None:
+                yield piece[1]
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> str:
+        try:
+            text = await asyncio.get_running_loop().run_in_executor(None, next, self, None)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        if text is None:
+            raise StopAsyncIteration
+        return text
 
     def cancel(self) -> None:
         """Ends the request; its memory is freed within a step."""
@@ -179,18 +221,21 @@ class Engine:
         about = self._server.about()
         self.default_prune: str = about["default_prune"]  #: what prune="auto" means
         self.context_length: int = about["context_length"]
+        self.layers: int = about["layers"]  #: of the language model
         self.methods: dict[str, str] = about["methods"]  #: pruning methods and what they do
 
     def stream(self, images: Any = None, question: str | None = None, *, messages: Sequence[dict[str, Any]] | None = None,
-               prune: str = "auto", keep: float | int | None = None, max_new_tokens: int = 512, stop: str | Sequence[str] = (),
-               ignore_eos: bool = False, logprobs: int | None = None, min_pixels: int | None = None, max_pixels: int | None = None,
-               **sampling: Any) -> Stream:
+               prune: str | Pruner | Sequence[str | Pruner] = "auto", keep: float | int | None = None, boxes: Sequence[Sequence[Sequence[float]]] = (),
+               max_new_tokens: int = 512, stop: str | Sequence[str] = (), ignore_eos: bool = False, logprobs: int | None = None,
+               logits: bool = False, min_pixels: int | None = None, max_pixels: int | None = None, **sampling: Any) -> Stream:
         """Asks, and gives the answer piece by piece.
 
-        images: one or several of path, bytes of a file, PIL.Image, array [height, width, 3] uint8, data: URL. messages: OpenAI's, in place
-        of images and question. prune: a composition such as "glimpse(threshold=0.3)" or "divprune(keep=0.1)". keep: fraction of the visual
-        tokens, or their number if above 1. sampling: temperature, top_p, top_k, min_p, seed, repetition_penalty and so on; by default
-        those of the checkpoint's generation_config.json. Raises Error.
+        images: one or several of path, bytes of a file, PIL.Image, array [height, width, 3] uint8, data:, http: or https: URL. messages:
+        OpenAI's, in place of images and question. prune: a composition such as "glimpse(threshold=0.3)" or "divprune(keep=0.1)", a Pruner,
+        or several that run one after the other. keep: fraction of the visual tokens, or their number if above 1. boxes: for prune="reference",
+        of each image its boxes (x1, y1, x2, y2 from 0 to 1). logprobs: report log-probabilities and as many of the likeliest; logits: report
+        all of them. sampling: temperature, top_p, top_k, min_p, seed, repetition_penalty and so on; by default those of the checkpoint's
+        generation_config.json. Raises Error.
         """
         if (messages is None) == (question is None):
             raise TypeError("give either a question or messages")
@@ -202,10 +247,17 @@ class Engine:
                 raise TypeError("messages name their pictures themselves")
             asked, pictures = _messages(messages)
         bounds = {name: value for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if value is not None}
-        request = {"messages": asked, "bounds": bounds, "prune": prune, "keep": keep, "max_new_tokens": max_new_tokens,
-                   "ignore_eos": ignore_eos, "stop": [stop] if isinstance(stop, str) else list(stop), "logprobs": logprobs,
+        request = {"messages": asked, "bounds": bounds, "keep": keep, "boxes": boxes, "max_new_tokens": max_new_tokens,
+                   "ignore_eos": ignore_eos, "stop": [stop] if isinstance(stop, str) else list(stop), "logprobs": logprobs, "logits": logits,
                    "sampling": sampling}
-        return Stream(self._server.submit(json.dumps(request), pictures), pictures)
+        return self._submit(request, [prune] if isinstance(prune, (str, Pruner)) else list(prune), pictures=pictures)
+
+    def _submit(self, request: dict[str, Any], stages: list[str | Pruner], *, pictures: Sequence[Any] = (), ids: Sequence[int] = (),
+                patches: Sequence[tuple[torch.Tensor, tuple[int, int, int]]] = ()) -> Stream:
+        """A request as the library reads it: about pictures, or a prompt of ids with the pixel values and grids of its pictures."""
+        chain = None if stages == ["auto"] else stages
+        running = self._server.submit(json.dumps({"stop_ids": None, **request}), list(pictures), chain, list(ids), list(patches))
+        return Stream(running, list(pictures))
 
     def ask(self, images: Any = None, question: str | None = None, **more: Any) -> Answer:
         """The answer; takes what stream() takes."""
@@ -246,6 +298,11 @@ class Engine:
                     of.cancel()
             bar.close()
         return out
+
+    def prune(self, method: str, hidden: torch.Tensor, grids: list[tuple[int, int]], *, keep: float | int | None = None,
+              **tensors: Any) -> np.ndarray:
+        """glimpse.prune() with this model's modules and layers."""
+        return select_with(self._server.select, method, hidden, grids, keep, tensors)
 
     @property
     def running(self) -> int:

@@ -1,0 +1,206 @@
+"""From messages and pictures to what generate() takes."""
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glimpse import _engine
+from glimpse.engine import _picture
+
+from .checkpoint import Config, Tokenizer, model_dir, settings
+
+
+class Inputs(dict):
+    """Tensors by name: inputs["input_ids"], inputs.input_ids, generate(**inputs)."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def to(self, *where: Any, **how: Any) -> "Inputs":
+        """The same on another device; a dtype is for what is floating-point."""
+        dtypes = [each for each in (*where, how.get("dtype")) if isinstance(each, torch.dtype)]
+        device = [each for each in (*where, how.get("device")) if each is not None and not isinstance(each, torch.dtype)]
+        for name, value in self.items():
+            if isinstance(value, torch.Tensor):
+                value = value.to(device[0]) if device else value
+                self[name] = value.to(dtypes[0]) if dtypes and value.is_floating_point() else value
+        return self
+
+
+def chat_renderer(template: str, special_tokens: dict[str, str]) -> Callable[..., str]:
+    """Renders messages by a checkpoint's own Jinja template, which is a stranger's program: it runs in jinja2's sandbox."""
+    from jinja2.exceptions import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.globals.update(raise_exception=refuse, strftime_now=lambda form: datetime.now().strftime(form))
+    compiled = environment.from_string(template)
+    return lambda **values: compiled.render(**{**special_tokens, **values})
+
+
+def is_batch(conversation: Any) -> bool:
+    return bool(conversation) and isinstance(conversation[0], (list, tuple))
+
+
+def pictures_of(conversation: list[dict[str, Any]]) -> list[Any]:
+    """The pictures that messages name, in order."""
+    parts = [part for message in conversation if not isinstance(message["content"], str) for part in message["content"]]
+    return [part["image"] if "image" in part else part["url"] for part in parts if part["type"] == "image"]
+
+
+def padded(rows: list[list[int]], pad: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, T] int64 ids and which of them count, from rows of several lengths."""
+    longest = max(map(len, rows))
+    ids, mask = [], []
+    for row in rows:
+        more = longest - len(row)
+        ids.append([pad] * more + row if side == "left" else row + [pad] * more)
+        mask.append([0] * more + [1] * len(row) if side == "left" else [1] * len(row) + [0] * more)
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+class ImageProcessor(Config):
+    """Settings of a checkpoint's preprocessor_config.json; called with pictures it gives pixel_values and image_grid_thw."""
+
+    def __call__(self, images: Any) -> Inputs:
+        """images: one or several of path, bytes, PIL.Image, array [height, width, 3] uint8. Gives pixel_values [patches, values of
+        a patch] float32 and image_grid_thw [images, 3] int64, in patches."""
+        images = images if isinstance(images, (list, tuple)) else [images]
+        described = json.dumps(self.to_dict())
+        made = [_engine.qwen_pixels(_picture(image), described) for image in images]
+        return Inputs(pixel_values=torch.cat([pixels for pixels, _ in made]), image_grid_thw=torch.tensor([grid for _, grid in made]))
+
+
+class Processor:
+    """Qwen2.5-VL's processor: chat template, tokenizer and image processor of a checkpoint, and the reference's masks."""
+
+    def __init__(self, folder: Path, *, padding_side: str | None = None, min_pixels: int | None = None, max_pixels: int | None = None):
+        image = settings(folder, "preprocessor_config.json", needed=True)
+        image.update({name: value for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if value is not None})
+        self.image_processor = ImageProcessor(**image)
+        self.tokenizer = Tokenizer(folder, padding_side)
+        jinja = folder / "chat_template.jinja"
+        self.chat_template = (jinja.read_text(encoding="utf-8") if jinja.exists() else
+                              settings(folder, "chat_template.json").get("chat_template") or self.tokenizer.chat_template)
+        config = settings(folder, "config.json", needed=True)
+        self._image_token_id: int = config.get("image_token_id", 151655)
+        self.image_token = self.tokenizer.decode([self._image_token_id])
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *, padding_side: str | None = None, min_pixels: int | None = None, max_pixels: int | None = None,
+                        use_fast: bool | None = None, trust_remote_code: bool | None = None) -> "Processor":
+        """name: a model's folder, or its hub id in the local cache. min_pixels, max_pixels: bounds on a picture's size in place of the
+        checkpoint's. use_fast and trust_remote_code change nothing: there is one processor and no code of others is run. Raises Error."""
+        return cls(model_dir(name), padding_side=padding_side, min_pixels=min_pixels, max_pixels=max_pixels)
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, *, tokenize: bool = False, return_dict: bool = False,
+                            add_generation_prompt: bool = False, padding: bool = False, return_tensors: str | None = None, **values: Any) -> Any:
+        """The prompt of messages (of a list of conversations: a list), by the checkpoint's own template. tokenize: its ids [B, T] instead,
+        or with return_dict all that generate() takes, pictures included. values: further variables of the template."""
+        template = chat_template or self.chat_template
+        if template is None:
+            raise ValueError("this checkpoint has no chat template (chat_template.jinja, chat_template.json or tokenizer_config.json); give chat_template")
+        several = is_batch(conversation)
+        conversations = conversation if several else [conversation]
+        render = chat_renderer(template, self.tokenizer.special_tokens_map)
+        texts = [render(messages=each, add_generation_prompt=add_generation_prompt, **values) for each in conversations]
+        if not tokenize:
+            return texts if several else texts[0]
+        images = [image for each in conversations for image in pictures_of(each)]
+        out = self(text=texts, images=images or None, padding=padding or len(texts) > 1, return_tensors=return_tensors)
+        return out if return_dict else out["input_ids"]
+
+    def __call__(self, images: Any = None, text: Any = None, normed_bboxes: list | None = None, ref_image_masks: list | None = None,
+                 videos: Any = None, *, padding: bool | str = False, return_tensors: str | None = None, padding_side: str | None = None) -> Inputs:
+        """What generate() takes.
+
+        images: see ImageProcessor, in the order of their places in the texts. text: one or several prompts. normed_bboxes: for each image
+        its boxes (x1, y1, x2, y2 from 0 to 1) or None; ref_image_masks: for each its mask as a picture, or None: either gives
+        ref_token_masks, for each image [rows, cols] bool or None. padding: to the longest. return_tensors: "pt", or None for lists of ids.
+        """
+        if videos is not None:
+            raise TypeError("videos are not supported yet; give pictures")
+        if return_tensors not in (None, "pt"):
+            raise TypeError(f"return_tensors={return_tensors!r} is not supported; take 'pt'")
+        if text is None:
+            raise TypeError("text is missing")
+        out, grids = Inputs(), torch.empty(0, 3, dtype=torch.long)
+        if images is not None:
+            images = images if isinstance(images, (list, tuple)) else [images]
+            out.update(self.image_processor(images))
+            grids = out["image_grid_thw"]
+        merge = self.image_processor.merge_size
+        out["ref_token_masks"] = self._masks([(int(h) // merge, int(w) // merge) for _, h, w in grids], normed_bboxes, ref_image_masks)
+        counts = [int(t * h * w) // merge**2 for t, h, w in grids]
+        rows = [self._widened(each, counts) for each in ([text] if isinstance(text, str) else text)]
+        if counts:
+            raise ValueError(f"{len(grids)} images but {len(grids) - len(counts)} places for them in the text")
+        if return_tensors is None:
+            out.update(input_ids=rows, attention_mask=[[1] * len(row) for row in rows])
+            return out
+        if not padding and len({len(row) for row in rows}) > 1:
+            raise ValueError("the texts have several lengths: give padding=True")
+        pad = self.tokenizer.pad_token_id
+        out["input_ids"], out["attention_mask"] = padded(rows, 0 if pad is None else pad, padding_side or self.tokenizer.padding_side)
+        return out
+
+    def _widened(self, text: str, counts: list[int]) -> list[int]:
+        """Ids in which an image's place stands once per visual token; takes these images off `counts`."""
+        ids = []
+        for token in self.tokenizer.encode(text):
+            if token == self._image_token_id:
+                if not counts:
+                    raise ValueError("the text has more places for images than there are images")
+                ids += [token] * counts.pop(0)
+            else:
+                ids.append(token)
+        return ids
+
+    @staticmethod
+    def _masks(grids: list[tuple[int, int]], boxes: list | None, pictures: list | None) -> list[torch.Tensor | None] | None:
+        given = boxes if boxes is not None else pictures
+        if given is None:
+            return None
+        if len(given) != len(grids):
+            raise ValueError(f"{len(given)} masks for {len(grids)} images")
+        if boxes is not None:
+            return [None if each is None else mask_of_boxes(each, grid) for each, grid in zip(boxes, grids)]
+        return [None if each is None else mask_of_picture(each, grid) for each, grid in zip(given, grids)]
+
+    def batch_decode(self, sequences: Any, **how: Any) -> list[str]:
+        """See Tokenizer.batch_decode."""
+        return self.tokenizer.batch_decode(sequences, **how)
+
+    post_process_image_text_to_text = batch_decode
+
+    def decode(self, ids: Any, **how: Any) -> str:
+        """See Tokenizer.decode."""
+        return self.tokenizer.decode(ids, **how)
+
+
+def mask_of_boxes(boxes: list, grid: tuple[int, int]) -> torch.Tensor:
+    """[rows, cols] bool: the tokens that boxes (x1, y1, x2, y2 from 0 to 1) touch (method.md section 4)."""
+    rows, cols = grid
+    mask = torch.zeros(rows, cols, dtype=torch.bool)
+    for x1, y1, x2, y2 in boxes:
+        if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
+            raise ValueError(f"a box is (x1, y1, x2, y2) from 0 to 1, not {(x1, y1, x2, y2)}")
+        mask[int(y1 * rows):min(int(y2 * rows), rows - 1) + 1, int(x1 * cols):min(int(x2 * cols), cols - 1) + 1] = True
+    return mask
+
+
+def mask_of_picture(picture: Any, grid: tuple[int, int]) -> torch.Tensor:
+    """[rows, cols] bool: where a mask as a PIL.Image is bright."""
+    import numpy as np
+    from PIL import Image
+    return torch.from_numpy(np.asarray(picture.convert("L").resize(grid[::-1], Image.Resampling.NEAREST)) > 127)
