@@ -3,13 +3,15 @@ include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 # libtorch is used where it was at build time; CMake itself would leave out a path inside the source tree (.venv).
-set(torch_rpath ${TORCH_INSTALL_PREFIX}/lib)
-set_target_properties(glimpse PROPERTIES INSTALL_RPATH ${torch_rpath} INSTALL_RPATH_USE_LINK_PATH OFF)
+# In the Python package (component `python`, made by pip) it is that of the torch beside it.
+set(torch_rpath ${TORCH_INSTALL_PREFIX}/lib "$ORIGIN/../torch/lib")
+set_target_properties(glimpse PROPERTIES INSTALL_RPATH "${torch_rpath}" INSTALL_RPATH_USE_LINK_PATH OFF)
 install(TARGETS glimpse LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY glimpse/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/glimpse FILES_MATCHING PATTERN "*.h")
 
 if(TARGET glimpse_cli)
-  set_target_properties(glimpse_cli PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR};${torch_rpath}"
+  set_target_properties(glimpse_cli PROPERTIES
+                        INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR};$ORIGIN/..;${torch_rpath};$ORIGIN/../../torch/lib"
                         INSTALL_RPATH_USE_LINK_PATH OFF)
   install(TARGETS glimpse_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   install(FILES docs/man/glimpse.1 DESTINATION ${CMAKE_INSTALL_MANDIR}/man1)
@@ -20,6 +22,16 @@ install(DIRECTORY models/tiny/model models/tiny/new_modules DESTINATION ${CMAKE_
 install(DIRECTORY eval DESTINATION ${CMAKE_INSTALL_DATADIR}/glimpse)
 install(FILES models/tiny/README.md DESTINATION ${CMAKE_INSTALL_DATADIR}/glimpse/models/tiny)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+
+if(TARGET glimpse_python)
+  set_target_properties(glimpse_python PROPERTIES INSTALL_RPATH "$ORIGIN;${torch_rpath}" INSTALL_RPATH_USE_LINK_PATH OFF)
+  set(python COMPONENT python EXCLUDE_FROM_ALL)
+  install(TARGETS glimpse_python glimpse LIBRARY DESTINATION glimpse NAMELINK_SKIP ${python})
+  install(TARGETS glimpse_cli RUNTIME DESTINATION glimpse/bin ${python})
+  install(DIRECTORY models/tiny/model models/tiny/new_modules DESTINATION glimpse/share/glimpse/models/tiny ${python})
+  install(FILES models/tiny/README.md DESTINATION glimpse/share/glimpse/models/tiny ${python})
+  install(DIRECTORY eval DESTINATION glimpse/share/glimpse ${python})
+endif()
 
 # find_package(glimpse) and pkg-config.
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/glimpse)

@@ -131,8 +131,9 @@ class PythonPruner : public Pruner {
         of_package("ModelInfo")(context.layers, default_cut_layer(context), context.shallow_block,
                                 context.class_token, context.text_tower);
     name_ = attribute<std::string>(object_, "name");
-    settings_ = json::parse(
-        py::module_::import("json").attr("dumps")(object_.attr("settings")()).cast<std::string>());
+    const py::object text = py::module_::import("json").attr("dumps")(
+        object_.attr("settings")(), py::arg("default") = py::module_::import("builtins").attr("repr"));
+    settings_ = json::parse(text.cast<std::string>());
     for (const py::handle& cut : object_.attr("cuts")(model))
       cuts_.push_back(cut_of(py::reinterpret_borrow<py::object>(cut)));
     taps_ = taps_of(object_.attr("taps")(model));
@@ -288,6 +289,7 @@ py::object select_tokens(const std::string& method, const py::dict& given, const
   std::vector<at::Tensor> states, received, keys;
   const auto tensors = [&](const char* name, size_t count) {
     std::vector<at::Tensor> out;
+    if (count == 0) return out;
     if (given.contains(name))
       for (const py::handle& each : given[name])
         out.push_back(tensor_of(py::reinterpret_borrow<py::object>(each), name));
