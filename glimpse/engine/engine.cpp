@@ -217,8 +217,14 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
 
   std::unique_ptr<Vlm> model = load_vlm(*source, load);
   ModuleSets modules;
-  for (const auto& [name, dir] : sets)
-    modules.add(name, GlimpseModules::load(dir, base_shape(*model), model->decoder().options()));
+  for (const auto& [name, dir] : sets) {
+    const BaseShape shape = base_shape(*model);
+    auto scout = Scout::load(dir, shape.hidden_size, shape.vision_width, shape.vision_depth, load.device);
+    // A folder with a scout need not have more.
+    const bool glimpse = !scout || read_json(dir / "config.json").contains("attn_fuse_type");
+    modules.add(name, glimpse ? GlimpseModules::load(dir, shape, model->decoder().options()) : nullptr,
+                scout);
+  }
   auto engine = std::make_unique<Engine>(std::move(model), modules, make_prefix_cache(options, load));
 
   constexpr const char* file = "generation_config.json";
@@ -232,7 +238,7 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
 }
 
 std::string Engine::default_prune() const {
-  return modules_.find("") ? "glimpse" : "none";
+  return modules_.find("") ? "glimpse" : modules_.find_scout("") ? "scout" : "none";
 }
 
 Answer Engine::ask(const Request& request) const {

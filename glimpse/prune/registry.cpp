@@ -43,33 +43,47 @@ std::vector<PrunerInfo::Setting> glimpse_settings(const PrunerContext& context) 
   return described(rule.fields());
 }
 
-// The set that a method's settings name, and what they say beside.
-std::pair<ModuleSets::Modules, Settings> modules_for(const std::string& method, const PrunerContext& context,
-                                                     Settings settings) {
+// What a method's settings name of the sets, and what they say beside.
+template <class T>
+std::pair<T, Settings> modules_for(const std::string& method, const PrunerContext& context, Settings settings,
+                                   T (ModuleSets::*find)(const std::string&) const) {
   std::string name;
   std::erase_if(settings, [&](const auto& setting) {
     if (setting.first == "modules") name = setting.second;
     return setting.first == "modules";
   });
-  const ModuleSets::Modules modules = context.modules.find(name);
+  const T modules = (context.modules.*find)(name);
   const std::string known = context.modules.names();
   check(modules != nullptr, method,
-        known.empty() ? ": no pruning modules were given" : ": no pruning modules",
+        known.empty() ? ": no pruning modules were given" : ": no pruning modules of this kind",
         known.empty() || name.empty() ? "" : " are named " + name,
         known.empty() ? "; name their folder with --new-modules (it holds config.json and new_modules_gp.pt)"
                       : " (known: " + known + ")");
   return {modules, settings};
 }
 
+ScoutRule rule_of(const ModuleSets::Scouts& scout) {
+  ScoutRule rule;
+  if (scout) rule = {scout->config().threshold, scout->config().floor, {}, 1};
+  return rule;
+}
+
+std::shared_ptr<const Pruner> make_scout(const PrunerContext& context, const Settings& settings) {
+  const auto [scout, rest] = modules_for("scout", context, settings, &ModuleSets::find_scout);
+  ScoutRule rule = rule_of(scout);
+  set_all(rule.fields(), rest, "scout");
+  return std::make_shared<ScoutPruner>(scout, rule);
+}
+
 std::shared_ptr<const Pruner> make_glimpse(const PrunerContext& context, const Settings& settings) {
-  const auto [modules, rest] = modules_for("glimpse", context, settings);
+  const auto [modules, rest] = modules_for("glimpse", context, settings, &ModuleSets::find);
   KeepRule rule = modules->config.rule;
   set_all(rule.fields(), rest, "glimpse");
   return std::make_shared<GlimpsePruner>(modules, rule);
 }
 
 std::shared_ptr<const Pruner> make_least(const PrunerContext& context, const Settings& settings) {
-  const auto [modules, rest] = modules_for("least", context, settings);
+  const auto [modules, rest] = modules_for("least", context, settings, &ModuleSets::find);
   set_all(Fields(), rest, "least");
   return std::make_shared<LeastPruner>(modules);
 }
@@ -142,6 +156,10 @@ const std::vector<Entry>& table() {
   static const std::vector<Entry> entries = {
       {"glimpse", "the trained glimpse token and predictor choose, after layer K", make_glimpse,
        glimpse_settings},
+      {"scout", "a trained scout chooses before the first layer, from pictures and question", make_scout,
+       [](const PrunerContext& context) {
+         return described(rule_of(context.modules.find_scout("")).fields());
+       }},
       {"least", "the tokens that glimpse thinks least important, for comparison; needs a budget", make_least,
        [](const PrunerContext&) { return std::vector<PrunerInfo::Setting>(); }, PrunerInfo::Budgeted::must},
       entry<RandomPruner>("random", "a random subset, for comparison"),
@@ -216,17 +234,10 @@ std::shared_ptr<const Pruner> make_one(const std::string& stage, const PrunerCon
 
 }  // namespace
 
-ModuleSets::Modules ModuleSets::find(const std::string& name) const {
-  if (name.empty() && sets_.size() == 1) return sets_[0].second;
-  for (const auto& [own, modules] : sets_)
-    if (own == name) return modules;
-  return nullptr;
-}
-
 std::string ModuleSets::names() const {
   std::string list;
-  for (const auto& [name, modules] : sets_)
-    list += concat(list.empty() ? "" : ", ", name.empty() ? "one without a name" : name);
+  for (const Set& set : sets_)
+    list += concat(list.empty() ? "" : ", ", set.name.empty() ? "one without a name" : set.name);
   return list;
 }
 

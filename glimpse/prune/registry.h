@@ -10,32 +10,54 @@
 
 #include "glimpse/prune/glimpse.h"
 #include "glimpse/prune/pruner.h"
+#include "glimpse/prune/scout.h"
 
 namespace glimpse {
 
 /// Pruning methods that run one after the other; each sees the survivors of those before it.
 using PrunerChain = std::vector<std::shared_ptr<const Pruner>>;
 
-/// Sets of pruning modules by name; the one named "" is what methods take that name none.
+/// Sets of pruning modules by name, each with glimpse modules, a scout or both; the one named "" is what
+/// methods take that name none.
 class ModuleSets {
  public:
   using Modules = std::shared_ptr<const GlimpseModules>;
+  using Scouts = std::shared_ptr<const Scout>;
   ModuleSets() = default;
   ModuleSets(std::nullptr_t) {}
   template <class T>
   ModuleSets(std::shared_ptr<T> unnamed) {
     add("", std::move(unnamed));
   }
-  void add(std::string name, Modules modules) {
-    if (modules) sets_.emplace_back(std::move(name), std::move(modules));
+  void add(std::string name, Modules modules, Scouts scout = nullptr) {
+    if (modules || scout) sets_.push_back({std::move(name), std::move(modules), std::move(scout)});
   }
-  /// Null if there is none of this name; a single set also goes without its own.
-  Modules find(const std::string& name) const;
+  /// Null if there is none of this name; a single one also goes without its own.
+  Modules find(const std::string& name) const { return part(name, &Set::modules); }
+  Scouts find_scout(const std::string& name) const { return part(name, &Set::scout); }
   /// The names, for messages.
   std::string names() const;
 
  private:
-  std::vector<std::pair<std::string, Modules>> sets_;
+  struct Set {
+    std::string name;
+    Modules modules;
+    Scouts scout;
+  };
+  template <class T>
+  T part(const std::string& name, T Set::*kind) const {
+    T only;
+    int count = 0;
+    for (const Set& set : sets_) {
+      if (!(set.*kind)) continue;
+      if (set.name == name) return set.*kind;
+      only = set.*kind;
+      ++count;
+    }
+    return name.empty() && count == 1 ? only : nullptr;
+  }
+
+  std::vector<Set> sets_;
 };
 
 /// What a composition is made for.

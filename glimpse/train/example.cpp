@@ -44,7 +44,8 @@ LoadedRow load_row(const Vlm& model, const TrainRow& row, const ImageBounds& bou
         {"user", {{Part::Kind::image, {}}, {Part::Kind::text, row.question}}}};
     out.example.prompt = model.prompt(messages, {out.image}, bounds);
     out.example.answer = answer_ids(model, messages, trimmed(row.answer));
-    out.example.reference = reference_mask(row, out.image, out.example.prompt.segments[0]);
+    if (!row.boxes.empty())
+      out.example.reference = reference_mask(row, out.image, out.example.prompt.segments[0]);
     return out;
   } catch (const Error& error) {
     fail(row.file, ":", row.line, ": ", error.what());

@@ -42,18 +42,6 @@ void run_prompts(const Vlm& model, std::vector<Lane>& lanes) {
   Forward(decoder, at::cat(rows), batch).run();
 }
 
-at::Tensor dice_loss(const at::Tensor& logits, const at::Tensor& reference) {
-  constexpr double smooth = 1e-6;
-  const at::Tensor p = logits.sigmoid();
-  return 1.0 - (2.0 * (p * reference).sum(-1) + smooth) / (p.sum(-1) + reference.sum() + smooth);
-}
-
-at::Tensor bce_loss(const at::Tensor& logits, const at::Tensor& reference) {
-  return at::binary_cross_entropy_with_logits(logits, reference.expand_as(logits), {}, {},
-                                              at::Reduction::None)
-      .mean(-1);
-}
-
 ExampleLoss losses(const Lane& lane, const GlimpsePruner& pruner, const at::Tensor& token_logits,
                    const LossOptions& options) {
   const at::Device device = token_logits.device();
@@ -79,12 +67,25 @@ ExampleLoss losses(const Lane& lane, const GlimpsePruner& pruner, const at::Tens
 
 }  // namespace
 
+at::Tensor dice_loss(const at::Tensor& logits, const at::Tensor& reference) {
+  constexpr double smooth = 1e-6;
+  const at::Tensor p = logits.sigmoid();
+  return 1.0 - (2.0 * (p * reference).sum(-1) + smooth) / (p.sum(-1) + reference.sum() + smooth);
+}
+
+at::Tensor bce_loss(const at::Tensor& logits, const at::Tensor& reference) {
+  return at::binary_cross_entropy_with_logits(logits, reference.expand_as(logits), {}, {},
+                                              at::Reduction::None)
+      .mean(-1);
+}
+
 Fields LossOptions::fields() {
   Fields fields;
   fields.add("loc_weight", loc_weight, "weight of the localisation loss", {0, 1e6})
       .add("le_weight", le_weight, "weight of the language-model loss", {0, 1e6})
       .add("dice_weight", dice_weight, "weight of Dice in the localisation loss", {0, 1e6})
-      .add("bce_weight", bce_weight, "weight of binary cross entropy in the localisation loss", {0, 1e6});
+      .add("bce_weight", bce_weight, "weight of binary cross entropy in the localisation loss", {0, 1e6})
+      .add("distil_weight", distil_weight, "weight of a scout's cross entropy with its teacher", {0, 1e6});
   return fields;
 }
 

@@ -11,12 +11,14 @@ namespace glimpse {
 struct Example {
   Prompt prompt;                ///< ends where the answer begins
   std::vector<int64_t> answer;  ///< ids of the answer, its end included
-  at::Tensor reference;         ///< [N] float32: 1 for the visual tokens inside the reference boxes
+  at::Tensor reference;  ///< [N] float32: 1 for the visual tokens inside the reference boxes; undefined
+                         ///< for a row without boxes
 };
 
 /// Weights of the loss's parts (method.md section 5).
 struct LossOptions {
   double loc_weight = 1.0, le_weight = 1.0, dice_weight = 1.0, bce_weight = 0.1;
+  double distil_weight = 1.0;  ///< of a scout's distillation
 
   Fields fields();
 };
@@ -24,11 +26,17 @@ struct LossOptions {
 /// Losses of one example, scalars attached to the gradients.
 struct ExampleLoss {
   at::Tensor total;
-  at::Tensor le;          ///< next-token cross entropy of the answer, predicted through the glimpse token
-  at::Tensor loc;         ///< dice_weight * dice + bce_weight * bce, summed over the predictor's outputs
+  at::Tensor le;   ///< next-token cross entropy of the answer, predicted through the glimpse token; of a
+                   ///< scout the cross entropy with its teacher
+  at::Tensor loc;  ///< dice_weight * dice + bce_weight * bce, summed over the predictor's outputs
   at::Tensor dice, bce;   ///< [outputs]
   at::Tensor vip_logits;  ///< [outputs, N]; the last row decides
 };
+
+/// Of logits [outputs, N] against a reference [N] of 0 and 1: 1 - the soft Dice coefficient, and the mean
+/// binary cross entropy; [outputs] each.
+at::Tensor dice_loss(const at::Tensor& logits, const at::Tensor& reference);
+at::Tensor bce_loss(const at::Tensor& logits, const at::Tensor& reference);
 
 /// Which rows the gradients go through.
 enum class Backpropagation {

@@ -16,6 +16,8 @@ Fields TrainOptions::fields() {
       .shown_as("DIR", 'm')
       .add("new_modules", new_modules, "go on from these modules (default: new ones)")
       .shown_as("DIR")
+      .add("teacher", teacher, "modules that a scout learns from (default: the built-in model's)")
+      .shown_as("DIR")
       .add("image_root", image_root, "folder of the images: <root>/cot/<dataset>/<image> or <root>/<image>")
       .shown_as("DIR")
       .add("dataset", dataset, "only the rows of this set")
@@ -48,10 +50,12 @@ Fields TrainOptions::fields() {
 void TrainOptions::from_json(const json& given, const std::string& owner) {
   check(given.is_object(), owner, ": expected a mapping of settings");
   json flat = given;
-  if (flat.contains("modules")) {
-    modules = flat["modules"];
-    flat.erase("modules");
-  }
+  for (auto& [name, part] : {std::pair<const char*, json&>{"modules", modules}, {"scout", scout}})
+    if (flat.contains(name)) {
+      part = flat[name];
+      check(part.is_object(), owner, ": ", name, ": expected a mapping of settings");
+      flat.erase(name);
+    }
   if (flat.contains("data")) {
     const json& files = flat["data"];
     data.clear();
@@ -68,6 +72,7 @@ json TrainOptions::to_json() {
   json out = fields().to_json();
   out["data"] = data;
   out["modules"] = modules;
+  out["scout"] = scout;
   return out;
 }
 

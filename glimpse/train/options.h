@@ -31,10 +31,13 @@ struct TrainOptions {
   int64_t log_every = 10, save_every = 100, overlay_every = 100, overlay_rows = 4;
   std::string save_dtype = "fp32";
   nlohmann::json modules = nlohmann::json::object();  ///< pruning settings, as in a new-modules config.json
+  /// Settings of a scout (ScoutConfig): then that is what is trained.
+  nlohmann::json scout = nlohmann::json::object();
+  std::string teacher;  ///< modules that a scout learns from; "": those of the built-in model
 
   Fields fields();
-  /// Sets what a YAML file says: every field by its name, `data` (a file or a list) and `modules` (a
-  /// mapping). Error naming file and the nearest known key when one is unknown.
+  /// Sets what a YAML file says: every field by its name, `data` (a file or a list), `modules` and
+  /// `scout` (mappings). Error naming file and the nearest known key when one is unknown.
   void read_yaml(const std::filesystem::path& file);
   nlohmann::json to_json();
   void from_json(const nlohmann::json& json, const std::string& owner);

@@ -25,7 +25,6 @@ int64_t size_member(const json& object, const char* key) {
 }
 
 void check_boxes(const TrainRow& row) {
-  check(!row.boxes.empty(), "\"bboxs\" is missing or empty");
   for (const auto& [x1, y1, x2, y2] : row.boxes) {
     const std::string box = concat("box [", x1, ", ", y1, ", ", x2, ", ", y2, "]");
     check(std::isfinite(x1) && std::isfinite(y1) && std::isfinite(x2) && std::isfinite(y2), box,
@@ -37,7 +36,7 @@ void check_boxes(const TrainRow& row) {
 }
 
 /// The row without its path, or none when it is of another set than `dataset`.
-std::optional<TrainRow> parse_row(const std::string& text, const std::string& dataset) {
+std::optional<TrainRow> parse_row(const std::string& text, const std::string& dataset, bool boxes_needed) {
   QuestionRow parsed = parse_question_row(text);
   if (!dataset.empty() && parsed.dataset != dataset) return std::nullopt;
   TrainRow row;
@@ -50,6 +49,7 @@ std::optional<TrainRow> parse_row(const std::string& text, const std::string& da
   row.boxes = std::move(parsed.boxes);
   row.width = size_member(parsed.object, "width");
   row.height = size_member(parsed.object, "height");
+  check(!boxes_needed || !row.boxes.empty(), "\"bboxs\" is missing or empty");
   check_boxes(row);
   return row;
 }
@@ -80,7 +80,7 @@ void read_source(const DataSource& source, const RowOptions& options, TrainRows&
   };
   visit_lines(source.file, [&](const std::string& text, size_t line) {
     attempt(line, [&] {
-      if (std::optional<TrainRow> row = parse_row(text, source.dataset)) {
+      if (std::optional<TrainRow> row = parse_row(text, source.dataset, options.boxes_needed)) {
         row->file = file;
         row->line = line;
         rows.push_back(*std::move(row));

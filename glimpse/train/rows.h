@@ -15,7 +15,7 @@ struct TrainRow {
   std::string question, answer, dataset;
   std::string image;                         ///< as given in the row
   std::filesystem::path path;                ///< where that image was found
-  std::vector<std::array<double, 4>> boxes;  ///< x1 y1 x2 y2 in pixels of `width` x `height`; at least one
+  std::vector<std::array<double, 4>> boxes;  ///< x1 y1 x2 y2 in pixels of `width` x `height`
   int64_t width = 0, height = 0;
   std::string file;  ///< the JSONL file ...
   size_t line = 0;   ///< ... and its line, counted from 1, for messages
@@ -34,8 +34,9 @@ struct RowOptions {
   std::string image_root = ".";
   uint64_t seed = 42;
   double max_bad_share = 0.01;
+  bool boxes_needed = true;  ///< a row without boxes is broken
 
-  Fields fields();
+  Fields fields();  ///< all but boxes_needed
 };
 
 struct TrainRows {

@@ -58,7 +58,7 @@ struct Trainer::Sums {
   double examples = 0, le = 0, loc = 0, dice = 0, bce = 0, total = 0;
   double kept_reference = 0, kept = 0, reference = 0, kept_share = 0, stop = 0;
 
-  void add(const ExampleLoss& loss, const Example& example, const KeepRule& rule) {
+  void add(const ExampleLoss& loss, const Example& example, const Trainable& modules) {
     const at::NoGradGuard no_grad;
     examples += 1;
     const at::Tensor parts =
@@ -66,12 +66,14 @@ struct Trainer::Sums {
     const at::Tensor known = at::cat({parts, loss.vip_logits[-1]}).cpu();  // one copy from the device
     double* const sums[] = {&le, &loc, &dice, &bce, &total};
     for (int64_t i = 0; i < 5; ++i) *sums[i] += double{known.const_data_ptr<float>()[i]};
+    const at::Tensor logits = known.narrow(0, 5, known.numel() - 5);
+    const std::vector<int64_t> keep = modules.keep(logits);
+    kept_share += static_cast<double>(keep.size()) / static_cast<double>(logits.numel());
+    if (!example.reference.defined()) return;
     const at::Tensor mask = example.reference.contiguous();
-    const std::vector<int64_t> keep = rule.apply(known.narrow(0, 5, mask.numel()));
     for (const int64_t token : keep) kept_reference += mask.const_data_ptr<float>()[token];
     kept += static_cast<double>(keep.size());
     reference += mask.sum().item<double>();
-    kept_share += static_cast<double>(keep.size()) / static_cast<double>(mask.numel());
   }
 
   /// Means over the examples; of the kept tokens as section 7 says: over all tokens, the share over examples.
@@ -113,17 +115,13 @@ Trainer::Trainer(TrainOptions options, fs::path run, World& world, bool resume)
   LoadOptions load = load_options(engine, read_json(dir / "config.json"));
   if (!start.empty()) load.config_overrides = read_json(start / "config.json");
   model_ = load_vlm(dir, load);
-  const BaseShape shape = base_shape(*model_);
-  if (start.empty())
-    modules_ = TrainableModules::create(pruning_config(read_json(dir / "config.json"), options_.modules),
-                                        shape, options_.seed, load.device);
-  else
-    modules_ = TrainableModules::load(start, shape, load.device);
+  modules_ = make_trainable(options_, *model_, read_json(dir / "config.json"));
   optimiser_ = std::make_unique<Optimiser>(modules_->parameters(), options_.optimiser);
 
   std::vector<DataSource> sources;
   for (const std::string& file : options_.data) sources.push_back({file, options_.dataset, options_.samples});
-  TrainRows read = read_train_rows(sources, {options_.image_root, options_.seed, options_.max_bad_share});
+  TrainRows read = read_train_rows(sources, {options_.image_root, options_.seed, options_.max_bad_share,
+                                             options_.scout.empty() || options_.loss.distil_weight == 0});
   rows_ = std::move(read.rows);
   if (world_.first())
     for (const std::string& problem : read.problems) std::cerr << "glimpse: skipped " << problem << "\n";
@@ -258,12 +256,10 @@ StepMetrics Trainer::take_step(Loader<LoadedRow>& loader, bool stop) {
     }
     if (examples.empty()) continue;
     seed_dropout(options_.seed, step_, (b * world_.size() + world_.rank()) / processes_);
-    const std::vector<ExampleLoss> losses =
-        training_losses(*model_, modules_->modules(model_->decoder().options(), modules_->dropout()),
-                        examples, options_.loss);
+    const std::vector<ExampleLoss> losses = modules_->losses(examples, options_.loss);
     at::Tensor total;
     for (size_t i = 0; i < losses.size(); ++i) {
-      sums.add(losses[i], examples[i], modules_->config().rule);
+      sums.add(losses[i], examples[i], *modules_);
       total = total.defined() ? total + losses[i].total : losses[i].total;
     }
     total.backward();
@@ -342,14 +338,14 @@ void Trainer::save() {
 void Trainer::draw_overlays() {
   if (options_.overlay_every == 0 || options_.overlay_rows == 0) return;
   const at::NoGradGuard no_grad;
-  const auto modules = modules_->modules(model_->decoder().options(), 0.0);
+  const auto pruner = modules_->pruner();
   const auto shown = sample_rows(rows_.size(), static_cast<size_t>(options_.overlay_rows), options_.seed);
   fs::create_directories(run_ / "overlays");
   for (size_t i = 0; i < shown.size(); ++i) try {
       LoadedRow row = load_row(*model_, rows_[shown[i]], {options_.min_pixels, options_.max_pixels});
       Sequence sequence;
       sequence.prompt = std::move(row.example.prompt);
-      sequence.pruners.push_back(std::make_shared<GlimpsePruner>(modules, modules_->config().rule));
+      sequence.pruners.push_back(pruner);
       Sequence* const sequences[] = {&sequence};
       prefill(*model_, sequences);
       const Segment& span = sequence.prompt.segments[0];

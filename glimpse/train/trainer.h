@@ -7,18 +7,19 @@
 #include "glimpse/train/example.h"
 #include "glimpse/train/loader.h"
 #include "glimpse/train/metrics.h"
-#include "glimpse/train/modules.h"
 #include "glimpse/train/options.h"
+#include "glimpse/train/trainable.h"
 #include "glimpse/train/world.h"
 
 namespace glimpse {
 
-/// Trains glimpse token and predictor on a frozen model (method.md section 5). The run's directory holds
+/// Trains glimpse token and predictor, or a scout, on a frozen model (method.md section 5). The run's
+/// directory holds
 ///   train.json         every setting, and how the run began, for --resume
 ///   metrics.jsonl      one line per log step; events.out.tfevents.* have the same for TensorBoard
 ///   checkpoints/       parameters and optimiser, written whole or not at all
 ///   overlays/          what is kept of a few fixed rows, every so many steps
-///   final/             config.json, new_modules_gp.pt, new_modules_gp.safetensors
+///   final/             config.json, new_modules_gp.pt and new_modules_gp.safetensors, or scout.safetensors
 ///   report.html        curves and examples
 /// Given the seed, the result does not depend on loader threads, nor on being stopped and resumed; resumed by
 /// another number of processes, a step has the same rows and random numbers, summed in another order.
@@ -60,7 +61,7 @@ class Trainer {
   std::filesystem::path run_;
   World& world_;
   std::unique_ptr<Vlm> model_;
-  std::optional<TrainableModules> modules_;
+  std::unique_ptr<Trainable> modules_;
   std::unique_ptr<Optimiser> optimiser_;
   std::unique_ptr<MetricsLog> log_;  // of the first process
   std::optional<FileLock> lock_;     // of the first process

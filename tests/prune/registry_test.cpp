@@ -90,7 +90,7 @@ TEST_CASE("errors of compositions") {
     CHECK_MESSAGE(got.starts_with(expected), got);
   };
   starts("rendom", kPlain,
-         "pruning: unknown method 'rendom' (known: none, glimpse, least, random, reference");
+         "pruning: unknown method 'rendom' (known: none, glimpse, scout, least, random, reference");
   starts("", kPlain, "pruning: unknown method ''");
   starts("random+", kPlain, "pruning: unknown method ''");
   starts("+", kPlain, "pruning: unknown method ''");

@@ -1,0 +1,173 @@
+#include "glimpse/train/scout.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/grad_mode.h>
+
+#include <cmath>
+
+#include "glimpse/base/atomic_file.h"
+#include "glimpse/base/json_file.h"
+#include "glimpse/engine/engine.h"
+#include "glimpse/engine/sequence.h"
+#include "glimpse/io/safetensors.h"
+
+namespace glimpse {
+
+namespace {
+
+// Notes what a scout would see, and lets everything pass; or nothing, where nobody looks further.
+class Lookout : public Pruner {
+ public:
+  Lookout(const ScoutConfig& config, bool passes) : config_(config), passes_(passes) {}
+  std::string name() const override { return "lookout"; }
+  nlohmann::json settings() const override { return nullptr; }
+  std::vector<Cut> cuts() const override { return {{Cut::Place::before, 0}}; }
+  Taps taps() const override { return {config_.visual_layers, {}, false, nullptr, {}}; }
+  Selection select(const View& view, const Cut&, const Budget&) const override {
+    seen_ = scout_inputs(view);
+    Selection out;
+    if (passes_)
+      for (int64_t i = 0; i < view.count(); ++i) out.keep.push_back(i);
+    return out;
+  }
+  const std::vector<ScoutInput>& seen() const { return seen_; }
+
+ private:
+  const ScoutConfig& config_;
+  const bool passes_;
+  mutable std::vector<ScoutInput> seen_;
+};
+
+// An example as the scout sees it, and what its teacher thinks: [N] probabilities, or undefined.
+struct Lesson {
+  std::vector<ScoutInput> inputs;
+  at::Tensor taught;
+};
+
+std::vector<Lesson> lessons_of(const Vlm& model, const ScoutConfig& config,
+                               const TrainableScout::Teacher& teacher, std::span<const Example> examples) {
+  const at::NoGradGuard no_grad;
+  std::vector<std::shared_ptr<Lookout>> lookouts;
+  std::vector<Sequence> sequences(examples.size());
+  std::vector<Sequence*> pointers;
+  for (size_t i = 0; i < examples.size(); ++i) {
+    lookouts.push_back(std::make_shared<Lookout>(config, teacher != nullptr));
+    sequences[i].prompt = examples[i].prompt;
+    sequences[i].pruners.push_back(lookouts.back());
+    if (teacher)
+      sequences[i].pruners.push_back(std::make_shared<GlimpsePruner>(teacher, teacher->config.rule));
+    pointers.push_back(&sequences[i]);
+  }
+  prefill(model, pointers);
+  std::vector<Lesson> lessons;
+  for (size_t i = 0; i < examples.size(); ++i)
+    lessons.push_back({lookouts[i]->seen(), teacher ? sequences[i].scores : at::Tensor()});
+  return lessons;
+}
+
+at::Tensor initial_value(const std::string& name, at::IntArrayRef shape, at::Generator generator) {
+  at::Tensor value = at::zeros(shape, at::kFloat);
+  if (name == "kinds") return value.normal_(0.0, 0.1, generator);
+  if (name == "out_proj.bias") return value.fill_(-2.0);  // few tokens matter
+  if (name.ends_with(".bias")) return value;
+  if (shape.size() == 1) return value.fill_(1.0);
+  const double bound = std::sqrt(6.0 / static_cast<double>(shape[0] + shape[1]));
+  return value.uniform_(-bound, bound, generator);
+}
+
+}  // namespace
+
+TrainableScout::TrainableScout(const Vlm& model, ScoutConfig config, Teacher teacher, const Weights& weights)
+    : model_(model), config_(std::move(config)), teacher_(std::move(teacher)) {
+  const BaseShape base = base_shape(model);
+  const at::Device device = model.decoder().options().device();
+  Scout::build(config_, Weights::fresh([&](const std::string& name, at::IntArrayRef shape) {
+                 const at::Tensor value = weights.take(name, shape, at::kFloat);
+                 parameters_[name] = value.detach().to(device).contiguous().clone().requires_grad_(true);
+                 return value;
+               }),
+               base.hidden_size, base.vision_width, at::kCPU);
+}
+
+std::unique_ptr<TrainableScout> TrainableScout::create(const Vlm& model, const nlohmann::json& scout,
+                                                       Teacher teacher, uint64_t seed) {
+  const BaseShape base = base_shape(model);
+  const ScoutConfig config = ScoutConfig::from_json(scout, base.vision_depth);
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  // Words and projected tokens live in one space, so that equal orthonormal projections already match them.
+  const int64_t rank = config.match_heads * config.match_rank, hidden = base.hidden_size;
+  check(rank <= hidden, "scout config: match_heads * match_rank is ", rank, ", more than the model's width ",
+        hidden);
+  const at::Tensor same =
+      std::get<0>(at::linalg_qr(at::empty({hidden, rank}, at::kFloat).normal_(0.0, 1.0, generator))).t() *
+      1.5;
+  const Weights weights = Weights::fresh([&](const std::string& name, at::IntArrayRef shape) {
+    if (name == "match_q.weight") return same.contiguous();
+    if (name == "match_k.weight") return at::cat({same, at::zeros({rank, shape[1] - hidden})}, 1);
+    return initial_value(name, shape, generator);
+  });
+  return std::make_unique<TrainableScout>(model, config, std::move(teacher), weights);
+}
+
+std::unique_ptr<TrainableScout> TrainableScout::load(const Vlm& model, const std::filesystem::path& dir,
+                                                     Teacher teacher) {
+  const nlohmann::json config = read_json(dir / "config.json");
+  check(config.contains("scout"), dir.string(), ": holds no scout");
+  return std::make_unique<TrainableScout>(
+      model, ScoutConfig::from_json(config["scout"], base_shape(model).vision_depth), std::move(teacher),
+      Weights::open(dir / "scout.safetensors"));
+}
+
+Scout TrainableScout::scout() const {
+  const BaseShape base = base_shape(model_);
+  return Scout::build(config_, Weights::from(parameters_, "the scout in training"), base.hidden_size,
+                      base.vision_width, model_.decoder().options().device());
+}
+
+std::vector<ExampleLoss> TrainableScout::losses(std::span<const Example> examples,
+                                                const LossOptions& options) const {
+  const Scout scout = this->scout();
+  const std::vector<Lesson> lessons = lessons_of(model_, config_, teacher_, examples);
+  std::vector<ExampleLoss> out;
+  for (size_t i = 0; i < examples.size(); ++i) {
+    std::vector<at::Tensor> logits;
+    for (const ScoutInput& input : lessons[i].inputs) logits.push_back(scout(input));
+    ExampleLoss loss;
+    loss.vip_logits = at::cat(logits).unsqueeze(0);
+    loss.le = loss.dice = loss.bce = loss.loc = at::zeros({1}, loss.vip_logits.options());
+    if (const at::Tensor& reference = examples[i].reference; reference.defined()) {
+      const at::Tensor boxes = reference.to(loss.vip_logits.device());
+      loss.dice = dice_loss(loss.vip_logits, boxes);
+      loss.bce = bce_loss(loss.vip_logits, boxes);
+      loss.loc = options.dice_weight * loss.dice + options.bce_weight * loss.bce;
+    }
+    if (teacher_) loss.le = bce_loss(loss.vip_logits, lessons[i].taught.to(loss.vip_logits.device()));
+    loss.loc = loss.loc.sum();
+    loss.le = loss.le.sum();
+    loss.total = options.loc_weight * loss.loc + options.distil_weight * loss.le;
+    out.push_back(std::move(loss));
+  }
+  return out;
+}
+
+std::vector<int64_t> TrainableScout::keep(const at::Tensor& logits) const {
+  return ScoutRule{config_.threshold, 0, {}, 1}.apply(logits, logits.numel());
+}
+
+std::shared_ptr<const Pruner> TrainableScout::pruner() const {
+  return std::make_shared<ScoutPruner>(std::make_shared<Scout>(scout()),
+                                       ScoutRule{config_.threshold, 0, {}, 1});
+}
+
+void TrainableScout::save(const std::filesystem::path& dir, at::ScalarType dtype) const {
+  std::filesystem::create_directories(dir);
+  std::map<std::string, at::Tensor> tensors;
+  for (const auto& [name, tensor] : parameters_)
+    tensors[name] = tensor.detach().to(at::TensorOptions(at::kCPU).dtype(dtype));
+  save_safetensors(dir / "scout.safetensors", tensors, {{"format", "pt"}});
+  AtomicFile config(dir / "config.json");
+  config.stream() << nlohmann::json({{"scout", config_.to_json()}}).dump(2) << "\n";
+  config.commit();
+}
+
+}  // namespace glimpse
