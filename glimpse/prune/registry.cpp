@@ -55,10 +55,11 @@ std::pair<T, Settings> modules_for(const std::string& method, const PrunerContex
   const T modules = (context.modules.*find)(name);
   const std::string known = context.modules.names();
   check(modules != nullptr, method,
-        known.empty() ? ": no pruning modules were given" : ": no pruning modules of this kind",
-        known.empty() || name.empty() ? "" : " are named " + name,
-        known.empty() ? "; name their folder with --new-modules (it holds config.json and new_modules_gp.pt)"
-                      : " (known: " + known + ")");
+        known.empty()
+            ? ": no pruning modules were given; name their folder with --new-modules (it holds config.json "
+              "and new_modules_gp.pt)"
+        : name.empty() ? concat(": not among the pruning modules that were given (", known, ")")
+                       : concat(": no pruning modules are named ", name, " (known: ", known, ")"));
   return {modules, settings};
 }
 

@@ -18,6 +18,9 @@ Fields TrainOptions::fields() {
       .shown_as("DIR")
       .add("teacher", teacher, "modules that a scout learns from (default: the built-in model's)")
       .shown_as("DIR")
+      .add("cache_mb", cache_mb,
+           "MiB for what a scout's training keeps of pictures that several rows are about (0: none)",
+           {0, 1e9})
       .add("image_root", image_root, "folder of the images: <root>/cot/<dataset>/<image> or <root>/<image>")
       .shown_as("DIR")
       .add("dataset", dataset, "only the rows of this set")

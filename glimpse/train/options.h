@@ -33,7 +33,8 @@ struct TrainOptions {
   nlohmann::json modules = nlohmann::json::object();  ///< pruning settings, as in a new-modules config.json
   /// Settings of a scout (ScoutConfig): then that is what is trained.
   nlohmann::json scout = nlohmann::json::object();
-  std::string teacher;  ///< modules that a scout learns from; "": those of the built-in model
+  int64_t cache_mb = 2048;  ///< memory for what a scout's training keeps of pictures
+  std::string teacher;      ///< modules that a scout learns from; "": those of the built-in model
 
   Fields fields();
   /// Sets what a YAML file says: every field by its name, `data` (a file or a list), `modules` and

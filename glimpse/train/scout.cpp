@@ -8,7 +8,7 @@
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/engine.h"
-#include "glimpse/engine/sequence.h"
+#include "glimpse/engine/prefill.h"
 #include "glimpse/io/safetensors.h"
 
 namespace glimpse {
@@ -45,20 +45,25 @@ struct Lesson {
 };
 
 std::vector<Lesson> lessons_of(const Vlm& model, const ScoutConfig& config,
-                               const TrainableScout::Teacher& teacher, std::span<const Example> examples) {
+                               const TrainableScout::Teacher& teacher, PrefixCache* cache,
+                               std::span<const Example> examples) {
   const at::NoGradGuard no_grad;
+  PrefillBatch batch(model, cache);
   std::vector<std::shared_ptr<Lookout>> lookouts;
   std::vector<Sequence> sequences(examples.size());
-  std::vector<Sequence*> pointers;
   for (size_t i = 0; i < examples.size(); ++i) {
+    Sequence& sequence = sequences[i];
     lookouts.push_back(std::make_shared<Lookout>(config, teacher != nullptr));
-    sequences[i].prompt = examples[i].prompt;
-    sequences[i].pruners.push_back(lookouts.back());
-    if (teacher)
-      sequences[i].pruners.push_back(std::make_shared<GlimpsePruner>(teacher, teacher->config.rule));
-    pointers.push_back(&sequences[i]);
+    sequence.prompt = examples[i].prompt;
+    sequence.pruners.push_back(lookouts.back());
+    if (teacher) sequence.pruners.push_back(std::make_shared<GlimpsePruner>(teacher, teacher->config.rule));
+    if (const auto end = prefix_end(sequence.prompt, sequence.pruners, model.decoder().config().layers);
+        cache && end)
+      sequence.prefix_key = prefix_key(sequence, *end, model.weights_version(), cache->seed());
+    batch.add(sequence);
   }
-  prefill(model, pointers);
+  while (!batch.done())
+    for (const PrefillBatch::Failure& failure : batch.step()) std::rethrow_exception(failure.error);
   std::vector<Lesson> lessons;
   for (size_t i = 0; i < examples.size(); ++i)
     lessons.push_back({lookouts[i]->seen(), teacher ? sequences[i].scores : at::Tensor()});
@@ -77,8 +82,10 @@ at::Tensor initial_value(const std::string& name, at::IntArrayRef shape, at::Gen
 
 }  // namespace
 
-TrainableScout::TrainableScout(const Vlm& model, ScoutConfig config, Teacher teacher, const Weights& weights)
+TrainableScout::TrainableScout(const Vlm& model, ScoutConfig config, Teacher teacher, size_t cache_mb,
+                               const Weights& weights)
     : model_(model), config_(std::move(config)), teacher_(std::move(teacher)) {
+  if (cache_mb > 0) pictures_ = std::make_unique<PrefixCache>(cache_mb << 20);
   const BaseShape base = base_shape(model);
   const at::Device device = model.decoder().options().device();
   Scout::build(config_, Weights::fresh([&](const std::string& name, at::IntArrayRef shape) {
@@ -90,7 +97,7 @@ TrainableScout::TrainableScout(const Vlm& model, ScoutConfig config, Teacher tea
 }
 
 std::unique_ptr<TrainableScout> TrainableScout::create(const Vlm& model, const nlohmann::json& scout,
-                                                       Teacher teacher, uint64_t seed) {
+                                                       Teacher teacher, size_t cache_mb, uint64_t seed) {
   const BaseShape base = base_shape(model);
   const ScoutConfig config = ScoutConfig::from_json(scout, base.vision_depth);
   at::Generator generator = at::detail::createCPUGenerator(seed);
@@ -106,16 +113,16 @@ std::unique_ptr<TrainableScout> TrainableScout::create(const Vlm& model, const n
     if (name == "match_k.weight") return at::cat({same, at::zeros({rank, shape[1] - hidden})}, 1);
     return initial_value(name, shape, generator);
   });
-  return std::make_unique<TrainableScout>(model, config, std::move(teacher), weights);
+  return std::make_unique<TrainableScout>(model, config, std::move(teacher), cache_mb, weights);
 }
 
 std::unique_ptr<TrainableScout> TrainableScout::load(const Vlm& model, const std::filesystem::path& dir,
-                                                     Teacher teacher) {
+                                                     Teacher teacher, size_t cache_mb) {
   const nlohmann::json config = read_json(dir / "config.json");
   check(config.contains("scout"), dir.string(), ": holds no scout");
   return std::make_unique<TrainableScout>(
       model, ScoutConfig::from_json(config["scout"], base_shape(model).vision_depth), std::move(teacher),
-      Weights::open(dir / "scout.safetensors"));
+      cache_mb, Weights::open(dir / "scout.safetensors"));
 }
 
 Scout TrainableScout::scout() const {
@@ -127,7 +134,7 @@ Scout TrainableScout::scout() const {
 std::vector<ExampleLoss> TrainableScout::losses(std::span<const Example> examples,
                                                 const LossOptions& options) const {
   const Scout scout = this->scout();
-  const std::vector<Lesson> lessons = lessons_of(model_, config_, teacher_, examples);
+  const std::vector<Lesson> lessons = lessons_of(model_, config_, teacher_, pictures_.get(), examples);
   std::vector<ExampleLoss> out;
   for (size_t i = 0; i < examples.size(); ++i) {
     std::vector<at::Tensor> logits;

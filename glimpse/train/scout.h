@@ -1,5 +1,6 @@
 #pragma once
 
+#include "glimpse/engine/prefix_cache.h"
 #include "glimpse/prune/scout.h"
 #include "glimpse/train/trainable.h"
 
@@ -11,13 +12,14 @@ namespace glimpse {
 class TrainableScout : public Trainable {
  public:
   using Teacher = std::shared_ptr<const GlimpseModules>;
+  /// `cache_mb`: MiB for what the encoder gave of pictures, which other rows may be about, too.
   /// New: projections Xavier-uniform with zero bias, norms one, a match that begins as the likeness of words
   /// and projected tokens. `scout`: settings of ScoutConfig. The model must outlive it.
   static std::unique_ptr<TrainableScout> create(const Vlm& model, const nlohmann::json& scout,
-                                                Teacher teacher, uint64_t seed);
+                                                Teacher teacher, size_t cache_mb, uint64_t seed);
   /// Goes on from the scout in `dir`.
   static std::unique_ptr<TrainableScout> load(const Vlm& model, const std::filesystem::path& dir,
-                                              Teacher teacher);
+                                              Teacher teacher, size_t cache_mb);
 
   const std::map<std::string, at::Tensor>& parameters() const override { return parameters_; }
   std::vector<ExampleLoss> losses(std::span<const Example> examples,
@@ -26,7 +28,8 @@ class TrainableScout : public Trainable {
   std::shared_ptr<const Pruner> pruner() const override;
   void save(const std::filesystem::path& dir, at::ScalarType dtype) const override;
 
-  TrainableScout(const Vlm& model, ScoutConfig config, Teacher teacher, const Weights& weights);
+  TrainableScout(const Vlm& model, ScoutConfig config, Teacher teacher, size_t cache_mb,
+                 const Weights& weights);
 
  private:
   Scout scout() const;
@@ -34,6 +37,7 @@ class TrainableScout : public Trainable {
   const Vlm& model_;
   ScoutConfig config_;
   Teacher teacher_;
+  std::unique_ptr<PrefixCache> pictures_;
   std::map<std::string, at::Tensor> parameters_;
 };
 

@@ -54,8 +54,9 @@ std::unique_ptr<Trainable> make_trainable(const TrainOptions& options, const Vlm
   const fs::path start = options.new_modules.empty() ? "" : resolve_model_dir(options.new_modules);
   if (!options.scout.empty()) {
     auto teacher = teacher_of(options, model);
-    return start.empty() ? TrainableScout::create(model, options.scout, teacher, options.seed)
-                         : TrainableScout::load(model, start, teacher);
+    return start.empty()
+               ? TrainableScout::create(model, options.scout, teacher, options.cache_mb, options.seed)
+               : TrainableScout::load(model, start, teacher, options.cache_mb);
   }
   check(options.teacher.empty(), "--teacher is for training a scout");
   return std::make_unique<TrainableGlimpse>(
