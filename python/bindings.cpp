@@ -96,6 +96,13 @@ class Running {
   std::stop_source stop_;
 };
 
+// What Python has no bounds for becomes a float in JSON, and a float is no number of tokens.
+int64_t whole(const json& from, const char* name) {
+  check(from.at(name).is_number_integer() && !(from.at(name) > std::numeric_limits<int64_t>::max()), name,
+        ": expected a whole number, got ", from.at(name).dump());
+  return from.at(name).get<int64_t>();
+}
+
 Request request_of(const json& from, const py::list& pictures) {
   Request request;
   for (const json& message : from.at("messages")) {
@@ -109,10 +116,10 @@ Request request_of(const json& from, const py::list& pictures) {
   for (const py::handle& each : pictures)
     request.images.push_back(picture(each, request.bounds.decode_options()));
   if (!from.at("keep").is_null()) request.budget = budget_of(py::str(from.at("keep").dump()));
-  request.max_new_tokens = from.at("max_new_tokens").get<int64_t>();
+  request.max_new_tokens = whole(from, "max_new_tokens");
   request.ignore_eos = from.at("ignore_eos").get<bool>();
   request.stop_strings = from.at("stop").get<std::vector<std::string>>();
-  if (!from.at("logprobs").is_null()) request.logprobs = from.at("logprobs").get<int64_t>();
+  if (!from.at("logprobs").is_null()) request.logprobs = whole(from, "logprobs");
   request.logits = from.at("logits").get<bool>();
   if (!from.at("stop_ids").is_null()) request.stop_ids = from.at("stop_ids").get<std::vector<int64_t>>();
   for (const json& image : from.at("boxes")) {

@@ -12,8 +12,11 @@ from glimpse import Error, _engine
 class Config:
     """Settings by name, from a JSON file: config.hidden_size; what is set may be changed and added to."""
 
-    def __init__(self, **settings: Any):
+    def __init__(self, /, **settings: Any):
         self.__dict__.update({name: Config(**value) if isinstance(value, dict) else value for name, value in settings.items()})
+
+    def __getattr__(self, name: str) -> Any:  # only of what is not there
+        raise AttributeError(f"no setting {name!r}")
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value.to_dict() if isinstance(value, Config) else value for name, value in self.__dict__.items()}
@@ -36,7 +39,7 @@ def settings(folder: Path, name: str, *, needed: bool = False) -> dict[str, Any]
         return {}
     try:
         out = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Error(f"{file}: no JSON: {error}") from None
     if not isinstance(out, dict):
         raise Error(f"{file}: expected a JSON object")
@@ -60,8 +63,10 @@ def device_name(device_map: Any) -> str:
         device_map = places.pop()
     if device_map in (None, "auto"):
         return "cpu" if device_map is None or not torch.cuda.is_available() else "cuda"
-    text = str(device_map)
-    return f"cuda:{text}" if text.isdigit() else text
+    text = f"cuda:{device_map}" if str(device_map).isdigit() else str(device_map)
+    if text not in ("cpu", "cuda") and not text.removeprefix("cuda:").isdigit():
+        raise TypeError(f"device_map={device_map} is not supported; take 'cpu', 'cuda', 'cuda:0', ... or 'auto'")
+    return text
 
 
 class Tokenizer:
@@ -70,17 +75,19 @@ class Tokenizer:
     def __init__(self, folder: Path, padding_side: str | None = None):
         self._tokenizer = _engine.Tokenizer(str(folder))
         about = settings(folder, "tokenizer_config.json")
-        self.padding_side = padding_side or about.get("padding_side", "left")
+        self.padding_side = padding_side or about.get("padding_side", "right")
         if self.padding_side not in ("left", "right"):
             raise ValueError(f"padding_side is 'left' or 'right', not {self.padding_side!r}")
         #: bos_token, eos_token and so on: their texts
         self.special_tokens_map: dict[str, str] = {}
         for name, token in about.items():
-            if name.endswith("_token") and isinstance(token, (str, dict)):
-                self.special_tokens_map[name] = token["content"] if isinstance(token, dict) else token
+            token = token.get("content") if isinstance(token, dict) else token
+            if name.endswith("_token") and isinstance(token, str):
+                self.special_tokens_map[name] = token
         self.chat_template = about.get("chat_template")
         if isinstance(self.chat_template, list):  # several with names
-            self.chat_template = {each["name"]: each["template"] for each in self.chat_template}.get("default")
+            named = [each for each in self.chat_template if isinstance(each, dict) and each.get("name") == "default"]
+            self.chat_template = named[0].get("template") if named else None
 
     def __getattr__(self, name: str) -> Any:
         if name.endswith("_token_id"):

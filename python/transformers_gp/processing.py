@@ -1,13 +1,14 @@
 """From messages and pictures to what generate() takes."""
 import json
+import math
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
-from glimpse import _engine
+from glimpse import Error, _engine
 from glimpse.engine import _picture
 
 from .checkpoint import Config, Tokenizer, model_dir, settings
@@ -22,7 +23,7 @@ class Inputs(dict):
         except KeyError:
             raise AttributeError(name) from None
 
-    def to(self, *where: Any, **how: Any) -> "Inputs":
+    def to(self, *where: Any, **how: Any) -> Self:
         """The same on another device; a dtype is for what is floating-point."""
         dtypes = [each for each in (*where, how.get("dtype")) if isinstance(each, torch.dtype)]
         device = [each for each in (*where, how.get("device")) if each is not None and not isinstance(each, torch.dtype)]
@@ -34,18 +35,26 @@ class Inputs(dict):
 
 
 def chat_renderer(template: str, special_tokens: dict[str, str]) -> Callable[..., str]:
-    """Renders messages by a checkpoint's own Jinja template, which is a stranger's program: it runs in jinja2's sandbox."""
+    """Renders messages by a checkpoint's own Jinja template, which is a stranger's program: it runs in jinja2's sandbox. Raises Error."""
     from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
+    def as_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.filters["tojson"] = as_json
     environment.globals.update(raise_exception=refuse, strftime_now=lambda form: datetime.now().strftime(form))
-    compiled = environment.from_string(template)
-    return lambda **values: compiled.render(**{**special_tokens, **values})
+
+    def render(**values: Any) -> str:
+        try:
+            return environment.from_string(template).render(**{"tools": None, "documents": None, **special_tokens, **values})
+        except Exception as error:  # whatever such a program does wrong
+            raise Error(f"chat template: {type(error).__name__}: {error}") from error
+    return render
 
 
 def is_batch(conversation: Any) -> bool:
@@ -54,8 +63,8 @@ def is_batch(conversation: Any) -> bool:
 
 def pictures_of(conversation: list[dict[str, Any]]) -> list[Any]:
     """The pictures that messages name, in order."""
-    parts = [part for message in conversation if not isinstance(message["content"], str) for part in message["content"]]
-    return [part["image"] if "image" in part else part["url"] for part in parts if part["type"] == "image"]
+    parts = [part for message in conversation if isinstance(message.get("content"), (list, tuple)) for part in message["content"]]
+    return [part[key] for part in parts if part.get("type") == "image" for key in ("image", "url", "path") if key in part]
 
 
 def padded(rows: list[list[int]], pad: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,7 +107,7 @@ class Processor:
 
     @classmethod
     def from_pretrained(cls, name: Any, *, padding_side: str | None = None, min_pixels: int | None = None, max_pixels: int | None = None,
-                        use_fast: bool | None = None, trust_remote_code: bool | None = None) -> "Processor":
+                        use_fast: bool | None = None, trust_remote_code: bool | None = None) -> Self:
         """name: a model's folder, or its hub id in the local cache. min_pixels, max_pixels: bounds on a picture's size in place of the
         checkpoint's. use_fast and trust_remote_code change nothing: there is one processor and no code of others is run. Raises Error."""
         return cls(model_dir(name), padding_side=padding_side, min_pixels=min_pixels, max_pixels=max_pixels)
@@ -109,7 +118,7 @@ class Processor:
         or with return_dict all that generate() takes, pictures included. values: further variables of the template."""
         template = chat_template or self.chat_template
         if template is None:
-            raise ValueError("this checkpoint has no chat template (chat_template.jinja, chat_template.json or tokenizer_config.json); give chat_template")
+            raise ValueError("this checkpoint has no chat template (chat_template.jinja, chat_template.json, tokenizer_config.json); give one")
         several = is_batch(conversation)
         conversations = conversation if several else [conversation]
         render = chat_renderer(template, self.tokenizer.special_tokens_map)
@@ -117,7 +126,7 @@ class Processor:
         if not tokenize:
             return texts if several else texts[0]
         images = [image for each in conversations for image in pictures_of(each)]
-        out = self(text=texts, images=images or None, padding=padding or len(texts) > 1, return_tensors=return_tensors)
+        out = self(text=texts, images=images, padding=padding or len(texts) > 1, return_tensors=return_tensors)
         return out if return_dict else out["input_ids"]
 
     def __call__(self, images: Any = None, text: Any = None, normed_bboxes: list | None = None, ref_image_masks: list | None = None,
@@ -132,23 +141,27 @@ class Processor:
             raise TypeError("videos are not supported yet; give pictures")
         if return_tensors not in (None, "pt"):
             raise TypeError(f"return_tensors={return_tensors!r} is not supported; take 'pt'")
-        if text is None:
-            raise TypeError("text is missing")
+        if padding not in (True, False, "longest", "do_not_pad"):
+            raise TypeError(f"padding={padding!r} is not supported; take True, which is to the longest text, or False")
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(each, str) for each in texts):
+            raise TypeError(f"text is one or several texts, not {text!r}")
+        images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
+        images = [each for of in images for each in (of if isinstance(of, (list, tuple)) else [of])]  # also a list for each text
         out, grids = Inputs(), torch.empty(0, 3, dtype=torch.long)
-        if images is not None:
-            images = images if isinstance(images, (list, tuple)) else [images]
+        if images:
             out.update(self.image_processor(images))
             grids = out["image_grid_thw"]
-        merge = self.image_processor.merge_size
+        merge = getattr(self.image_processor, "merge_size", 2)
         out["ref_token_masks"] = self._masks([(int(h) // merge, int(w) // merge) for _, h, w in grids], normed_bboxes, ref_image_masks)
         counts = [int(t * h * w) // merge**2 for t, h, w in grids]
-        rows = [self._widened(each, counts) for each in ([text] if isinstance(text, str) else text)]
+        rows = [self._widened(each, counts) for each in texts]
         if counts:
             raise ValueError(f"{len(grids)} images but {len(grids) - len(counts)} places for them in the text")
         if return_tensors is None:
             out.update(input_ids=rows, attention_mask=[[1] * len(row) for row in rows])
             return out
-        if not padding and len({len(row) for row in rows}) > 1:
+        if padding in (False, "do_not_pad") and len({len(row) for row in rows}) > 1:
             raise ValueError("the texts have several lengths: give padding=True")
         pad = self.tokenizer.pad_token_id
         out["input_ids"], out["attention_mask"] = padded(rows, 0 if pad is None else pad, padding_side or self.tokenizer.padding_side)
@@ -189,18 +202,22 @@ class Processor:
 
 
 def mask_of_boxes(boxes: list, grid: tuple[int, int]) -> torch.Tensor:
-    """[rows, cols] bool: the tokens that boxes (x1, y1, x2, y2 from 0 to 1) touch (method.md section 4)."""
-    rows, cols = grid
-    mask = torch.zeros(rows, cols, dtype=torch.bool)
-    for x1, y1, x2, y2 in boxes:
-        if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
-            raise ValueError(f"a box is (x1, y1, x2, y2) from 0 to 1, not {(x1, y1, x2, y2)}")
-        mask[int(y1 * rows):min(int(y2 * rows), rows - 1) + 1, int(x1 * cols):min(int(x2 * cols), cols - 1) + 1] = True
+    """[rows, cols] bool: the tokens that boxes (x1, y1, x2, y2 from 0 to 1) touch (method.md section 4); what reaches outside is clipped."""
+    def touched(first: float, last: float, count: int) -> slice:
+        return slice(max(int(first * count), 0), min(int(last * count), count - 1) + 1 if last >= 0 else 0)
+
+    mask = torch.zeros(grid, dtype=torch.bool)
+    for box in boxes:
+        box = box.tolist() if hasattr(box, "tolist") else box
+        if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(math.isfinite, box)):
+            raise ValueError(f"a box is (x1, y1, x2, y2) from 0 to 1, not {box!r}")
+        mask[touched(box[1], box[3], grid[0]), touched(box[0], box[2], grid[1])] = True
     return mask
 
 
 def mask_of_picture(picture: Any, grid: tuple[int, int]) -> torch.Tensor:
-    """[rows, cols] bool: where a mask as a PIL.Image is bright."""
+    """[rows, cols] bool: where a mask as a PIL.Image or array is bright."""
     import numpy as np
     from PIL import Image
+    picture = picture if hasattr(picture, "convert") else Image.fromarray(np.asarray(picture))
     return torch.from_numpy(np.asarray(picture.convert("L").resize(grid[::-1], Image.Resampling.NEAREST)) > 127)

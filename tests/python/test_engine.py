@@ -150,7 +150,9 @@ class Engine(unittest.TestCase):
         for words, call in (("no such file", lambda: ask("/nowhere.png", "x")), ("image", lambda: ask(b"no picture", "x")),
                             ("keep", lambda: ask(IMAGE, "x", prune="divprune", keep=7.5)), ("nonsense", lambda: ask(IMAGE, "x", prune="nonsense")),
                             ("temperatur", lambda: ask(IMAGE, "x", temperatur=1)), ("temperature", lambda: ask(IMAGE, "x", temperature=-1)),
-                            ("max_new_tokens", lambda: ask(IMAGE, "x", max_new_tokens=0)), ("context", lambda: ask(None, "word " * 5000)),
+                            ("max_new_tokens", lambda: ask(IMAGE, "x", max_new_tokens=0)),
+                            ("whole number", lambda: ask(IMAGE, "x", max_new_tokens=2**70)), ("whole number", lambda: ask(IMAGE, "x", max_new_tokens=2.5)),
+                            ("whole number", lambda: ask(IMAGE, "x", logprobs=1e300)), ("context", lambda: ask(None, "word " * 5000)),
                             ("shape", lambda: ask(np.zeros((4, 4, 4), np.uint8), "x")), ("base64", lambda: ask("data:image/png,x", "x")),
                             ("/nowhere", lambda: glimpse.Engine("/nowhere")), ("dtype", lambda: glimpse.Engine(dtype="fp8"))):
             with self.subTest(words=words), self.assertRaisesRegex(glimpse.Error, words):

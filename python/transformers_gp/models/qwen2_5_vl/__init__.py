@@ -1,6 +1,10 @@
 """Qwen2.5-VL with GlimpsePrune."""
+import math
 from typing import Any
 
+import torch
+
+from ...arguments import shown
 from ...generation import Prompt, PrunedModel
 from ...processing import Processor
 
@@ -13,7 +17,7 @@ class Qwen2_5_VL_GP_ForConditionalGeneration(PrunedModel):
     """See PrunedModel. Takes pixel_values [patches, values of a patch] and image_grid_thw [images, 3], all images of a batch together."""
 
     def _token_grid(self, grid: tuple[int, int, int]) -> tuple[int, int]:
-        merge = getattr(self.config.vision_config, "spatial_merge_size", 2)
+        merge = getattr(getattr(self.config, "vision_config", None), "spatial_merge_size", 2)
         return grid[0] * grid[1] // merge, grid[2] // merge
 
     def _prompts(self, inputs: dict[str, Any]) -> list[Prompt]:
@@ -21,21 +25,22 @@ class Qwen2_5_VL_GP_ForConditionalGeneration(PrunedModel):
         pixels, grids = inputs.pop("pixel_values", None), inputs.pop("image_grid_thw", None)
         if (pixels is None) != (grids is None):
             raise ValueError("pixel_values and image_grid_thw belong together")
-        left = [] if grids is None else [tuple(map(int, grid)) for grid in grids]
-        if pixels is not None and len(pixels) != sum(t * h * w for t, h, w in left):
-            raise ValueError(f"pixel_values has {len(pixels)} rows, but image_grid_thw counts {sum(t * h * w for t, h, w in left)} patches")
+        pixels, grids = torch.as_tensor([[]] if pixels is None else pixels), torch.as_tensor([] if grids is None else grids)
+        if grids.numel() and (grids.ndim != 2 or grids.shape[1] != 3 or grids.is_floating_point() or (grids < 1).any()):
+            raise ValueError(f"image_grid_thw is [images, 3], whole numbers above 0; got {grids.tolist()}")
+        sizes = [t * h * w for t, h, w in grids.tolist()]
+        if sizes and (pixels.ndim != 2 or len(pixels) != sum(sizes) or not pixels.is_floating_point()):
+            raise ValueError(f"pixel_values are {shown(pixels)}, but image_grid_thw counts {sum(sizes)} patches; "
+                             f"expected floats [{sum(sizes)}, values of a patch]")
+        left = [(image, tuple(grid)) for image, grid in zip(pixels.split(sizes) if sizes else (), grids.tolist())]
         place = getattr(self.config, "image_token_id", 151655)
-        prompts, row_of_pixels = [], 0
+        prompts = []
         for row, counts in zip(ids, mask):
             prompt = Prompt(row[counts].tolist(), [])
             tokens = prompt.ids.count(place)
             while tokens > 0 and left:
-                grid = left.pop(0)
-                patches = grid[0] * grid[1] * grid[2]
-                prompt.patches.append((pixels[row_of_pixels:row_of_pixels + patches], grid))
-                row_of_pixels += patches
-                rows, cols = self._token_grid(grid)
-                tokens -= rows * cols
+                prompt.patches.append(left.pop(0))
+                tokens -= math.prod(self._token_grid(prompt.patches[-1][1]))
             if tokens:
                 raise ValueError("the places for images in input_ids do not fit image_grid_thw")
             prompts.append(prompt)
