@@ -1,6 +1,7 @@
 // The engine for Python: what the files of python/glimpse stand on. Settings cross as JSON, so that names,
 // ranges and errors are those of the C++ settings lists; pictures, tensors and results cross as arrays.
 #include <ATen/Parallel.h>
+#include <omp.h>
 #include <pybind11/iostream.h>
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -96,6 +97,18 @@ class Running {
   std::stop_source stop_;
 };
 
+// While it lives, this thread starts no OpenMP threads of its own: beside those of the thread that steps they
+// would only take its cores away.
+class Alone {
+ public:
+  Alone() { omp_set_num_threads(1); }
+  ~Alone() { omp_set_num_threads(before_); }
+  Alone(const Alone&) = delete;
+
+ private:
+  const int before_ = omp_get_max_threads();
+};
+
 // What Python has no bounds for becomes a float in JSON, and a float is no number of tokens.
 int64_t whole(const json& from, const char* name) {
   check(from.at(name).is_number_integer() && !(from.at(name) > std::numeric_limits<int64_t>::max()), name,
@@ -156,6 +169,7 @@ class Server {
   /// grid (t, h, w) of each): a prompt made elsewhere, in place of messages and pictures.
   Running submit(const std::string& text, const py::list& pictures, const std::optional<py::list>& stages,
                  const std::vector<int64_t>& ids, const py::list& patches) {
+    const Alone alone;
     const json from = json::parse(text);
     Request request = request_of(from, pictures);
     if (stages) request.pruners = pruners_of(*stages, engine_->pruner_context());
