@@ -96,7 +96,7 @@ class Scout(unittest.TestCase):
         return scout_logits(weights, *self.seen, (self.cells // 16).float(), (self.cells % 16).float())
 
     def test_logits(self):
-        scores = torch.from_numpy(self.engine.ask(IMAGE, QUESTION, prune="scout", max_new_tokens=1).images[0].scores)
+        scores = torch.from_numpy(self.engine.ask(IMAGE, QUESTION, prune="scout(modules=scout)", max_new_tokens=1).images[0].scores)
         self.assertLess((scores.logit() - self.logits(self.weights)).abs().max(), 1e-3)
         self.assertGreater(scores.std(), 1e-3)
 
