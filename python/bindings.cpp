@@ -198,9 +198,6 @@ class Server {
     out["default_prune"] = engine_->default_prune();
     out["context_length"] = engine_->model().max_positions();
     out["layers"] = engine_->pruner_context().layers;
-    out["stop_ids"] = engine_->stop_ids();
-    SamplingOptions sampling = engine_->default_sampling();
-    out["sampling"] = json_text(sampling.fields().to_json());
     py::dict methods;
     for (const PrunerInfo& info : known_pruners(engine_->pruner_context()))
       methods[py::str(info.name)] = info.summary;

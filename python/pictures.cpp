@@ -101,8 +101,6 @@ void add_processing(py::module_& m) {
       .def("decode", [](const Tokenizer& self, const std::vector<int64_t>& ids,
                         bool skip_special) { return self.decode(ids, skip_special); })
       .def("token_id", &Tokenizer::token_id)
-      .def("token", [](const Tokenizer& self, int64_t id) { return py::bytes(self.token_bytes(id)); })
-      .def("is_special", &Tokenizer::is_special)
       .def("__len__", &Tokenizer::size);
 }
 

@@ -30,6 +30,10 @@ def _run(command: str, arguments: list[str]) -> None:
         raise _engine.Error(f"{command} ended with status {status}")
 
 
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 class Table(list[dict[str, Any]]):
     """Rows as dicts, what pandas.DataFrame takes. In a notebook it shows as a table."""
 
@@ -39,14 +43,14 @@ class Table(list[dict[str, Any]]):
 
     def __str__(self) -> str:
         names = list(self[0]) if self else []
-        cells = [names, *([f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in self)]
+        cells = [names, *([_cell(value) for value in row.values()] for row in self)]
         widths = [max(map(len, column)) for column in zip(*cells)]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
 
     def _repr_html_(self) -> str:
         from html import escape
         head = "".join(f"<th>{escape(name)}</th>" for name in (self[0] if self else ()))
-        body = "".join("<tr>" + "".join(f"<td>{escape(f'{value:.4g}' if isinstance(value, float) else str(value))}</td>" for value in row.values())
+        body = "".join("<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row.values())
                        + "</tr>" for row in self)
         return f"<table><tr>{head}</tr>{body}</table>"
 
