@@ -14,6 +14,7 @@
 #include "commands.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/scheduler.h"
+#include "glimpse/nn/parallel.h"
 #include "pictures.h"
 #include "pruners.h"
 #include "tensors.h"
@@ -97,16 +98,15 @@ class Running {
   std::stop_source stop_;
 };
 
-// While it lives, this thread starts no OpenMP threads of its own: beside those of the thread that steps they
-// would only take its cores away.
+// While it lives, this thread works alone.
 class Alone {
  public:
-  Alone() { omp_set_num_threads(1); }
+  Alone() = default;
   ~Alone() { omp_set_num_threads(before_); }
   Alone(const Alone&) = delete;
 
  private:
-  const int before_ = omp_get_max_threads();
+  const int before_ = work_alone();
 };
 
 // What Python has no bounds for becomes a float in JSON, and a float is no number of tokens.
@@ -145,7 +145,9 @@ Request request_of(const json& from, const py::list& pictures) {
   return request;
 }
 
-// A model and the thread that steps its scheduler, so that any number of Python threads may ask.
+// A model and the thread that steps its scheduler, so that any number of Python threads may ask. That thread
+// loads the model, too: OpenMP keeps the threads that loading needs, and no longer spins when there are more
+// of them than cores.
 class Server {
  public:
   Server(const std::string& settings, int64_t max_sequences, size_t cache_mb, const std::string& cache_dir) {
@@ -154,9 +156,20 @@ class Server {
     options.cache_mb = cache_mb;
     options.cache_dir = cache_dir;
     options.cache_build = app::kBuiltFrom;
-    engine_ = Engine::load(options);
-    scheduler_ = std::make_unique<Scheduler>(*engine_, SchedulerOptions{.max_sequences = max_sequences});
-    stepping_ = std::jthread([this](std::stop_token stop) { scheduler_->serve(stop); });
+    std::promise<void> loaded;
+    std::future<void> loading = loaded.get_future();
+    stepping_ = std::jthread([=, this, loaded = std::move(loaded)](std::stop_token stop) mutable {
+      try {
+        engine_ = Engine::load(options);
+        scheduler_ = std::make_unique<Scheduler>(*engine_, SchedulerOptions{.max_sequences = max_sequences});
+      } catch (...) {
+        loaded.set_exception(std::current_exception());
+        return;
+      }
+      loaded.set_value();
+      scheduler_->serve(stop);
+    });
+    loading.get();
   }
 
   /// Ends what runs, and the thread.

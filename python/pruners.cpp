@@ -335,6 +335,8 @@ py::object select_tokens(const std::string& method, const py::dict& given, const
 void add_pruning(py::module_& m) {
   m.def("methods", [] { return methods({}); });
   m.def("register", &register_python);
+  m.def("tokens_of", [](std::optional<double> keep, std::optional<int64_t> count, std::vector<int64_t> counts,
+                        int64_t total) { return Budget{keep, count, std::move(counts)}.of(total); });
   m.def("select", [](const std::string& method, const py::dict& given, int64_t layers) {
     PrunerContext context;
     context.layers = layers;

@@ -9,6 +9,11 @@
 
 namespace glimpse {
 
+/// Makes this thread start no OpenMP threads of its own, in this library and in ATen: beside those of the
+/// thread that runs the model they would take its cores away, and OpenMP no longer spins when there are more
+/// threads than cores. Returns how many it may have started before.
+int work_alone();
+
 /// Calls task(i) once for each i < count on all threads. Every thread begins with a part of its own, as what
 /// follows in memory was asked for already, then helps the others: cores are not equally fast when other
 /// programs run, and equal halves would wait for the slower one.

@@ -292,7 +292,7 @@ PrunerChain make_pruners(const std::string& composition, const PrunerContext& co
 std::string with_settings(const std::string& method, const std::map<std::string, std::string>& settings,
                           const std::string& spelled_setting, const std::string& spelled_composition) {
   if (settings.empty()) return method;
-  std::string owners;
+  std::vector<std::string> owners;
   for (const PrunerInfo& info : known_pruners({})) {
     const auto has = [&](const auto& given) {
       return std::any_of(info.settings.begin(), info.settings.end(),
@@ -300,13 +300,16 @@ std::string with_settings(const std::string& method, const std::map<std::string,
     };
     if (!std::all_of(settings.begin(), settings.end(), has)) continue;
     if (info.name == method) {
-      std::string list;
-      for (const auto& [name, text] : settings) list += (list.empty() ? "" : ",") + name + "=" + text;
-      return method + "(" + list + ")";
+      std::string given;
+      for (const auto& [name, text] : settings) given += (given.empty() ? "" : ",") + name + "=" + text;
+      return method + "(" + given + ")";
     }
-    owners += (owners.empty() ? "" : " and ") + info.name;
+    owners.push_back(info.name);
   }
-  fail(spelled_setting, " and the like belong to ", owners, "; with ", spelled_composition, " '", method,
+  std::string list;
+  for (size_t i = 0; i < owners.size(); ++i)
+    list += (i == 0 ? "" : i + 1 < owners.size() ? ", " : " and ") + owners[i];
+  fail(spelled_setting, " and the like belong to ", list, "; with ", spelled_composition, " '", method,
        "' write them inside it, as in glimpse(threshold=0.3)+random(keep=0.5)");
 }
 

@@ -1,10 +1,8 @@
 #include "glimpse/serve/service.h"
 
-#include <omp.h>
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
 
-#include <ATen/Parallel.h>
 
 #include <boost/algorithm/string/predicate.hpp>
 #include <ctime>
@@ -15,6 +13,7 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/nn/parallel.h"
 #include "glimpse/prune/registry.h"
 #include "glimpse/serve/chat.h"
 #include "glimpse/serve/embedded.h"
@@ -191,12 +190,7 @@ void Service::Impl::in_worker(std::shared_ptr<Reply> reply, std::function<void()
                      "rate_limit_exceeded"}));
   ++reading;
   asio::post(workers, [this, reply = std::move(reply), run = std::move(run)] {
-    thread_local const bool prepared = [] {
-      at::get_num_threads();  // sets this thread up, which must come first
-      omp_set_num_threads(1);
-      return true;
-    }();
-    (void)prepared;
+    [[maybe_unused]] thread_local const int before = work_alone();
     try {
       run();
     } catch (...) {

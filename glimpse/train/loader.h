@@ -12,11 +12,9 @@
 #include <vector>
 
 #include "glimpse/base/check.h"
+#include "glimpse/nn/parallel.h"
 
 namespace glimpse {
-
-/// Makes this thread start no OpenMP or ATen threads of its own.
-void work_alone();
 
 /// An item, or the text of the glimpse::Error that making it threw.
 template <class Item>

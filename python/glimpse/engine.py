@@ -204,8 +204,9 @@ class Engine:
     """A model with its pruning modules. Any number of threads may ask it; what is asked at the same time is answered together.
 
     model: directory, hub id in the local Hugging Face cache or .gguf file; the built-in model if it is empty. new_modules: directory of
-    glimpse token and predictor, or several as "name=dir". weights: "auto", "bf16", "int8" or "int4". threads: of the process; None leaves
-    them as they are. cache_mb: memory for pictures seen before; cache_dir: a folder that keeps them on disk, too. Raises Error.
+    glimpse token and predictor, or several as "name=dir". weights: "auto", "bf16", "int8" or "int4". threads: that it answers
+    with; None: as many as torch.get_num_threads() says. cache_mb: memory for pictures seen before; cache_dir: a folder that keeps them on disk,
+    too. Raises Error.
     """
 
     def __init__(self, model: str | os.PathLike = "", *, new_modules: str | os.PathLike | Sequence[str] = (), mmproj: str | os.PathLike = "",

@@ -87,9 +87,7 @@ class Budget:
 
     def of(self, total: int) -> int | None:
         """Tokens to keep of `total`, or None without a budget."""
-        if self.keep is not None:
-            return max(1, round(self.keep * total))
-        return self.count if self.count is not None else sum(self.counts) if self.counts else None
+        return _engine.tokens_of(self.keep, self.count, self.counts, total)
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ class Requests(CliTest):
         self.bad("--prune", "glimpse++random", "unknown method ''")
         self.bad("--prune", "(", "glimpse: ")
         self.bad("--prune", "reference", "glimpse: ")
-        self.bad("--prune", "random", "--threshold", "0.5", "--threshold and the like belong to glimpse and reference")
+        self.bad("--prune", "random", "--threshold", "0.5", "--threshold and the like belong to glimpse, scout and reference")
         self.bad("-m", MODEL, "--threshold", "0.5", "this model has no pruning modules")
         self.fails(["ask", "-i", IMAGE, "--anchors", "middle", QUESTION], "expected tl, tr, bl or br, got 'middle'", status=2)
 

@@ -1,9 +1,13 @@
 // Operations that split their work: any number of threads gives the bits of one.
 #include <ATen/Parallel.h>
+#include <omp.h>
+
+#include <thread>
 
 #include "glimpse/nn/attention.h"
 #include "glimpse/nn/linear.h"
 #include "glimpse/nn/ops.h"
+#include "glimpse/nn/parallel.h"
 
 #undef CHECK
 #include <doctest/doctest.h>
@@ -58,4 +62,23 @@ TEST_CASE("the number of threads changes no result") {
     check_threads("segments", [&] { return segment_attention(q, q, q, {64, 64, 200, 72}); });
     check_threads("received", [&] { return received_attention(q, q, {150, 250}); });
   }
+}
+
+TEST_CASE("a thread that works alone stays alone") {
+  const int before = at::get_num_threads();
+  at::set_num_threads(3);
+  int own = 0, of_operations = 0, restored = 0;
+  std::thread([&] {
+    own = work_alone();
+    rms_norm(at::randn({3000, 96}), at::ones(96), 1e-6);  // a loop of the library
+    at::randn({300000}).add_(1);                          // one of ATen
+    of_operations = omp_get_max_threads();
+    omp_set_num_threads(own);
+    rms_norm(at::randn({3000, 96}), at::ones(96), 1e-6);
+    restored = omp_get_max_threads();
+  }).join();
+  at::set_num_threads(before);
+  CHECK(own == 3);
+  CHECK(of_operations == 1);
+  CHECK(restored == 3);
 }

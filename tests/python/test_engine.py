@@ -172,8 +172,8 @@ class Engine(unittest.TestCase):
         self.assertIn("data:image/png;base64", answer._repr_html_())
 
     def test_settings_of_the_host_stay(self):
-        glimpse.Engine()
-        self.assertEqual((torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()), (1, *BEFORE[1:]))
+        glimpse.Engine(threads=1)
+        self.assertEqual((torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()), BEFORE)
 
 
 class Process(unittest.TestCase):

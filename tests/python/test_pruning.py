@@ -85,6 +85,7 @@ class Own(unittest.TestCase):
         self.assertEqual(pruner._model, glimpse.ModelInfo(6, 3, 2, False, False))
         self.assertEqual((at_first.place, at_first.layer, at_first.ahead, at_second.place, at_second.layer), ("before", 0, "with_rope", "after", 3))
         self.assertEqual((budget, budget.of(512), budget.of(3)), (glimpse.Budget(keep=0.1), 51, 1))
+        self.assertEqual([glimpse.Budget(keep=0.5).of(n) for n in (1, 3, 5)], [1, 2, 3])  # halves as the library rounds them
         self.assertEqual([(s.rows, s.cols, s.first, s.medium, s.area) for s in first.segments], [(16, 16, 0, 0, (0, 0, 1, 1)), (16, 16, 256, 1, (0, 0, 1, 1))])
         self.assertEqual((first.total, len(second), answer.kept_tokens), (512, (len(first) + 1) // 2, (len(second) + 1) // 2))
         self.assertTrue(torch.equal(second.living, first.living[::2]))
