@@ -100,6 +100,8 @@ std::function<int()> add_chat(CLI::App& app, Interrupt& interrupt) {
       ->group("Images");
   flags->common.add(app);
   add_cache_flag(app, flags->common.engine);
+  flags->common.reuse = "always";  // further questions about the image are to come
+  add_reuse_flag(app, flags->common.reuse);
   app.footer(kHelp);
   return [flags, &interrupt] { return run(*flags, interrupt); };
 }

@@ -232,7 +232,8 @@ std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt) {
       ->allow_extra_args(false);
   app.add_option(
          "--methods", flags->methods,
-         "pruning methods or compositions, comma-separated; METHOD@BUDGET for one under a budget of its own "
+         "pruning methods or compositions, comma-separated; METHOD@BUDGET for one under a budget of its own; "
+         "downsample: makes the picture so small that it has no more tokens "
          "(default: none,glimpse)")
       ->type_name("METHODS")
       ->allow_extra_args(false);

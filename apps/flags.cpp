@@ -113,6 +113,16 @@ void add_cache_flag(CLI::App& app, EngineOptions& options) {
   options.cache_build = kBuiltFrom;
 }
 
+void add_reuse_flag(CLI::App& app, std::string& reuse) {
+  app.add_option(
+         "--reuse", reuse,
+         "with a method that thins out before the language model (scout+glimpse): whether it gives way to "
+         "what --cache-mb keeps of an image; auto: from the second question about it on")
+      ->check(CLI::IsMember({"auto", "never", "always"}))
+      ->capture_default_str()
+      ->group("Pruning");
+}
+
 void add_image_flags(CLI::App& app, ImageBounds& bounds) {
   SettingFlags().add(app, bounds.fields(), "Images", "the checkpoint's");
 }
@@ -182,6 +192,7 @@ Request CommonFlags::request(const Engine& loaded) const {
     check(takes_budget(request.prune), "--keep needs a pruning method that takes a budget; --prune ",
           request.prune, " takes none");
   request.budget = keep;
+  request.reuse = parse_reuse(reuse);
   request.sampling = loaded.default_sampling();
   sampling.apply(request.sampling.fields());
   request.bounds = bounds;

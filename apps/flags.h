@@ -39,6 +39,7 @@ struct CommonFlags {
   std::string prune = "auto", system;
   bool has_system = false;
   Budget keep;
+  std::string reuse = "auto";
   int64_t max_new_tokens = 512;
   ImageBounds bounds;
 
@@ -64,6 +65,8 @@ extern const std::set<std::string> kModelPlaces;
 
 /// Adds --cache-mb, for commands that ask more than one question.
 void add_cache_flag(CLI::App& app, EngineOptions& options);
+/// Adds --reuse, for the same.
+void add_reuse_flag(CLI::App& app, std::string& reuse);
 
 /// The same in one or two lines for people.
 std::string summary(const Answer& answer);

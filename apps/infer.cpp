@@ -44,16 +44,18 @@ Request make_request(const Request& shared, const Row& row, const KeptCounts& bu
 }
 
 nlohmann::json result(const Row& row, const Answer& answer) {
-  return {{"id", row.id},
-          {"row", row.fingerprint()},
-          {"answer", answer.text},
-          {"token_ids", answer.ids},
-          {"finish_reason", answer.finish_reason},
-          {"visual_tokens", answer.visual_tokens},
-          {"cached_tokens", answer.cached_tokens},
-          {"kept_tokens", answer.kept_tokens},
-          {"keep", answer.keep},
-          {"times_ms", answer.times.to_json()}};
+  nlohmann::json out = {{"id", row.id},
+                        {"row", row.fingerprint()},
+                        {"answer", answer.text},
+                        {"token_ids", answer.ids},
+                        {"finish_reason", answer.finish_reason},
+                        {"visual_tokens", answer.visual_tokens},
+                        {"cached_tokens", answer.cached_tokens},
+                        {"kept_tokens", answer.kept_tokens},
+                        {"keep", answer.keep},
+                        {"times_ms", answer.times.to_json()}};
+  if (answer.shortcut) out["shortcut"] = *answer.shortcut;
+  return out;
 }
 
 nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Request request,
@@ -303,6 +305,7 @@ std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt) {
       ->group("Model");
   flags->common.add(app);
   add_cache_flag(app, flags->common.engine);
+  add_reuse_flag(app, flags->common.reuse);
   return [flags, &interrupt] { return run(*flags, interrupt); };
 }
 

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "bench/answers.h"
+#include "bench/first_token.h"
 #include "bench/process.h"
 #include "bench/selection.h"
 #include "bench/serving.h"
@@ -23,7 +24,8 @@ namespace fs = std::filesystem;
 
 struct Options {
   Question question;
-  std::vector<std::string> only = {"limits", "vit", "flash", "selection", "answers", "questions", "batch"};
+  std::vector<std::string> only = {"limits",  "vit",         "flash",     "selection",
+                                   "answers", "first_token", "questions", "batch"};
   std::vector<int64_t> sizes = {256, 1024};
   std::vector<std::string> peers;
   std::string prefix, json;
@@ -32,9 +34,9 @@ struct Options {
   int64_t answer = 20;
 };
 
-const std::vector<std::string> kParts = {"startup", "cold",      "resident", "limits",  "vit",
-                                         "flash",   "selection", "answers",  "decoder", "questions",
-                                         "batch",   "sizes",     "training"};
+const std::vector<std::string> kParts = {"startup",   "cold",      "resident", "limits",      "vit",
+                                         "flash",     "selection", "answers",  "first_token", "decoder",
+                                         "questions", "batch",     "sizes",    "training"};
 
 void greet(const Question& question) {
   const GemmPath path = bf16_gemm_path();
@@ -97,6 +99,7 @@ void run(const Options& options) {
 
   if (question.bits() != "bf16") limits = limits.of_int8();
   part("answers", [&] { time_answers(question, limits, rows); });
+  part("first_token", [&] { time_first_token(question, engine(), rows); });
   part("decoder", [&] { time_decoder(question, engine(), limits, rows); });
   part("questions", [&] { time_questions(question, engine(), rows); });
   part("batch", [&] { time_batch(question, engine(), rows); });

@@ -3,7 +3,7 @@
 
 Usage: make_checkpoint.py --shapes 3b|7b|llava-7b|tiny|llava-tiny --out DIR
 
-Writes DIR/model/ (config.json, safetensors shards) and DIR/new_modules/ (config.json, new_modules_gp.pt). About 7.5 GB
+Writes DIR/model/ (config.json, safetensors shards) and DIR/new_modules/ (config.json, new_modules_gp.pt, scouts of configs/train). About 7.5 GB
 for 3b, 16.6 GB for 7b and 14.2 GB for llava-7b, streamed: a block of normal(0, 0.02) numbers is repeated, so little memory is needed.
 """
 import argparse
@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 
 import torch
+import yaml
+from safetensors.torch import save_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +25,11 @@ def shapes(name):
     if name == "tiny":
         return tuple(json.loads((ROOT / "models/tiny" / part / "config.json").read_text()) for part in ("model", "new_modules"))
     shape = json.loads((ROOT / "bench/shapes" / f"{name}.json").read_text())
-    return shape["model"], {**shape["model"], **shape["new_modules"]}
+    modules = {**shape["model"], **shape["new_modules"]}
+    for member in ("scout", "encoder_scout"):
+        if (file := ROOT / "configs/train" / f"{shape.get('configs', name)}_{member}.yaml").exists():
+            modules[member] = yaml.safe_load(file.read_text())["scout"]
+    return shape["model"], modules
 
 
 def base_tensors(config):
@@ -66,6 +72,33 @@ def new_module_tensors(config):
         "le_proj": {"weight": (hidden, hidden), "bias": (hidden,)},
         "le_norm": {"weight": (hidden,)},
     }
+
+
+def scout_tensors(config, scout):
+    """Name -> shape of a scout (docs/early_cut.md)."""
+    hidden, visual = config.get("text_config", config)["hidden_size"], config["vision_config"]["hidden_size"]
+    width, heads, rank, taps = scout["width"], scout["match_heads"], scout["match_heads"] * scout["match_rank"], len(scout["visual_layers"])
+    tensors = {"visual_norm.weight": (hidden,), "text_norm.weight": (hidden,), "norm.weight": (width,), "kinds": (2, width),
+               **{f"tap_norms.{i}.weight": (visual,) for i in range(taps)}}
+
+    def linear(name, outputs, inputs, bias=True):
+        tensors[f"{name}.weight"] = (outputs, inputs)
+        if bias:
+            tensors[f"{name}.bias"] = (outputs,)
+
+    if "encoder" in scout:
+        linear("guess_0", scout["guess"], taps * visual)
+        linear("guess_2", hidden, scout["guess"])
+    for name, outputs, inputs in (("visual_proj", width, hidden), ("tap_proj", width, taps * visual), ("text_proj", width, hidden), ("match_q", rank, hidden),
+                                  ("match_k", rank, hidden + taps * visual), ("match_gate", heads, hidden), ("match_proj", width, 2 * heads),
+                                  ("match_out", 1, 2 * heads), ("out_proj", 1, width)):
+        linear(name, outputs, inputs)
+    for i in range(scout["layers"]):
+        tensors |= {f"layers.{i}.norm1.weight": (width,), f"layers.{i}.norm2.weight": (width,)}
+        linear(f"layers.{i}.qkv_proj", 3 * width, width, bias=False)
+        for name, outputs, inputs in (("o_proj", width, width), ("gate_proj", 2 * width, width), ("up_proj", 2 * width, width), ("down_proj", width, 2 * width)):
+            linear(f"layers.{i}.{name}", outputs, inputs)
+    return tensors
 
 
 class Numbers:
@@ -130,6 +163,9 @@ def write_new_modules(config, folder, numbers):
         loaded = {name: tensor(f"{part}.{name}", shape) for name, shape in tensors.items()}
         parts[part] = loaded[""] if "" in loaded else loaded
     torch.save(parts, folder / "new_modules_gp.pt")
+    for member in ("scout", "encoder_scout"):
+        if member in config:
+            save_file({name: tensor(name, shape) for name, shape in scout_tensors(config, config[member]).items()}, folder / f"{member}.safetensors")
 
 
 def main():

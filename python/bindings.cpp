@@ -58,6 +58,7 @@ py::dict to_dict(const Answer& answer) {
   out["kept_tokens"] = answer.kept_tokens;
   out["cached_tokens"] = answer.cached_tokens;
   out["kv_bytes"] = answer.kv_bytes;
+  out["shortcut"] = answer.shortcut;
   out["json"] = json_text({{"times_ms", answer.times.to_json()}, {"pruning", answer.pruning}});
   py::list tokens;
   for (const TokenInfo& token : answer.tokens)
@@ -129,6 +130,7 @@ Request request_of(const json& from, const py::list& pictures) {
   for (const py::handle& each : pictures)
     request.images.push_back(picture(each, request.bounds.decode_options()));
   if (!from.at("keep").is_null()) request.budget = budget_of(py::str(from.at("keep").dump()));
+  request.reuse = parse_reuse(from.at("reuse").get<std::string>());
   request.max_new_tokens = whole(from, "max_new_tokens");
   request.ignore_eos = from.at("ignore_eos").get<bool>();
   request.stop_strings = from.at("stop").get<std::vector<std::string>>();

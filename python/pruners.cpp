@@ -19,8 +19,10 @@ namespace glimpse {
 
 namespace {
 
-constexpr std::pair<const char*, Cut::Place> kPlaces[] = {
-    {"encoder", Cut::Place::encoder}, {"before", Cut::Place::before}, {"after", Cut::Place::after}};
+constexpr std::pair<const char*, Cut::Place> kPlaces[] = {{"within", Cut::Place::within},
+                                                          {"encoder", Cut::Place::encoder},
+                                                          {"before", Cut::Place::before},
+                                                          {"after", Cut::Place::after}};
 constexpr std::pair<const char*, Cut::Ahead> kAhead[] = {{"none", Cut::Ahead::none},
                                                          {"with_rope", Cut::Ahead::with_rope},
                                                          {"without_rope", Cut::Ahead::without_rope}};
@@ -139,7 +141,7 @@ class PythonPruner : public Pruner {
     taps_ = taps_of(object_.attr("taps")(model));
     check(!cuts_.empty(), "pruning: ", name_, " cuts nowhere");
     for (const Cut& cut : cuts_)
-      check(cut.layer >= 0 && cut.layer < context.layers, "pruning: '", name_, "' cuts at layer ", cut.layer,
+      check(cut.layer >= 0 && (cut.place == Cut::Place::within || cut.layer < context.layers), "pruning: '", name_, "' cuts at layer ", cut.layer,
             " but the model has ", context.layers, " layers");
   }
   ~PythonPruner() override {
@@ -336,7 +338,9 @@ void add_pruning(py::module_& m) {
   m.def("methods", [] { return methods({}); });
   m.def("register", &register_python);
   m.def("tokens_of", [](std::optional<double> keep, std::optional<int64_t> count, std::vector<int64_t> counts,
-                        int64_t total) { return Budget{keep, count, std::move(counts)}.of(total); });
+                        int64_t total) {
+    return Budget{keep, count, std::move(counts)}.of(total);
+  });
   m.def("select", [](const std::string& method, const py::dict& given, int64_t layers) {
     PrunerContext context;
     context.layers = layers;

@@ -28,8 +28,10 @@ def tables(results: dict) -> str:
     base = cells["none", "own"]
     lines.append("- Without pruning: {}, {} ms, {} GFLOP.".format(score(base), *price(base)))
     kept = lambda cell: f"{100 * cell['all']['kept']:.1f} % kept"
-    if own := cells.get(("glimpse", "own")):
-        lines.append("- `glimpse` by its own threshold: {} with {}, {} ms, {} GFLOP.".format(score(own), kept(own), *price(own)))
+    own = cells.get(("glimpse", "own"))
+    for (method, budget), cell in cells.items():
+        if budget == "own" and method not in ("none", "reference"):
+            lines.append("- `{}` by its own thresholds: {} with {}, {} ms, {} GFLOP.".format(method, score(cell), kept(cell), *price(cell)))
     if inside := cells.get(("reference", "own")):
         lines.append(f"- The tokens inside the true boxes: {score(inside)} with {kept(inside)}.")
     f1 = lambda cell: (cell["all"]["mask"] or {}).get("f1") or 0

@@ -106,6 +106,13 @@ BaseShape base_shape(const Vlm& model) {
   return {c.layers, c.hidden_size, c.heads, model.vision_depth(), model.vision_width(), c.rms_norm_eps};
 }
 
+Reuse parse_reuse(const std::string& name) {
+  if (name == "auto") return Reuse::automatic;
+  if (name == "never") return Reuse::never;
+  check(name == "always", "reuse: expected auto, never or always, got '", name, "'");
+  return Reuse::always;
+}
+
 at::Device parse_device(const std::string& name) {
   const bool known = name == "cpu" || name == "cuda" ||
                      (name.starts_with("cuda:") && name.size() > 5 &&
@@ -219,11 +226,14 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   ModuleSets modules;
   for (const auto& [name, dir] : sets) {
     const BaseShape shape = base_shape(*model);
-    auto scout = Scout::load(dir, shape.hidden_size, shape.vision_width, shape.vision_depth, load.device);
+    const auto scout = [&](const char* member) {
+      return Scout::load(dir, member, shape.hidden_size, shape.vision_width, shape.vision_depth, load.device);
+    };
+    const auto before = scout("scout"), within = scout("encoder_scout");
     // A folder with a scout need not have more.
-    const bool glimpse = !scout || read_json(dir / "config.json").contains("attn_fuse_type");
+    const bool glimpse = (!before && !within) || read_json(dir / "config.json").contains("attn_fuse_type");
     modules.add(name, glimpse ? GlimpseModules::load(dir, shape, model->decoder().options()) : nullptr,
-                scout);
+                before, within);
   }
   auto engine = std::make_unique<Engine>(std::move(model), modules, make_prefix_cache(options, load));
 

@@ -39,6 +39,13 @@ struct EngineOptions {
   Fields fields();  ///< all but those of the cache
 };
 
+/// When a composition's shortcuts (Pruner::is_shortcut) give way to an image prefix, for which all rows of
+/// the image go through the layers before the next cut once: `automatic` from the second question about the
+/// same images on, which it is cheaper for, `always` or `never`. Without a cache they never do.
+enum class Reuse { automatic, never, always };
+/// Of "auto", "never" and "always"; Error for anything else.
+Reuse parse_reuse(const std::string& name);
+
 /// One question.
 struct Request {
   std::vector<Message> messages;
@@ -51,6 +58,7 @@ struct Request {
   std::string prune = "auto";          ///< composition; auto: glimpse if modules were given, else none
   std::optional<PrunerChain> pruners;  ///< in place of `prune`
   Budget budget;
+  Reuse reuse = Reuse::automatic;
   std::vector<std::vector<Box>> boxes;  ///< reference boxes per image, normalised
   SamplingOptions sampling;
   int64_t max_new_tokens = 512;
@@ -78,9 +86,11 @@ struct Answer {
   /// Per image, row-major indices of the visual tokens kept. A class token (VisionZip) has no place and is
   /// counted in `kept_tokens` only.
   std::vector<std::vector<int64_t>> keep;
-  std::vector<float> scores;  ///< [N] probability per visual token, or empty
-  nlohmann::json pruning;     ///< methods and their settings
+  std::vector<float> scores;     ///< [N] probability per visual token, or empty
+  nlohmann::json pruning;        ///< methods that ran, and their settings
+  std::optional<bool> shortcut;  ///< whether shortcuts were among them, if they could have given way (Reuse)
   int64_t prompt_tokens = 0, visual_tokens = 0, kept_tokens = 0;
+  std::vector<int64_t> left;           ///< visual tokens that each cut left, in the order of the cuts
   std::vector<int64_t> question_rows;  ///< that a text tower ran for each piece of the question, if asked to
   int64_t cached_tokens = 0;           ///< of the prompt: what an image prefix saved
   size_t kv_bytes = 0;                 ///< of the cache after prefill

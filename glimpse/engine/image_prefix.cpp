@@ -32,6 +32,7 @@ void for_lists(Prefix& prefix, const Visit& visit) {
   visit("visual", prefix.visual);
   visit("source", prefix.source);
   visit("shift", prefix.shift);
+  visit("left", prefix.left);
   visit("vision.windows", prefix.vision.windows);
 }
 

@@ -21,6 +21,7 @@ struct ImagePrefix {
   std::vector<int64_t> rows, visual, source;  ///< as LivingRows has them
   at::Tensor position_ids;                    ///< [components, rows]
   std::vector<int64_t> shift;                 ///< as Sequence has it
+  std::vector<int64_t> left;                  ///< as Sequence has it
   at::Tensor scores;                          ///< as Sequence has them
 
   /// Bytes of all tensors.

@@ -1,6 +1,7 @@
 #include "glimpse/engine/job.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace glimpse {
@@ -38,12 +39,35 @@ Job::Job(const Engine& engine, const Request& request)
   sequence.boxes = request.boxes;
   sequence.stop = request.stop;
   sequence.next_position = sequence.prompt.next_position;
-  if (PrefixCache* cache = engine.prefix_cache())
-    if (const auto end = prefix_end(sequence.prompt, sequence.pruners, model.decoder().config().layers)) {
-      sequence.prefix_key = prefix_key(sequence, *end, model.weights_version(), cache->seed());
-      cache->fetch(*sequence.prefix_key);
-    }
+  if (PrefixCache* cache = engine.prefix_cache()) choose_prefix(*cache, request.reuse);
   seen_ = sequence.prompt.ids;
+}
+
+// Which image prefix the sequence takes or leaves, and whether shortcuts give way to it.
+void Job::choose_prefix(PrefixCache& cache, Reuse reuse) {
+  const Vlm& model = engine_.model();
+  const auto choose = [&] {
+    if (const auto end = prefix_end(sequence.prompt, sequence.pruners, model.decoder().config().layers)) {
+      sequence.prefix_key = prefix_key(sequence, *end, model.weights_version(), cache.seed());
+      cache.fetch(*sequence.prefix_key);
+    }
+  };
+  PrunerChain lasting;
+  std::ranges::copy_if(sequence.pruners, std::back_inserter(lasting),
+                       [](const auto& pruner) { return !pruner->is_shortcut(); });
+  if (lasting.empty() || lasting.size() == sequence.pruners.size() || sequence.prompt.segments.empty())
+    return choose();
+  answer_.shortcut = true;
+  if (reuse == Reuse::never) return choose();
+  const PrunerChain all = std::exchange(sequence.pruners, std::move(lasting));
+  choose();
+  if (sequence.prefix_key && (reuse == Reuse::always || cache.find(*sequence.prefix_key) ||
+                              cache.wanted_before(*sequence.prefix_key))) {
+    answer_.shortcut = false;
+    return;
+  }
+  sequence.prefix_key.reset();
+  sequence.pruners = all;
 }
 
 Job::Job(const Job& first, const Request& request, int64_t choice)
@@ -60,6 +84,7 @@ Job::Job(const Job& first, const Request& request, int64_t choice)
       seen_(first.seen_) {
   sequence.stop = request.stop;
   sequence.next_position = first.sequence.next_position;
+  answer_.shortcut = first.answer_.shortcut;
 }
 
 std::vector<at::Tensor> next_candidates(std::span<Job* const> jobs, const at::Tensor& logits) {
@@ -155,6 +180,7 @@ void Job::prefilled() {
   answer.question_rows = sequence.question_rows;
   answer.visual_tokens = std::ssize(sequence.prompt.visual_rows);
   answer.kept_tokens = std::ssize(sequence.kept);
+  answer.left = sequence.left;
   answer.keep.resize(answer.segments.size());
   for (const int64_t token : sequence.kept)
     if (token < answer.visual_tokens) {

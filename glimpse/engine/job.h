@@ -49,6 +49,7 @@ class Job {
   std::vector<std::unique_ptr<Job>> forks;  ///< further choices that wait for its prefill
 
  private:
+  void choose_prefix(PrefixCache& cache, Reuse reuse);
   void say(const std::string& text);
   TokenInfo info_of(int64_t id, const at::Tensor& logits) const;
   std::string where_numbers_end() const;

@@ -19,6 +19,7 @@ Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
       std::sort(stages_.back().cuts.begin(), stages_.back().cuts.end(),
                 [](const Cut& a, const Cut& b) { return a.when() < b.when(); });
     }
+  std::vector<int64_t> within;  // encoder blocks after which there is a cut
   for (Stage& stage : stages_) {
     if (stage.taps.guide) guides_.push_back(&stage);
     if (!last_ || stage.cuts.back().when() >= last_->cuts.back().when()) last_ = &stage;
@@ -28,7 +29,10 @@ Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
     };
     if (stage.taps.pictures) pictures_ = pictures_hash(sequence.prompt.patches);
     taps_.shared |= stage.taps.shared_space;
-    taps_.class_tokens |= stage.cuts.front().place == Cut::Place::encoder;
+    for (const Cut& cut : stage.cuts) {
+      taps_.class_tokens |= cut.place == Cut::Place::encoder;
+      if (cut.place == Cut::Place::within) within.push_back(cut.layer);
+    }
     stage.first_state = add(taps_.states, stage.taps.vision_layers);
     stage.first_attention = add(taps_.attention, stage.taps.vision_attention);
   }
@@ -40,6 +44,7 @@ Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
   sequence_.position_ids = prompt.position_ids;
   sequence_.next_position = prompt.next_position;
   sequence_.shift.clear();
+  sequence_.left.clear();
   sequence_.question_rows.clear();
   sequence_.times = {};
   living_.emplace(static_cast<int64_t>(prompt.ids.size()), prompt.visual_rows, layers());
@@ -47,17 +52,27 @@ Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
     resume();
   else if (!prompt.segments.empty())
     encoding_ = model_.encoding(prompt.patches, taps_);
+  if (within.empty()) return;
+  check(encoding_->blocks_run().has_value(),
+        "pruning: this model's encoder drops no tokens between its blocks, so there can be no cut within it");
+  check(within.size() == 1 && !taps_.class_tokens,
+        "pruning: a cut within the encoder goes with no other one there or at the encoder's output");
+  check(within[0] + 1 < model.vision_depth(), "pruning: a cut after block ", within[0],
+        " of the encoder, which has ", model.vision_depth(), " and needs another one to follow");
 }
 
 void Lane::encode() {
   const Timer timer;
   const double pruned = sequence_.times.prune;
-  if (encoder_steps() > 0) encoding_->step();
+  if (encoder_steps() > 0) {
+    encoding_->step();
+    cut_within_encoder();
+  }
   if (encoder_steps() == 0) {
     embedded_ = embed();
     synchronise(embedded_.device());
   }
-  const double pruning = sequence_.times.prune - pruned;  // at the encoder's output, counted with the prefill
+  const double pruning = sequence_.times.prune - pruned;  // counted with the prefill
   sequence_.times.vision += timer.ms() - pruning;
   sequence_.times.prefill += pruning;
 }
@@ -70,7 +85,10 @@ at::Tensor Lane::embed() {
   if (encoding_) vision_ = std::exchange(encoding_, nullptr)->finish();
   if (vision_.embeds.defined()) {
     visual = std::exchange(vision_.embeds, {});  // later only the taps are needed
-    if (taps_.class_tokens) visual = cut_encoder(visual);
+    if (taps_.class_tokens)
+      visual = cut_encoder(visual);
+    else if (visual_tokens() < visual.size(0))
+      visual = visual.index_select(0, index_tensor(living_->source, visual.device()));
   }
   std::vector<int64_t> ids;
   for (const int64_t row : std::span(living_->rows).subspan(skipped())) ids.push_back(prompt.ids[row]);
@@ -87,6 +105,28 @@ at::Tensor Lane::embed() {
   const at::Tensor places = at::full({prompt.position_ids.size(0), guides()}, place, at::kLong);
   sequence_.position_ids = at::cat({sequence_.position_ids, places}, 1);
   return at::cat(rows);
+}
+
+// Runs the cut that is due after the block of the encoder that has just run. Nothing else has begun then.
+void Lane::cut_within_encoder() {
+  for (Stage& stage : stages_)
+    for (const Cut& cut : stage.cuts) {
+      if (cut.place != Cut::Place::within || cut.layer + 1 != encoding_->blocks_run()) continue;
+      const Timer timer;
+      const at::Device device = model_.decoder().options().device();
+      const std::vector<int64_t>& ids = sequence_.prompt.ids;
+      std::vector<int64_t> words;
+      for (const int64_t row : others(std::ssize(ids), sequence_.prompt.visual_rows))
+        words.push_back(ids[row]);
+      View view = encoder_view(stage, encoding_->recorded(), {}, index_tensor(living_->source, device));
+      view.text_hidden = model_.decoder().embed(index_tensor(words, device));
+      view.question = index_tensor(sequence_.prompt.question_rows, device);
+      const at::Tensor stay = compact(choose(stage, cut, view), cut, *living_, sequence_.cache);
+      sequence_.position_ids = sequence_.position_ids.index_select(1, stay);
+      sequence_.left.push_back(visual_tokens());
+      if (visual_tokens() < view.total()) encoding_->keep(living_->source);
+      sequence_.times.prune += timer.ms();
+    }
 }
 
 // Runs the cuts at the encoder's output [S, Dv], where tokens have no rows yet; returns what enters the
@@ -107,8 +147,9 @@ at::Tensor Lane::cut_encoder(const at::Tensor& embeds) {
     for (const Cut& cut : stage.cuts) {
       if (cut.place != Cut::Place::encoder) continue;
       const at::Tensor index = index_tensor(living_->source, left.device());
-      const Selection selection = choose(stage, cut, encoder_view(stage, left, index));
+      const Selection selection = choose(stage, cut, encoder_view(stage, vision_, left, index));
       living_->source = selected(selection, living_->source);
+      sequence_.left.push_back(visual_tokens());
       left = selection.features.defined() ? selection.features.to(left.options())
                                           : left.index_select(0, index_tensor(selection.keep, left.device()));
       last = cut;
@@ -137,6 +178,7 @@ void Lane::resume() {
   living_->source = prefix_->source;
   std::copy(prefix_->layers.begin(), prefix_->layers.end(), sequence_.cache.layers.begin());
   sequence_.shift = prefix_->shift;
+  sequence_.left = prefix_->left;
   sequence_.scores = prefix_->scores;
   sequence_.cached_tokens = prefix_->tokens;
   // Only cuts before the first layer lie behind, so that what they took off positions is the same everywhere.
@@ -162,6 +204,7 @@ void Lane::leave_prefix(const at::Tensor& hidden) const {
   }
   prefix->position_ids = sequence_.position_ids.narrow(1, 0, rows).clone();
   prefix->shift = sequence_.shift;
+  prefix->left = sequence_.left;
   prefix->scores = sequence_.scores;
   cache_->insert(*sequence_.prefix_key, std::move(prefix));
 }
@@ -256,7 +299,8 @@ const Lane::Indices& Lane::indices() {
 }
 
 // What `stage` may look at of the images, of which `hidden` are the living tokens, those at `index`.
-View Lane::encoder_view(const Stage& stage, const at::Tensor& hidden, const at::Tensor& index) const {
+View Lane::encoder_view(const Stage& stage, const VisionOutput& vision, const at::Tensor& hidden,
+                        const at::Tensor& index) const {
   const auto slice = [](const auto& all, size_t first, size_t count) {
     const auto begin = all.begin() + static_cast<std::ptrdiff_t>(first);
     return std::vector(begin, begin + static_cast<std::ptrdiff_t>(count));
@@ -267,11 +311,11 @@ View Lane::encoder_view(const Stage& stage, const at::Tensor& hidden, const at::
   view.living = living_->source;
   view.index = index;
   view.hidden = hidden;
-  view.vision_states = slice(vision_.states, stage.first_state, stage.taps.vision_layers.size());
-  view.vision_attention = slice(vision_.attention, stage.first_attention, stage.taps.vision_attention.size());
-  view.windows = vision_.windows;
+  view.vision_states = slice(vision.states, stage.first_state, stage.taps.vision_layers.size());
+  view.vision_attention = slice(vision.attention, stage.first_attention, stage.taps.vision_attention.size());
+  view.windows = vision.windows;
   if (stage.taps.shared_space) {
-    view.shared_image = vision_.shared;
+    view.shared_image = vision.shared;
     view.shared_question = question_.embeds;
   }
   view.boxes = sequence_.boxes;
@@ -281,7 +325,7 @@ View Lane::encoder_view(const Stage& stage, const at::Tensor& hidden, const at::
 // What `stage` may look at before its cut; `hidden` are the current rows.
 View Lane::view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden) {
   const Indices& at_hand = indices();
-  View view = encoder_view(stage, hidden.index_select(0, at_hand.visual), at_hand.living);
+  View view = encoder_view(stage, vision_, hidden.index_select(0, at_hand.visual), at_hand.living);
   view.text_hidden = hidden.index_select(0, at_hand.text);
   view.question = at_hand.question;
   if (!stage.attention.empty()) view.attention = at::cat(stage.attention, 1);
@@ -338,6 +382,7 @@ at::Tensor Lane::cut_once(Stage& stage, const Cut& cut, const at::Tensor& hidden
   const at::Tensor stays =
       at::cat({compact(selection, cut, *living_, sequence_.cache), at::tensor(guide_rows, at::kLong)});
   std::erase_if(guides_, leaves);
+  sequence_.left.push_back(visual_tokens());
   sequence_.position_ids = sequence_.position_ids.index_select(1, stays);
   if (cut.renumbers && sequence_.position_ids.size(0) == 1) renumber(cut);
   at::Tensor left = hidden.index_select(0, to_device(stays, hidden.device()));

@@ -20,6 +20,8 @@ class Lane {
 
   /// Steps of the encoder that are left; none if the prefix came from the cache.
   int64_t encoder_steps() const { return encoding_ ? encoding_->steps() : 0; }
+  /// Visual tokens that are left.
+  int64_t visual_tokens() const { return std::ssize(living_->source); }
   /// Runs the next one, and after the last embeds the prompt.
   void encode();
   bool is_embedded() const { return embedded_.defined(); }
@@ -63,6 +65,7 @@ class Lane {
 
   int64_t layers() const { return model_.decoder().config().layers; }
   int64_t skipped() const { return joined_ ? 0 : static_cast<int64_t>(prefix_->rows.size()); }
+  void cut_within_encoder();
   at::Tensor cut_encoder(const at::Tensor& embeds);
   void resume();
   at::Tensor embed();
@@ -76,7 +79,8 @@ class Lane {
     at::Tensor question;      // places among the text rows
   };
   const Indices& indices();
-  View encoder_view(const Stage& stage, const at::Tensor& hidden, const at::Tensor& index) const;
+  View encoder_view(const Stage& stage, const VisionOutput& vision, const at::Tensor& hidden,
+                    const at::Tensor& index) const;
   View view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden);
   Selection choose(const Stage& stage, const Cut& cut, const View& view);
   void renumber(const Cut& cut);

@@ -55,15 +55,14 @@ int64_t PrefillBatch::rows() const {
 int64_t PrefillBatch::step_rows() const {
   if (started()) return forward_->step_rows();
   for (const Lane& lane : lanes_)
-    if (lane.encoder_steps() > 0) return std::ssize(lane.sequence().prompt.visual_rows);
+    if (lane.encoder_steps() > 0) return lane.visual_tokens();
   return 0;
 }
 
 int64_t PrefillBatch::rows_left() const {
   const int64_t layers = model_.decoder().config().layers;
   int64_t sum = started() ? rows() * (layers - forward_->layer()) - forward_->rows_run() : rows() * layers;
-  for (const Lane& lane : lanes_)
-    sum += lane.encoder_steps() * std::ssize(lane.sequence().prompt.visual_rows);
+  for (const Lane& lane : lanes_) sum += lane.encoder_steps() * lane.visual_tokens();
   return sum;
 }
 

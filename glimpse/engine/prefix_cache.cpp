@@ -24,10 +24,12 @@ std::optional<PrefixEnd> prefix_end(const Prompt& prompt, const PrunerChain& pru
   PrefixEnd end{Moment::before(layers), prompt.visual_rows.back() + 1};
   if (end.tokens == static_cast<int64_t>(prompt.ids.size())) return std::nullopt;
   // Cuts inside the model end the prefix whatever they read: text rows still see all visual tokens before.
-  // Those at the encoder's output see no text.
+  // Those at the encoder's output see no text. One within the encoder that does leaves nothing to keep.
   for (const auto& pruner : pruners)
     for (const Cut& cut : pruner->cuts())
-      if (!early(cut) || (cut.reads_text && cut.place != Cut::Place::encoder))
+      if (cut.place == Cut::Place::within && cut.reads_text)
+        return std::nullopt;
+      else if (!early(cut) || (cut.reads_text && cut.place != Cut::Place::encoder))
         end.when = std::min(end.when, cut.when());
   return end;
 }
@@ -89,6 +91,18 @@ std::shared_ptr<const ImagePrefix> PrefixCache::find(const PrefixKey& key) {
   if (found == by_key_.end()) return nullptr;
   entries_.splice(entries_.begin(), entries_, found->second);
   return found->second->prefix;
+}
+
+bool PrefixCache::wanted_before(const PrefixKey& key) {
+  constexpr size_t most = 4096;
+  const std::lock_guard lock(mutex_);
+  if (!wanted_.insert(key).second) return true;
+  wanted_order_.push_back(key);
+  if (wanted_order_.size() > most) {
+    wanted_.erase(wanted_order_.front());
+    wanted_order_.pop_front();
+  }
+  return false;
 }
 
 void PrefixCache::insert(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix) {

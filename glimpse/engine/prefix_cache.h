@@ -4,11 +4,13 @@
 
 #include <compare>
 #include <cstdint>
+#include <deque>
 #include <list>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "glimpse/engine/image_prefix.h"
@@ -45,6 +47,9 @@ class PrefixCache {
   /// Keeps an entry, in place of an earlier one with its key. One that alone exceeds the bound is not kept.
   void insert(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix);
 
+  /// Notes that a prefix was of use here, and says whether that is known already. The latest 4096 are.
+  bool wanted_before(const PrefixKey& key);
+
   size_t max_bytes() const { return max_bytes_; }
   size_t bytes() const;
   size_t size() const;
@@ -66,6 +71,8 @@ class PrefixCache {
   Entries entries_;
   std::map<PrefixKey, Entries::iterator> by_key_;
   size_t bytes_ = 0;
+  std::set<PrefixKey> wanted_;
+  std::deque<PrefixKey> wanted_order_;  // the oldest first
 };
 
 }  // namespace glimpse

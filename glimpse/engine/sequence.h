@@ -40,6 +40,7 @@ struct Sequence {
 
   KvCache cache;
   at::Tensor position_ids;    ///< of the rows that are left after prefill [components, T']
+  std::vector<int64_t> left;  ///< visual tokens that each cut left, in the order of the cuts
   std::vector<int64_t> kept;  ///< source indices (place_of) of the visual tokens that are left, ascending
   at::Tensor scores;  ///< [N] float32: probability per visual token (0 where a cut came first), or undefined
   int64_t next_position = 0;

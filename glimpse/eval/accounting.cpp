@@ -71,7 +71,7 @@ double Accounting::overhead(const Pruner& pruner, const Cut& cut, const Answer& 
   return sum;
 }
 
-AnswerFlops Accounting::of(const Answer& answer, const PrunerChain& pruners, const Budget& budget) const {
+AnswerFlops Accounting::of(const Answer& answer, const PrunerChain& pruners) const {
   AnswerFlops out;
   const int64_t layers = decoder_.layers, total = answer.visual_tokens, text = answer.prompt_tokens - total;
   if (vision_) {
@@ -83,22 +83,18 @@ AnswerFlops Accounting::of(const Answer& answer, const PrunerChain& pruners, con
   // Rows that each layer runs on, and those its cache holds in the end.
   std::vector<int64_t> rows(layers, text + total), cached(layers, text + total);
   const std::vector<Step> steps = total > 0 ? steps_of(pruners) : std::vector<Step>();
-  const Pruner* budgeted = nullptr;  // the budget is for the chain's last cut
-  for (const auto& pruner : pruners)
-    for (const Cut& cut : pruner->cuts())
-      if (!steps.empty() && cut.when() == steps.back().cut.when()) budgeted = pruner.get();
-  CutSizes sizes{answer.segments, total, total, answer.kept_tokens, decoder_.hidden_size};
+  invariant(answer.left.size() == steps.size(), "an answer that did not go through these cuts");
+  CutSizes sizes{total, total, answer.kept_tokens, decoder_.hidden_size};
   if (vision_) sizes.vision_head = vision_->hidden / vision_->heads;
   for (size_t i = 0; i < steps.size(); ++i) {
     const Step& step = steps[i];
     const int64_t living = sizes.living;
-    sizes.kept = answer.kept_tokens;
-    if (i + 1 < steps.size())
-      sizes.kept =
-          std::clamp(step.pruner->planned(step.cut, sizes, step.pruner == budgeted ? budget : Budget()),
-                     std::min(answer.kept_tokens, living), living);
-    const int64_t kept = sizes.kept;
+    const int64_t kept = sizes.kept = answer.left[i];
     out.prune += overhead(*step.pruner, step.cut, answer, sizes, static_cast<double>(text + living));
+    if (step.cut.place == Cut::Place::within && out.vision)
+      for (const Segment& image : answer.segments)
+        *out.vision -= vision_flops_saved(*vision_, image.count(), step.cut.layer,
+                                          static_cast<double>(kept) / static_cast<double>(living));
     // What leaves before the projector is not projected.
     if (step.cut.place == Cut::Place::encoder && out.vision)
       *out.vision -= 2 * static_cast<double>(living - kept) * vision_->projector;

@@ -24,10 +24,8 @@ class Accounting {
   /// `source` is what the engine was loaded from.
   Accounting(const Engine& engine, const ModelSource& source);
 
-  /// What `answer`, given with these pruners under `budget`, took. How many tokens a cut that is not the last
-  /// one left follows from its method's settings; where it depends on the picture (glimpse before another
-  /// method) the final number stands for it.
-  AnswerFlops of(const Answer& answer, const PrunerChain& pruners, const Budget& budget) const;
+  /// What `answer`, given with these pruners, took.
+  AnswerFlops of(const Answer& answer, const PrunerChain& pruners) const;
 
   /// Pixels that one token's side covers, if the config tells.
   std::optional<int64_t> token_pixels() const;

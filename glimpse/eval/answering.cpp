@@ -5,6 +5,7 @@
 #include <set>
 
 #include "glimpse/base/timer.h"
+#include "glimpse/eval/downsample.h"
 #include "glimpse/eval/evaluation.h"
 #include "glimpse/eval/machine.h"
 #include "glimpse/image/decode.h"
@@ -105,7 +106,9 @@ class Answering {
     std::vector<OpenCell> cells;
     fs::create_directories(dir);
     for (const GridCell& cell : plan_.cells) {
-      cells.push_back({&cell, make_pruners(cell.method, engine_.pruner_context()), {}, nullptr});
+      const bool smaller = cell.method == kDownsample;
+      cells.push_back(
+          {&cell, make_pruners(smaller ? "none" : cell.method, engine_.pruner_context()), {}, nullptr});
       for (const auto& [key, line] : read_answers(plan_, task, cell))
         if (!to_retry(line)) cells.back().done.insert(key);
       cells.back().file =
@@ -136,7 +139,19 @@ class Answering {
 
   bool answer(const TaskRow& row, Request& request, OpenCell& cell) {
     request.prune = cell.cell->method;
+    request.reuse = Reuse::never;  // of the methods that are compared every one runs
     request.budget = budget_of(plan_, *cell.cell, row);
+    if (cell.cell->method == kDownsample && !request.images.empty()) {
+      check(accounting_.token_pixels().has_value(), kDownsample,
+            ": this model's config.json tells no token size");
+      const auto [smaller, visual] = downsampled(request, engine_.model(), *accounting_.token_pixels());
+      return answer(row, smaller, cell, visual);
+    }
+    return answer(row, request, cell, {});
+  }
+
+  // `visual`: the tokens that the pictures have as they are, where those of the request are smaller ones.
+  bool answer(const TaskRow& row, const Request& request, OpenCell& cell, std::optional<int64_t> visual) {
     if (!warm_.contains(cell.cell->label())) {
       if (engine_.ask(request).finish_reason == "cancelled") return false;
       warm_.insert(cell.cell->label());
@@ -146,8 +161,12 @@ class Answering {
     const Answer answer = engine_.ask(request);
     const double ms = timer.ms();
     if (answer.finish_reason == "cancelled") return false;
-    const AnswerFlops flops = accounting_.of(answer, cell.pruners, request.budget);
+    const AnswerFlops flops = accounting_.of(answer, cell.pruners);
     json line = line_of(row, request, answer, flops, ms, peak.mib());
+    if (visual) {
+      line["visual_tokens"] = *visual;
+      line["pruning"] = {{{"method", kDownsample}, {"settings", json::object()}}};
+    }
     if (cell.cell->budget == "from") line["budget"] = budget_json(request.budget);
     if (const auto side = accounting_.token_pixels()) line["token_pixels"] = *side;
     cell.file->write(line);

@@ -1,5 +1,7 @@
 #include "glimpse/eval/flops.h"
 
+#include <algorithm>
+
 namespace glimpse {
 
 double segment_flops(const std::vector<int64_t>& lengths, double width) {
@@ -16,13 +18,25 @@ double vision_linears_flops(const VisionShape& v, double rows) {
 double vision_flops(const VisionShape& v, const Grid& grid) {
   const int64_t unit = v.merge * v.merge, patches = int64_t{grid.t} * grid.h * grid.w;
   const double rows = static_cast<double>(patches + v.extra_tokens);
-  double attention = static_cast<double>(v.full_blocks) *
+  const int64_t full = std::ssize(v.full_blocks);
+  double attention = static_cast<double>(full) *
                      segment_flops(std::vector<int64_t>(grid.t, patches / grid.t + v.extra_tokens), v.hidden);
   if (v.window_tokens > 0)
-    attention += static_cast<double>((v.depth - v.full_blocks) * unit * unit) *
-                 segment_flops(v.windows(grid), v.hidden);
+    attention +=
+        static_cast<double>((v.depth - full) * unit * unit) * segment_flops(v.windows(grid), v.hidden);
   return linear_flops(patches, v.patch_values, v.hidden) + v.depth * vision_linears_flops(v, rows) +
          attention + 2.0 * static_cast<double>(patches / unit) * v.projector;
+}
+
+double vision_flops_saved(const VisionShape& v, int64_t tokens, int64_t block, double share) {
+  const double patches = static_cast<double>(tokens * v.merge * v.merge), gone = patches * (1 - share),
+               window = static_cast<double>(v.window_tokens * v.window_tokens * v.merge * v.merge);
+  const auto full = static_cast<double>(
+      std::count_if(v.full_blocks.begin(), v.full_blocks.end(), [&](int64_t each) { return each > block; }));
+  const auto blocks = static_cast<double>(v.depth - 1 - block), width = static_cast<double>(v.hidden);
+  return blocks * vision_linears_flops(v, gone) + full * 4 * patches * patches * (1 - share * share) * width +
+         (blocks - full) * 4 * gone * window * width +
+         2 * static_cast<double>(tokens) * (1 - share) * v.projector;
 }
 
 double text_flops(const TextTower& t, double rows) {

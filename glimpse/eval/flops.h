@@ -22,6 +22,9 @@ double segment_flops(const std::vector<int64_t>& lengths, double width);
 double vision_linears_flops(const VisionShape& v, double rows);
 /// Patch embedding, blocks (attention inside windows or, in full blocks, inside frames) and projector.
 double vision_flops(const VisionShape& v, const Grid& grid);
+/// What is saved of it on an image of `tokens` visual tokens if after a block only `share` of them are left,
+/// in whole windows.
+double vision_flops_saved(const VisionShape& v, int64_t tokens, int64_t block, double share);
 
 /// A text encoder on a text of which it runs `rows` rows and projects one; causal attention.
 double text_flops(const TextTower& tower, double rows);

@@ -1,5 +1,7 @@
 #include "glimpse/models/llava.h"
 
+#include <numeric>
+
 #include "glimpse/models/config.h"
 
 namespace glimpse {
@@ -136,7 +138,8 @@ VisionShape Llava::vision_shape(const json& config, const fs::path& dir) {
   shape.intermediate = number("intermediate_size");
   shape.patch = number("patch_size");
   shape.patch_values = 3 * shape.patch * shape.patch;
-  shape.full_blocks = shape.depth;
+  shape.full_blocks.resize(shape.depth);
+  std::iota(shape.full_blocks.begin(), shape.full_blocks.end(), int64_t{0});
   shape.mlp_matrices = 2;
   shape.extra_tokens = 1;
   shape.projector = static_cast<double>(out * (shape.hidden + out));

@@ -5,6 +5,7 @@
 #include "glimpse/base/check.h"
 #include "glimpse/nn/attention.h"
 #include "glimpse/nn/device.h"
+#include "glimpse/nn/index_tensor.h"
 #include "glimpse/nn/ops.h"
 #include "glimpse/nn/row_blocks.h"
 
@@ -34,6 +35,22 @@ VitWindows vit_windows(const std::vector<Grid>& grids, int64_t merge, int64_t wi
   }
   windows.index = at::tensor(order, at::kLong);
   return windows;
+}
+
+VitWindows VitWindows::at(const std::vector<int64_t>& positions) const {
+  const auto left_of = [&](const std::vector<int64_t>& lengths) {
+    std::vector<int64_t> left;
+    auto next = positions.begin();
+    int64_t end = 0;
+    for (const int64_t length : lengths) {
+      const auto first = next;
+      next = std::lower_bound(first, positions.end(), end += length);
+      if (next != first) left.push_back(next - first);
+    }
+    return left;
+  };
+  return {index.index_select(0, at::tensor(positions, at::kLong)), left_of(window_lengths),
+          left_of(frame_lengths)};
 }
 
 Qwen25Vit Qwen25Vit::load(const nlohmann::json& c, const Weights& weights, at::TensorOptions options,
@@ -124,6 +141,19 @@ class Qwen25Vit::Pass : public Encoding {
   }
 
   int64_t steps() const override { return vit_.depth() - next_; }
+  std::optional<int64_t> blocks_run() const override { return next_; }
+  const VisionOutput& recorded() const override { return out_; }
+
+  void keep(const std::vector<int64_t>& tokens) override {
+    std::vector<int64_t> positions;
+    const int64_t* token = windows_.index.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < windows_.index.numel(); ++i)
+      if (std::binary_search(tokens.begin(), tokens.end(), token[i])) positions.push_back(i);
+    const at::Tensor stay = index_tensor(positions, x_.device());
+    x_ = units_of(x_, stay);
+    tables_ = {units_of(tables_.cos, stay), units_of(tables_.sin, stay)};
+    enter(windows_.at(positions));
+  }
 
   void step() override {
     if (next_ == 0) embed();
@@ -148,7 +178,7 @@ class Qwen25Vit::Pass : public Encoding {
       if (first == 0) out_.embeds = at::empty({tokens, merged.size(1)}, merged.options());
       out_.embeds.narrow(0, first, count).copy_(merged);
     });
-    out_.embeds = out_.embeds.index_select(0, inverse_);
+    out_.embeds = placed(out_.embeds);
     return std::move(out_);
   }
 
@@ -159,20 +189,32 @@ class Qwen25Vit::Pass : public Encoding {
   int64_t unit() const { return vit_.merge_ * vit_.merge_; }
 
   // Merge units move as a whole; their patches stay together.
-  at::Tensor to_windows(const at::Tensor& t) const {
-    return t.view({-1, unit(), t.size(1)}).index_select(0, order_).view({-1, t.size(1)});
+  at::Tensor units_of(const at::Tensor& t, const at::Tensor& index) const {
+    return t.view({-1, unit(), t.size(1)}).index_select(0, index).view({-1, t.size(1)});
+  }
+  // Tokens in window order -> row-major, zero where there is none any more.
+  at::Tensor placed(const at::Tensor& t) const {
+    return at::zeros({std::ssize(out_.windows), t.size(1)}, t.options()).index_copy_(0, order_, t);
   }
   // Patches in window order -> their merge units' means, row-major.
-  at::Tensor to_tokens(const at::Tensor& t) const {
-    return t.view({-1, unit(), t.size(1)}).mean(1).index_select(0, inverse_);
+  at::Tensor to_tokens(const at::Tensor& t) const { return placed(t.view({-1, unit(), t.size(1)}).mean(1)); }
+
+  // From here on these are the tokens.
+  void enter(VitWindows windows) {
+    windows_ = std::move(windows);
+    order_ = to_device(windows_.index, vit_.patch_embed_.weight.device());
+    const auto patches_of = [&](std::vector<int64_t> lengths) {
+      for (int64_t& length : lengths) length *= unit();
+      return Segments(std::move(lengths));
+    };
+    window_patches_ = patches_of(windows_.window_lengths);
+    frame_patches_ = patches_of(windows_.frame_lengths);
   }
 
   void embed() {
     const at::TensorOptions options = vit_.patch_embed_.weight.options();
-    const VitWindows windows = vit_windows(grids_, vit_.merge_, vit_.window_tokens_);
-    order_ = to_device(windows.index, options.device());              // window order -> row-major
-    inverse_ = to_device(windows.index.argsort(), options.device());  // row-major -> window order
-    x_ = at::empty({windows.index.size(0) * unit(), vit_.hidden_size_}, options);
+    enter(vit_windows(grids_, vit_.merge_, vit_.window_tokens_));
+    x_ = at::empty({windows_.index.size(0) * unit(), vit_.hidden_size_}, options);
     int64_t row = 0;
     for (at::Tensor& pixels : pixels_) {
       for_each_block(pixels.size(0), block_rows(), [&](int64_t first, int64_t count) {
@@ -181,21 +223,15 @@ class Qwen25Vit::Pass : public Encoding {
       row += pixels.size(0);
       pixels.reset();
     }
-    x_ = to_windows(x_);
+    x_ = units_of(x_, order_);
     const Rope tables = vit_.rope(grids_);
-    tables_ = {to_windows(to_device(tables.cos, options.device())),
-               to_windows(to_device(tables.sin, options.device()))};
-    const int64_t* token = windows.index.const_data_ptr<int64_t>();
-    out_.windows.resize(windows.index.numel());
-    for (size_t w = 0; w < windows.window_lengths.size(); ++w)
-      for (int64_t i = 0; i < windows.window_lengths[w]; ++i)
+    tables_ = {units_of(to_device(tables.cos, options.device()), order_),
+               units_of(to_device(tables.sin, options.device()), order_)};
+    const int64_t* token = windows_.index.const_data_ptr<int64_t>();
+    out_.windows.resize(windows_.index.numel());
+    for (size_t w = 0; w < windows_.window_lengths.size(); ++w)
+      for (int64_t i = 0; i < windows_.window_lengths[w]; ++i)
         out_.windows[*token++] = static_cast<int64_t>(w);
-    const auto patches_of = [&](std::vector<int64_t> lengths) {
-      for (int64_t& length : lengths) length *= unit();
-      return Segments(std::move(lengths));
-    };
-    window_patches_ = patches_of(windows.window_lengths);
-    frame_patches_ = patches_of(windows.frame_lengths);
   }
 
   // Mixed values [P, D].
@@ -238,7 +274,8 @@ class Qwen25Vit::Pass : public Encoding {
   const std::vector<int64_t> tapped_;
   std::vector<at::Tensor> pixels_;  // of each image, until it is embedded
   std::vector<Grid> grids_;
-  at::Tensor order_, inverse_;
+  VitWindows windows_;  // of the tokens that are left
+  at::Tensor order_;    // its index on the device: window order -> row-major
   Segments window_patches_, frame_patches_;
   at::Tensor x_;  // [P, D]: patches in window order
   Rope tables_;   // of them

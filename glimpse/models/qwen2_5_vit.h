@@ -19,6 +19,9 @@ struct VitWindows {
   at::Tensor index;                     ///< [N] int64: row-major token of each position in window order
   std::vector<int64_t> window_lengths;  ///< tokens per window
   std::vector<int64_t> frame_lengths;   ///< tokens per frame: the segments of the full-attention blocks
+
+  /// What is left of them where only some positions of the order stay; `positions` ascend.
+  VitWindows at(const std::vector<int64_t>& positions) const;
 };
 VitWindows vit_windows(const std::vector<Grid>& grids, int64_t merge, int64_t window_tokens);
 

@@ -36,7 +36,7 @@ VisionShape Qwen25Vl::vision_shape(const json& config, const std::filesystem::pa
                        shape.patch * shape.patch;
   shape.merge = number("spatial_merge_size");
   shape.window_tokens = number("window_size") / shape.merge / shape.patch;
-  shape.full_blocks = std::ssize(c.at("fullatt_block_indexes"));
+  shape.full_blocks = c.at("fullatt_block_indexes").get<std::vector<int64_t>>();
   const auto unit = static_cast<double>(shape.merge * shape.merge * shape.hidden);
   shape.projector = unit * (unit + static_cast<double>(number("out_hidden_size")));
   return shape;

@@ -2,8 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include <optional>
 #include <vector>
 
+#include "glimpse/base/check.h"
 #include "glimpse/prune/pruner.h"
 
 namespace glimpse {
@@ -41,6 +43,13 @@ class Encoding {
   /// Steps that are left. A step costs about as much as a layer of the language model over the visual tokens.
   virtual int64_t steps() const = 0;
   virtual void step() = 0;
+  /// Blocks that all images have been through, of an encoder that can drop tokens between two of them.
+  virtual std::optional<int64_t> blocks_run() const { return std::nullopt; }
+  /// What it has recorded so far.
+  virtual const VisionOutput& recorded() const { fail("this encoder cannot be looked into on its way"); }
+  /// From here on only these of the N tokens (ascending) go through the blocks, in their places. What is
+  /// recorded and given later is zero for the others.
+  virtual void keep(const std::vector<int64_t>&) { fail("this encoder cannot drop tokens on its way"); }
   /// After the last step, once.
   virtual VisionOutput finish() = 0;
 };

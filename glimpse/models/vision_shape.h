@@ -17,12 +17,12 @@ inline const nlohmann::json& text_config(const nlohmann::json& config) {
 /// Shape of a vision encoder as it runs, for counting its operations.
 struct VisionShape {
   int64_t depth = 0, hidden = 0, heads = 0, intermediate = 0, patch_values = 0, merge = 1;
-  int64_t window_tokens = 0;  ///< 0: every block attends to the whole frame
-  int64_t full_blocks = 0;
-  int64_t mlp_matrices = 3;  ///< of hidden x intermediate
-  int64_t extra_tokens = 0;  ///< beside the patches (class token)
-  double projector = 0;      ///< numbers in the matrices that make one visual token of its patches
-  int64_t patch = 14;        ///< side in pixels
+  int64_t window_tokens = 0;         ///< 0: every block attends to the whole frame
+  std::vector<int64_t> full_blocks;  ///< those that attend to the whole frame
+  int64_t mlp_matrices = 3;          ///< of hidden x intermediate
+  int64_t extra_tokens = 0;          ///< beside the patches (class token)
+  double projector = 0;              ///< numbers in the matrices that make one visual token of its patches
+  int64_t patch = 14;                ///< side in pixels
 
   /// Merged patches in each window that a block which is not full attends within.
   std::vector<int64_t> windows(const Grid& grid) const;

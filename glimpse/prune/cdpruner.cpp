@@ -129,10 +129,6 @@ Selection CdPruner::select(const View& view, const Cut&, const Budget& budget) c
   });
 }
 
-int64_t CdPruner::planned(const Cut&, const CutSizes& sizes, const Budget&) const {
-  return std::llround(options_.keep * static_cast<double>(sizes.visual));
-}
-
 double CdPruner::operations(const Cut&, const CutSizes& sizes) const {
   const auto n = static_cast<double>(sizes.living), d = static_cast<double>(sizes.width),
              kept = static_cast<double>(sizes.kept);

@@ -26,7 +26,6 @@ class CdPruner : public Pruner {
   std::vector<Cut> cuts() const override { return {{.place = Cut::Place::before, .renumbers = true}}; }
   Taps taps() const override;
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
-  int64_t planned(const Cut& cut, const CutSizes& sizes, const Budget& budget) const override;
   double operations(const Cut& cut, const CutSizes& sizes) const override;
 
  private:

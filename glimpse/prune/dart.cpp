@@ -49,10 +49,6 @@ Selection Dart::select(const View& view, const Cut&, const Budget& budget) const
   });
 }
 
-int64_t Dart::planned(const Cut&, const CutSizes& sizes, const Budget&) const {
-  return part_of(sizes.visual, options_.keep);
-}
-
 double Dart::operations(const Cut&, const CutSizes& sizes) const {
   const int64_t pivots = std::min(options_.image_pivots, sizes.kept) + options_.text_pivots;
   return 2.0 * static_cast<double>(pivots) * static_cast<double>(sizes.living) *

@@ -21,7 +21,6 @@ class Dart : public Pruner {
     return {{.place = Cut::Place::before, .renumbers = true, .reads_text = options_.text_pivots > 0}};
   }
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
-  int64_t planned(const Cut& cut, const CutSizes& sizes, const Budget& budget) const override;
   double operations(const Cut& cut, const CutSizes& sizes) const override;
 
  private:

@@ -61,10 +61,6 @@ Selection DivPrune::select(const View& view, const Cut&, const Budget& budget) c
   });
 }
 
-int64_t DivPrune::planned(const Cut&, const CutSizes& sizes, const Budget&) const {
-  return std::llrint(options_.keep * static_cast<double>(sizes.visual));
-}
-
 double DivPrune::operations(const Cut&, const CutSizes& sizes) const {
   const auto n = static_cast<double>(sizes.living), d = static_cast<double>(sizes.width);
   const double rows = sizes.living > Cosines::most_at_once ? 2 * static_cast<double>(sizes.kept) * n * d : 0;

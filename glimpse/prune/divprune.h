@@ -20,7 +20,6 @@ class DivPrune : public Pruner {
     return {{.place = Cut::Place::before, .renumbers = true, .reads_text = false}};
   }
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
-  int64_t planned(const Cut& cut, const CutSizes& sizes, const Budget& budget) const override;
   double operations(const Cut& cut, const CutSizes& sizes) const override;
 
  private:

@@ -40,22 +40,23 @@ TokenPlace place_of(std::span<const Segment> segments, int64_t source);
 
 /// A place between the steps of the forward pass, in their order.
 struct Moment {
-  enum class Side { encoder, after, before };
+  enum class Side { within, encoder, after, before };
   int64_t layers_run = 0;     ///< layers of the language model that lie behind it
-  Side side = Side::encoder;  ///< at the encoder's output, after the last layer run or before the next one
+  Side side = Side::encoder;  ///< between blocks of the encoder, at its output, after the last layer run or
+                              ///< before the next one
   auto operator<=>(const Moment&) const = default;
 
   static Moment before(int64_t layer) { return {layer, Side::before}; }
   static Moment after(int64_t layer) { return {layer + 1, Side::after}; }
 };
 
-/// Where a pruner drops visual tokens: at the encoder's output, which the projector has yet to see and to
-/// which class tokens belong, or before or after a layer of the language model. Before layer 0 it sees the
-/// projected tokens.
+/// Where a pruner drops visual tokens: within the encoder after one of its blocks, at the encoder's output,
+/// which the projector has yet to see and to which class tokens belong, or before or after a layer of the
+/// language model. Before layer 0 it sees the projected tokens.
 struct Cut {
-  enum class Place { encoder, before, after };
+  enum class Place { within, encoder, before, after };
   Place place = Place::after;
-  int64_t layer = 0;
+  int64_t layer = 0;        ///< of the language model; within the encoder its block
   bool trims_cache = true;  ///< dropped tokens also leave the KV caches of the layers already run
   bool renumbers = false;  ///< plain RoPE: positions from here on count what is left. M-RoPE's stay: they say
                            ///< where in the image a token stands
@@ -66,9 +67,10 @@ struct Cut {
                            ///< reused for other questions about the same images
 
   Moment when() const {
-    return place == Place::encoder  ? Moment()
-           : place == Place::before ? Moment::before(layer)
-                                    : Moment::after(layer);
+    return place == Place::within    ? Moment{0, Moment::Side::within}
+           : place == Place::encoder ? Moment()
+           : place == Place::before  ? Moment::before(layer)
+                                     : Moment::after(layer);
   }
 };
 
@@ -115,9 +117,10 @@ struct View {
   std::vector<int64_t> living;  ///< [n]: source index of each living token (see place_of). At the
                                 ///< encoder's output a segment's class token stands before its patches
   at::Tensor index;             ///< [n] int64: the same beside the other tensors, to pick from them
-  at::Tensor hidden;            ///< [n, D]: their hidden states; [n, Dv] at the encoder's output
-  at::Tensor text_hidden;       ///< [T, D]: hidden states of the other rows (guide excluded); undefined
-                                ///< at the encoder's output
+  at::Tensor hidden;            ///< [n, D]: their hidden states; [n, Dv] at the encoder's output; undefined
+                                ///< within the encoder, whose states are tapped
+  at::Tensor text_hidden;       ///< [T, D]: hidden states of the other rows (guide excluded), within the
+                                ///< encoder their embeddings; undefined at the encoder's output
   at::Tensor question;          ///< [Q] int64: which of these rows hold the question
   std::vector<at::Tensor> vision_states;          ///< [S, Dv] each, in the order of Taps::vision_layers
   std::span<const int64_t> windows;               ///< [S]: encoder window of each token
@@ -159,7 +162,6 @@ struct Selection {
 
 /// The sizes of a prompt at a cut, from which its work is counted.
 struct CutSizes {
-  std::span<const Segment> images;
   int64_t visual = 0, living = 0, kept = 0;  ///< visual tokens of the prompt; before and after the cut
   int64_t width = 0;                         ///< of the language model's hidden states
   int64_t vision_head = 0;                   ///< of the encoder's attention heads; 0: not known
@@ -174,11 +176,11 @@ class Pruner {
   virtual nlohmann::json settings() const = 0;
   virtual std::vector<Cut> cuts() const = 0;
   virtual Taps taps() const { return {}; }
+  /// Whether it only spares work for the methods after it, which choose as well without it: what it drops
+  /// depends on the question, so that it stands in the way of an image prefix.
+  virtual bool is_shortcut() const { return false; }
   virtual Selection select(const View& view, const Cut& cut, const Budget& budget) const = 0;
 
-  /// Visual tokens that select() leaves at a cut which is not its prompt's last one, as far as settings and
-  /// budget tell; `sizes.kept` is what the last one left, and stands for what depends on the picture.
-  virtual int64_t planned(const Cut&, const CutSizes& sizes, const Budget&) const { return sizes.kept; }
   /// Operations of its products in select(); those of what it taps, of a guide row and of looking ahead are
   /// counted for all methods alike.
   virtual double operations(const Cut&, const CutSizes&) const { return 0; }

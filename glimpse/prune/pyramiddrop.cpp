@@ -55,11 +55,4 @@ Selection PyramidDrop::select(const View& view, const Cut& cut, const Budget& bu
       {}};
 }
 
-int64_t PyramidDrop::planned(const Cut& cut, const CutSizes& sizes, const Budget& budget) const {
-  const int64_t stage = stage_of(options_.layers, cut);
-  return on_the_way(stage, sizes.visual, budget)
-      .of(sizes.visual)
-      .value_or(part_of(sizes.visual, options_.keep[stage]));
-}
-
 }  // namespace glimpse

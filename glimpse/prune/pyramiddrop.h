@@ -20,7 +20,6 @@ class PyramidDrop : public Pruner {
   nlohmann::json settings() const override { return Options(options_).fields().to_json(); }
   std::vector<Cut> cuts() const override;
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
-  int64_t planned(const Cut& cut, const CutSizes& sizes, const Budget& budget) const override;
 
  private:
   Budget on_the_way(int64_t stage, int64_t total, const Budget& budget) const;

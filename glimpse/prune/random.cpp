@@ -50,8 +50,4 @@ Selection RandomPruner::select(const View& view, const Cut&, const Budget& budge
   return choose(view.count(), budget.of(view.total()).value_or(*own.of(view.total())));
 }
 
-int64_t RandomPruner::planned(const Cut&, const CutSizes& sizes, const Budget&) const {
-  return part_of(sizes.visual, options_.keep);
-}
-
 }  // namespace glimpse

@@ -20,7 +20,6 @@ class RandomPruner : public Pruner {
   std::vector<Cut> cuts() const override;
   Taps taps() const override;
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
-  int64_t planned(const Cut& cut, const CutSizes& sizes, const Budget& budget) const override;
 
  private:
   Options options_;

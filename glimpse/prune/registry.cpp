@@ -63,17 +63,35 @@ std::pair<T, Settings> modules_for(const std::string& method, const PrunerContex
   return {modules, settings};
 }
 
-ScoutRule rule_of(const ModuleSets::Scouts& scout) {
+// Settings of `scout`: its rule, and after which block of the encoder it chooses.
+struct ScoutSettings {
   ScoutRule rule;
-  if (scout) rule = {scout->config().threshold, scout->config().floor, {}, 1};
-  return rule;
+  int64_t encoder = -1;
+
+  Fields fields() {
+    Fields fields = rule.fields();
+    fields.add("encoder", encoder,
+               "choose after this block of the encoder, by whole windows (-1: before the language model)",
+               {-1, 1024});
+    return fields;
+  }
+};
+
+ScoutSettings settings_of(const ModuleSets::Scouts& scout) {
+  if (!scout) return {};
+  return {scout->config().rule, scout->config().encoder};
 }
 
 std::shared_ptr<const Pruner> make_scout(const PrunerContext& context, const Settings& settings) {
-  const auto [scout, rest] = modules_for("scout", context, settings, &ModuleSets::find_scout);
-  ScoutRule rule = rule_of(scout);
-  set_all(rule.fields(), rest, "scout");
-  return std::make_shared<ScoutPruner>(scout, rule);
+  const bool within = std::ranges::any_of(
+      settings, [](const auto& setting) { return setting.first == "encoder" && setting.second != "-1"; });
+  const auto find = within ? &ModuleSets::find_encoder_scout : &ModuleSets::find_scout;
+  const auto [scout, rest] = modules_for(within ? "scout(encoder)" : "scout", context, settings, find);
+  ScoutSettings own = settings_of(scout);
+  set_all(own.fields(), rest, "scout");
+  check(own.encoder == scout->config().encoder, "scout: encoder is ", own.encoder,
+        ", but the scout that was given chooses after block ", scout->config().encoder);
+  return std::make_shared<ScoutPruner>(scout, own.rule);
 }
 
 std::shared_ptr<const Pruner> make_glimpse(const PrunerContext& context, const Settings& settings) {
@@ -159,7 +177,7 @@ const std::vector<Entry>& table() {
        glimpse_settings},
       {"scout", "a trained scout chooses before the first layer, from pictures and question", make_scout,
        [](const PrunerContext& context) {
-         return described(rule_of(context.modules.find_scout("")).fields());
+         return described(settings_of(context.modules.find_scout("")).fields());
        }},
       {"least", "the tokens that glimpse thinks least important, for comparison; needs a budget", make_least,
        [](const PrunerContext&) { return std::vector<PrunerInfo::Setting>(); }, PrunerInfo::Budgeted::must},
@@ -283,7 +301,7 @@ PrunerChain make_pruners(const std::string& composition, const PrunerContext& co
   for (const std::string& stage : stages) {
     chain.push_back(make_one(trimmed(stage), context));
     for (const Cut& cut : chain.back()->cuts())
-      check(cut.layer < context.layers, "pruning: '", stage, "' cuts at layer ", cut.layer,
+      check(cut.place == Cut::Place::within || cut.layer < context.layers, "pruning: '", stage, "' cuts at layer ", cut.layer,
             " but the model has ", context.layers, " layers");
   }
   return chain;

@@ -17,8 +17,8 @@ namespace glimpse {
 /// Pruning methods that run one after the other; each sees the survivors of those before it.
 using PrunerChain = std::vector<std::shared_ptr<const Pruner>>;
 
-/// Sets of pruning modules by name, each with glimpse modules, a scout or both; the one named "" is what
-/// methods take that name none.
+/// Sets of pruning modules by name, each with glimpse modules, a scout, one within the encoder or more of
+/// them; the one named "" is what methods take that name none.
 class ModuleSets {
  public:
   using Modules = std::shared_ptr<const GlimpseModules>;
@@ -29,12 +29,14 @@ class ModuleSets {
   ModuleSets(std::shared_ptr<T> unnamed) {
     add("", std::move(unnamed));
   }
-  void add(std::string name, Modules modules, Scouts scout = nullptr) {
-    if (modules || scout) sets_.push_back({std::move(name), std::move(modules), std::move(scout)});
+  void add(std::string name, Modules modules, Scouts scout = nullptr, Scouts encoder_scout = nullptr) {
+    if (modules || scout || encoder_scout)
+      sets_.push_back({std::move(name), std::move(modules), std::move(scout), std::move(encoder_scout)});
   }
   /// Null if there is none of this name; a single one also goes without its own.
   Modules find(const std::string& name) const { return part(name, &Set::modules); }
   Scouts find_scout(const std::string& name) const { return part(name, &Set::scout); }
+  Scouts find_encoder_scout(const std::string& name) const { return part(name, &Set::encoder_scout); }
   /// The names, for messages.
   std::string names() const;
 
@@ -42,7 +44,7 @@ class ModuleSets {
   struct Set {
     std::string name;
     Modules modules;
-    Scouts scout;
+    Scouts scout, encoder_scout;
   };
   template <class T>
   T part(const std::string& name, T Set::*kind) const {

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <map>
+#include <set>
 
 #include "glimpse/base/json_file.h"
 #include "glimpse/nn/attention.h"
@@ -44,8 +47,11 @@ Fields ScoutConfig::fields() {
       .add("heads", heads, "of the layers' attention", {1, 256})
       .add("match_heads", match_heads, "of the match between words and visual tokens", {1, 256})
       .add("match_rank", match_rank, "width of such a head", {1, 1024})
-      .add("threshold", threshold, "keep visual tokens whose probability is above this", {0, 1})
-      .add("floor", floor, "keep at least this part of the visual tokens", {0, 1});
+      .add("encoder", encoder, "block of the encoder after which it chooses (-1: before the language model)",
+           {-1, 1024})
+      .add("guess", guess, "inner width of what guesses the projected tokens within the encoder", {8, 65536})
+      .add("threshold", rule.threshold, "keep visual tokens whose probability is above this", {0, 1})
+      .add("floor", rule.floor, "keep at least this part of the visual tokens", {0, 1});
   return fields;
 }
 
@@ -64,6 +70,13 @@ ScoutConfig ScoutConfig::from_json(const json& scout, int64_t vision_depth) {
   }
   rest.erase("visual_layers");
   out.fields().from_json(rest, "scout config");
+  if (out.in_encoder()) {
+    check(out.encoder + 1 < vision_depth, "scout config: encoder is ", out.encoder,
+          " but a block must follow and the encoder has ", vision_depth);
+    for (const int64_t layer : out.visual_layers)
+      check(layer <= out.encoder, "scout config: visual_layers names block ", layer,
+            " but the scout chooses after block ", out.encoder);
+  }
   check(out.width % out.heads == 0 && (out.width / out.heads) % 4 == 0, "scout config: width ", out.width,
         " does not divide into ", out.heads, " heads whose size is a multiple of 4");
   return out;
@@ -76,20 +89,38 @@ json ScoutConfig::to_json() const {
 }
 
 Fields ScoutRule::fields() {
-  Fields fields;
-  fields.add("threshold", threshold, "keep visual tokens whose probability is above this", {0, 1})
-      .add("floor", floor, "keep at least this part of the visual tokens, the likeliest", {0, 1})
-      .add("max_keep", max_keep, "keep at most this part of the visual tokens (none: no cap)", {0, 1})
-      .add("min_keep", min_keep, "keep at least this many visual tokens", {0, 1e9});
+  Fields fields = KeepRule::fields();
+  fields.add("floor", floor, "keep at least this fraction of the visual tokens, the likeliest", {0, 1});
   return fields;
 }
 
 std::vector<int64_t> ScoutRule::apply(const at::Tensor& logits, int64_t total) const {
-  const int64_t n = logits.numel();
-  const int64_t least = std::max(part_of(total, floor), min_keep);
-  const int64_t most = max_keep ? std::max(part_of(total, *max_keep), min_keep) : n;
-  const int64_t above = (logits > std::log(threshold / (1 - threshold))).sum().item<int64_t>();
-  return top_indices(logits, std::min({std::max(above, least), most, n}));
+  std::vector<int64_t> keep = KeepRule::apply(logits);
+  const int64_t least = part_of(total, floor);
+  return std::ssize(keep) < least ? top_indices(logits, least) : keep;
+}
+
+std::vector<int64_t> ScoutRule::apply_to_windows(const at::Tensor& logits,
+                                                 const std::vector<int64_t>& window) const {
+  const at::Tensor wide = logits.cpu().contiguous();
+  std::map<int64_t, float> largest;  // by window
+  for (size_t i = 0; i < window.size(); ++i) {
+    const float logit = wide.const_data_ptr<float>()[i];
+    const auto [found, fresh] = largest.emplace(window[i], logit);
+    if (!fresh) found->second = std::max(found->second, logit);
+  }
+  std::vector<float> values;
+  std::vector<int64_t> names;
+  for (const auto& [name, logit] : largest) {
+    names.push_back(name);
+    values.push_back(logit);
+  }
+  std::set<int64_t> kept;
+  for (const int64_t index : apply(at::tensor(values), std::ssize(values))) kept.insert(names[index]);
+  std::vector<int64_t> keep;
+  for (size_t i = 0; i < window.size(); ++i)
+    if (kept.contains(window[i])) keep.push_back(static_cast<int64_t>(i));
+  return keep;
 }
 
 Scout Scout::build(const ScoutConfig& c, const Weights& weights, int64_t hidden_size, int64_t vision_width,
@@ -108,6 +139,10 @@ Scout Scout::build(const ScoutConfig& c, const Weights& weights, int64_t hidden_
     return layer;
   };
   const auto taps = std::ssize(c.visual_layers);
+  if (c.in_encoder()) {
+    scout.guess_0_ = linear("guess_0", c.guess, taps * vision_width);
+    scout.guess_2_ = linear("guess_2", hidden_size, c.guess);
+  }
   scout.visual_norm_ = norm("visual_norm", hidden_size);
   scout.text_norm_ = norm("text_norm", hidden_size);
   for (int64_t i = 0; i < taps; ++i) scout.tap_norms_.push_back(norm(concat("tap_norms.", i), vision_width));
@@ -134,13 +169,16 @@ Scout Scout::build(const ScoutConfig& c, const Weights& weights, int64_t hidden_
   return scout;
 }
 
-std::shared_ptr<const Scout> Scout::load(const std::filesystem::path& dir, int64_t hidden_size,
-                                         int64_t vision_width, int64_t vision_depth, at::Device device) {
+std::shared_ptr<const Scout> Scout::load(const std::filesystem::path& dir, const std::string& member,
+                                         int64_t hidden_size, int64_t vision_width, int64_t vision_depth,
+                                         at::Device device) {
   const json config = read_json(dir / "config.json");
-  if (!config.contains("scout")) return nullptr;
-  const ScoutConfig shape = ScoutConfig::from_json(config["scout"], vision_depth);
+  if (!config.contains(member)) return nullptr;
+  const ScoutConfig shape = ScoutConfig::from_json(config[member], vision_depth);
+  check(shape.member() == member, (dir / "config.json").string(), ": ", member, " has encoder ",
+        shape.encoder, ", which belongs to a ", shape.member());
   return std::make_shared<const Scout>(
-      build(shape, Weights::open(dir / "scout.safetensors"), hidden_size, vision_width, device));
+      build(shape, Weights::open(dir / (member + ".safetensors")), hidden_size, vision_width, device));
 }
 
 at::Tensor Scout::match(const at::Tensor& visual, const at::Tensor& words) const {
@@ -153,16 +191,18 @@ at::Tensor Scout::match(const at::Tensor& visual, const at::Tensor& words) const
   return at::cat({scores.amax(1), at::bmm(weights.unsqueeze(1), scores).squeeze(1)}).t();
 }
 
-at::Tensor Scout::operator()(const ScoutInput& input) const {
-  const int64_t n = input.visual.size(0), t = input.words.size(0), heads = config_.heads;
+at::Tensor Scout::operator()(const ScoutInput& input, at::Tensor* guess) const {
+  const int64_t n = std::ssize(input.row), t = input.words.size(0), heads = config_.heads;
   const at::Device device = visual_norm_.device();
   const auto norm = [](const at::Tensor& x, const at::Tensor& weight) {
     return rms_norm(x.to(at::kFloat), weight, kNormEps);
   };
   std::vector<at::Tensor> states;
   for (size_t i = 0; i < input.taps.size(); ++i) states.push_back(norm(input.taps[i], tap_norms_[i]));
-  const at::Tensor visual = norm(input.visual, visual_norm_), taps = at::cat(states, 1),
-                   words = norm(input.words, text_norm_);
+  const at::Tensor taps = at::cat(states, 1);
+  const at::Tensor tokens = config_.in_encoder() ? guess_2_(at::silu(guess_0_(taps))) : input.visual;
+  if (guess) *guess = tokens;
+  const at::Tensor visual = norm(tokens, visual_norm_), words = norm(input.words, text_norm_);
   const at::Tensor matched = match(at::cat({visual, taps}, 1), words).contiguous();
   at::Tensor x = at::cat({visual_proj_(visual) + tap_proj_(taps) + kinds_[0] + match_proj_(matched),
                           text_proj_(words) + word_places(t, config_.width, device) + kinds_[1]});
@@ -188,9 +228,11 @@ double Scout::operations(double n, double t) const {
   const double in = product(n, hidden + seen, width) + product(t, hidden, width) +
                     product(n, hidden + seen, rank) + product(t, hidden, rank + heads) +
                     2 * n * t * (rank + heads) + product(n, 2 * heads, width + 1);
+  const double guess =
+      config_.in_encoder() ? product(n, seen + hidden, static_cast<double>(config_.guess)) : 0;
   const double rows = n + t, layer = product(rows, width, 4 * width) + 4 * rows * rows * width +
                                      3 * product(rows, width, 2 * width);
-  return in + static_cast<double>(config_.layers) * layer + product(n, width, 1);
+  return in + guess + static_cast<double>(config_.layers) * layer + product(n, width, 1);
 }
 
 std::vector<ScoutInput> scout_inputs(const View& view) {
@@ -205,12 +247,44 @@ std::vector<ScoutInput> scout_inputs(const View& view) {
       input.col.push_back(places[end].col);
     }
     const auto from = static_cast<int64_t>(first), count = static_cast<int64_t>(end - first);
-    input.visual = view.hidden.narrow(0, from, count);
+    if (view.hidden.defined()) input.visual = view.hidden.narrow(0, from, count);
     for (const at::Tensor& state : view.vision_states)
       input.taps.push_back(state.index_select(0, view.index.narrow(0, from, count)));
     inputs.push_back(std::move(input));
   }
   return inputs;
+}
+
+namespace {
+
+// The best windows that a budget has room for, at least one.
+std::vector<int64_t> windows_within(const at::Tensor& logits, const std::vector<int64_t>& window,
+                                    int64_t room) {
+  std::vector<int64_t> best;
+  ScoutRule rule;
+  rule.threshold = 1;  // so many of the best
+  rule.floor = 0;
+  const int64_t count = std::ssize(std::set<int64_t>(window.begin(), window.end()));
+  for (int64_t windows = 1; windows <= count; ++windows) {
+    rule.min_keep = windows;
+    std::vector<int64_t> keep = rule.apply_to_windows(logits, window);
+    if (!best.empty() && std::ssize(keep) > room) break;
+    best = std::move(keep);
+  }
+  return best;
+}
+
+}  // namespace
+
+json ScoutPruner::settings() const {
+  json out = ScoutRule(rule_).fields().to_json();
+  out["encoder"] = scout_->config().encoder;
+  return out;
+}
+
+std::vector<Cut> ScoutPruner::cuts() const {
+  if (scout_->config().in_encoder()) return {{Cut::Place::within, scout_->config().encoder}};
+  return {{Cut::Place::before, 0}};
 }
 
 Selection ScoutPruner::select(const View& view, const Cut&, const Budget& budget) const {
@@ -219,13 +293,18 @@ Selection ScoutPruner::select(const View& view, const Cut&, const Budget& budget
   const at::Tensor decisive = at::cat(logits).cpu();
   Selection out;
   out.scores = decisive.sigmoid();
-  out.keep =
-      budget.of(view.total()) ? top_tokens(view, decisive, budget, 0) : rule_.apply(decisive, view.total());
+  const auto room = budget.of(view.total());
+  const std::vector<int64_t> corners = rule_.corners(view);
+  if (!scout_->config().in_encoder()) {
+    out.keep = room ? top_tokens(view, decisive, budget, 0)
+                    : merge_indices(rule_.apply(decisive, view.total()), corners);
+    return out;
+  }
+  std::vector<int64_t> window;
+  for (const int64_t token : view.living) window.push_back(view.windows[token]);
+  for (const int64_t corner : corners) decisive[corner] = std::numeric_limits<float>::max();
+  out.keep = room ? windows_within(decisive, window, *room) : rule_.apply_to_windows(decisive, window);
   return out;
-}
-
-int64_t ScoutPruner::planned(const Cut&, const CutSizes& sizes, const Budget&) const {
-  return std::max(part_of(sizes.visual, rule_.floor), sizes.kept);
 }
 
 double ScoutPruner::operations(const Cut&, const CutSizes& sizes) const {

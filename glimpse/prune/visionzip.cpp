@@ -103,10 +103,6 @@ Selection VisionZip::select(const View& view, const Cut&, const Budget& budget) 
   });
 }
 
-int64_t VisionZip::planned(const Cut&, const CutSizes& sizes, const Budget&) const {
-  return options_.kept(sizes.visual);
-}
-
 double VisionZip::operations(const Cut&, const CutSizes& sizes) const {
   const auto kept = static_cast<double>(sizes.kept);
   const double targets = std::max(1.0, std::round(kept * options_.merging_part(sizes.visual)));

@@ -35,7 +35,6 @@ class VisionZip : public Pruner {
     return taps;
   }
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
-  int64_t planned(const Cut& cut, const CutSizes& sizes, const Budget& budget) const override;
   double operations(const Cut& cut, const CutSizes& sizes) const override;
 
  private:

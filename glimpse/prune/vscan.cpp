@@ -127,20 +127,6 @@ Selection VScan::select(const View& view, const Cut& cut, const Budget& budget) 
   return {top_tokens(view, view.ahead, now, part_of(view.count(), options_.layer_keep[at])), {}, {}};
 }
 
-int64_t VScan::planned(const Cut& cut, const CutSizes& sizes, const Budget& budget) const {
-  const int64_t at = stage(cut);
-  if (const auto given = before_later_cuts(at, sizes.visual, budget).of(sizes.visual)) return *given;
-  if (at >= 0) return part_of(sizes.living, options_.layer_keep[at]);
-  // Of whole window shares the local half may come out smaller.
-  int64_t sum = 0;
-  for (const Segment& image : sizes.images) {
-    const int64_t keep = part_of(image.count(), options_.keep), half = keep / 2;
-    const int64_t windows = vscan_windows(image.rows, image.cols, options_.window);
-    sum += options_.whole_shares ? half / windows * windows + keep - half : keep;
-  }
-  return sum;
-}
-
 double VScan::operations(const Cut& cut, const CutSizes& sizes) const {
   if (stage(cut) >= 0) return 0;
   const auto kept = static_cast<double>(sizes.kept);

@@ -27,7 +27,6 @@ class VScan : public Pruner {
   std::vector<Cut> cuts() const override;
   Taps taps() const override;
   Selection select(const View& view, const Cut& cut, const Budget& budget) const override;
-  int64_t planned(const Cut& cut, const CutSizes& sizes, const Budget& budget) const override;
   double operations(const Cut& cut, const CutSizes& sizes) const override;
 
  private:

@@ -224,6 +224,9 @@ void read_pruning(const json& body, const Served& served, ChatCall& call) {
         const auto budget = value.is_number() ? parse_budget(value.dump()) : std::nullopt;
         if (!budget) wrong(where, "expected a fraction in (0, 1] or a number of tokens above 1");
         call.request.budget = *budget;
+      } else if (key == "reuse") {
+        if (!value.is_string()) wrong(where, "expected auto, never or always");
+        in_field(where, [&] { call.request.reuse = parse_reuse(value); });
       } else if (key == "return") {
         if (!value.is_array()) wrong(where, "expected a list of keep, scores and overlay");
         for (const json& want : value) {
@@ -243,7 +246,7 @@ void read_pruning(const json& body, const Served& served, ChatCall& call) {
           rule[key] = text;
         });
       } else {
-        wrong(where, "unknown; known are prune, keep, threshold, max_keep, min_keep, anchors, return");
+        wrong(where, "unknown; known are prune, keep, reuse, threshold, max_keep, min_keep, anchors, return");
       }
     }
   }
@@ -397,14 +400,16 @@ json kept_json(const Answer& answer, const std::set<std::string>& wants) {
     first += count;
     images.push_back(std::move(image));
   }
-  return {{"visual_tokens", answer.visual_tokens},
-          {"kept_tokens", answer.kept_tokens},
-          {"kept_share", std::round(answer.kept_share() * 1000) / 1000},
-          {"cached_tokens", answer.cached_tokens},
-          {"kv_bytes", answer.kv_bytes},
-          {"pruning", answer.pruning},
-          {"images", images},
-          {"times_ms", answer.times.to_json()}};
+  json out = {{"visual_tokens", answer.visual_tokens},
+              {"kept_tokens", answer.kept_tokens},
+              {"kept_share", std::round(answer.kept_share() * 1000) / 1000},
+              {"cached_tokens", answer.cached_tokens},
+              {"kv_bytes", answer.kv_bytes},
+              {"pruning", answer.pruning},
+              {"images", images},
+              {"times_ms", answer.times.to_json()}};
+  if (answer.shortcut) out["shortcut"] = *answer.shortcut;
+  return out;
 }
 
 std::string decode_base64(std::string_view text) {

@@ -3,6 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "glimpse/base/atomic_file.h"
@@ -10,12 +11,14 @@
 #include "glimpse/engine/engine.h"
 #include "glimpse/engine/prefill.h"
 #include "glimpse/io/safetensors.h"
+#include "glimpse/nn/index_tensor.h"
 
 namespace glimpse {
 
 namespace {
 
-// Notes what a scout would see, and lets everything pass; or nothing, where nobody looks further.
+// Notes what a scout would see, and lets everything pass; or nothing, where nobody looks further. What one
+// within the encoder sees is here, too, as nothing was dropped before, with the tokens that it has to guess.
 class Lookout : public Pruner {
  public:
   Lookout(const ScoutConfig& config, bool passes) : config_(config), passes_(passes) {}
@@ -25,22 +28,28 @@ class Lookout : public Pruner {
   Taps taps() const override { return {config_.visual_layers, {}, false, nullptr, {}}; }
   Selection select(const View& view, const Cut&, const Budget&) const override {
     seen_ = scout_inputs(view);
+    windows_.clear();
+    for (const int64_t token : view.living) windows_.push_back(view.windows[token]);
     Selection out;
     if (passes_)
       for (int64_t i = 0; i < view.count(); ++i) out.keep.push_back(i);
     return out;
   }
   const std::vector<ScoutInput>& seen() const { return seen_; }
+  const std::vector<int64_t>& windows() const { return windows_; }
 
  private:
   const ScoutConfig& config_;
   const bool passes_;
   mutable std::vector<ScoutInput> seen_;
+  mutable std::vector<int64_t> windows_;
 };
 
-// An example as the scout sees it, and what its teacher thinks: [N] probabilities, or undefined.
+// An example as the scout sees it, the encoder's windows [N], and what its teacher thinks: [N] probabilities,
+// or undefined.
 struct Lesson {
   std::vector<ScoutInput> inputs;
+  std::vector<int64_t> windows;
   at::Tensor taught;
 };
 
@@ -66,8 +75,29 @@ std::vector<Lesson> lessons_of(const Vlm& model, const ScoutConfig& config,
     for (const PrefillBatch::Failure& failure : batch.step()) std::rethrow_exception(failure.error);
   std::vector<Lesson> lessons;
   for (size_t i = 0; i < examples.size(); ++i)
-    lessons.push_back({lookouts[i]->seen(), teacher ? sequences[i].scores : at::Tensor()});
+    lessons.push_back(
+        {lookouts[i]->seen(), lookouts[i]->windows(), teacher ? sequences[i].scores : at::Tensor()});
   return lessons;
+}
+
+// The largest value of each window; values [N].
+at::Tensor window_values(const at::Tensor& values, const std::vector<int64_t>& windows) {
+  const int64_t count = 1 + *std::max_element(windows.begin(), windows.end());
+  return at::full({count}, -1e9, values.options())
+      .scatter_reduce(0, index_tensor(windows, values.device()), values, "amax");
+}
+
+// Of a scout within the encoder: windows that the boxes touch count more than others.
+at::Tensor window_loss(const at::Tensor& logits, const at::Tensor& boxes,
+                       const std::vector<int64_t>& windows) {
+  const at::Tensor wanted = window_values(boxes.flatten(), windows);
+  return at::binary_cross_entropy_with_logits(window_values(logits.flatten(), windows), wanted, 1 + wanted);
+}
+
+// How far the guessed tokens are from the projected ones, in parts of these.
+at::Tensor guess_loss(const at::Tensor& guess, const at::Tensor& tokens) {
+  const at::Tensor target = tokens.to(at::kFloat);
+  return (guess - target).square().sum() / target.square().sum();
 }
 
 at::Tensor initial_value(const std::string& name, at::IntArrayRef shape, at::Generator generator) {
@@ -76,7 +106,8 @@ at::Tensor initial_value(const std::string& name, at::IntArrayRef shape, at::Gen
   if (name == "out_proj.bias") return value.fill_(-2.0);  // few tokens matter
   if (name.ends_with(".bias")) return value;
   if (shape.size() == 1) return value.fill_(1.0);
-  const double bound = std::sqrt(6.0 / static_cast<double>(shape[0] + shape[1]));
+  double bound = std::sqrt(6.0 / static_cast<double>(shape[0] + shape[1]));
+  if (name == "guess_2.weight") bound *= 0.15;  // projected tokens are small
   return value.uniform_(-bound, bound, generator);
 }
 
@@ -117,12 +148,17 @@ std::unique_ptr<TrainableScout> TrainableScout::create(const Vlm& model, const n
 }
 
 std::unique_ptr<TrainableScout> TrainableScout::load(const Vlm& model, const std::filesystem::path& dir,
-                                                     Teacher teacher, size_t cache_mb) {
+                                                     const nlohmann::json& scout, Teacher teacher,
+                                                     size_t cache_mb) {
   const nlohmann::json config = read_json(dir / "config.json");
-  check(config.contains("scout"), dir.string(), ": holds no scout");
+  const auto block = scout.find("encoder");
+  const bool within =
+      (block != scout.end() && block->is_number_integer() && *block >= 0) || !config.contains("scout");
+  const std::string member = within ? "encoder_scout" : "scout";
+  check(config.contains(member), dir.string(), ": holds no ", member);
   return std::make_unique<TrainableScout>(
-      model, ScoutConfig::from_json(config["scout"], base_shape(model).vision_depth), std::move(teacher),
-      cache_mb, Weights::open(dir / "scout.safetensors"));
+      model, ScoutConfig::from_json(config[member], base_shape(model).vision_depth), std::move(teacher),
+      cache_mb, Weights::open(dir / (member + ".safetensors")));
 }
 
 Scout TrainableScout::scout() const {
@@ -137,8 +173,11 @@ std::vector<ExampleLoss> TrainableScout::losses(std::span<const Example> example
   const std::vector<Lesson> lessons = lessons_of(model_, config_, teacher_, pictures_.get(), examples);
   std::vector<ExampleLoss> out;
   for (size_t i = 0; i < examples.size(); ++i) {
-    std::vector<at::Tensor> logits;
-    for (const ScoutInput& input : lessons[i].inputs) logits.push_back(scout(input));
+    std::vector<at::Tensor> logits, guesses, tokens;
+    for (const ScoutInput& input : lessons[i].inputs) {
+      logits.push_back(scout(input, &guesses.emplace_back()));
+      tokens.push_back(input.visual);
+    }
     ExampleLoss loss;
     loss.vip_logits = at::cat(logits).unsqueeze(0);
     loss.le = loss.dice = loss.bce = loss.loc = at::zeros({1}, loss.vip_logits.options());
@@ -147,8 +186,11 @@ std::vector<ExampleLoss> TrainableScout::losses(std::span<const Example> example
       loss.dice = dice_loss(loss.vip_logits, boxes);
       loss.bce = bce_loss(loss.vip_logits, boxes);
       loss.loc = options.dice_weight * loss.dice + options.bce_weight * loss.bce;
+      if (config_.in_encoder())
+        loss.loc = loss.loc + 0.3 * window_loss(loss.vip_logits, boxes, lessons[i].windows);
     }
     if (teacher_) loss.le = bce_loss(loss.vip_logits, lessons[i].taught.to(loss.vip_logits.device()));
+    if (config_.in_encoder()) loss.le = loss.le + guess_loss(at::cat(guesses), at::cat(tokens));
     loss.loc = loss.loc.sum();
     loss.le = loss.le.sum();
     loss.total = options.loc_weight * loss.loc + options.distil_weight * loss.le;
@@ -158,12 +200,11 @@ std::vector<ExampleLoss> TrainableScout::losses(std::span<const Example> example
 }
 
 std::vector<int64_t> TrainableScout::keep(const at::Tensor& logits) const {
-  return ScoutRule{config_.threshold, 0, {}, 1}.apply(logits, logits.numel());
+  return KeepRule(config_.rule).apply(logits);
 }
 
 std::shared_ptr<const Pruner> TrainableScout::pruner() const {
-  return std::make_shared<ScoutPruner>(std::make_shared<Scout>(scout()),
-                                       ScoutRule{config_.threshold, 0, {}, 1});
+  return std::make_shared<ScoutPruner>(std::make_shared<Scout>(scout()), config_.rule);
 }
 
 void TrainableScout::save(const std::filesystem::path& dir, at::ScalarType dtype) const {
@@ -171,9 +212,9 @@ void TrainableScout::save(const std::filesystem::path& dir, at::ScalarType dtype
   std::map<std::string, at::Tensor> tensors;
   for (const auto& [name, tensor] : parameters_)
     tensors[name] = tensor.detach().to(at::TensorOptions(at::kCPU).dtype(dtype));
-  save_safetensors(dir / "scout.safetensors", tensors, {{"format", "pt"}});
+  save_safetensors(dir / concat(config_.member(), ".safetensors"), tensors, {{"format", "pt"}});
   AtomicFile config(dir / "config.json");
-  config.stream() << nlohmann::json({{"scout", config_.to_json()}}).dump(2) << "\n";
+  config.stream() << nlohmann::json({{config_.member(), config_.to_json()}}).dump(2) << "\n";
   config.commit();
 }
 

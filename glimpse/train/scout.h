@@ -8,7 +8,8 @@ namespace glimpse {
 
 /// A scout in training on a frozen model (docs/early_cut.md): Dice and cross entropy against the boxes of
 /// rows that have some, and on every row cross entropy with what its teacher, a trained predictor inside the
-/// language model, thinks of the same question.
+/// language model, thinks of the same question. One within the encoder also learns which windows the boxes
+/// touch, and what the projected tokens will be.
 class TrainableScout : public Trainable {
  public:
   using Teacher = std::shared_ptr<const GlimpseModules>;
@@ -17,9 +18,9 @@ class TrainableScout : public Trainable {
   /// and projected tokens. `scout`: settings of ScoutConfig. The model must outlive it.
   static std::unique_ptr<TrainableScout> create(const Vlm& model, const nlohmann::json& scout,
                                                 Teacher teacher, size_t cache_mb, uint64_t seed);
-  /// Goes on from the scout in `dir`.
+  /// Goes on from the scout in `dir`: the one within the encoder if `scout` says so or there is no other.
   static std::unique_ptr<TrainableScout> load(const Vlm& model, const std::filesystem::path& dir,
-                                              Teacher teacher, size_t cache_mb);
+                                              const nlohmann::json& scout, Teacher teacher, size_t cache_mb);
 
   const std::map<std::string, at::Tensor>& parameters() const override { return parameters_; }
   std::vector<ExampleLoss> losses(std::span<const Example> examples,

@@ -56,7 +56,7 @@ std::unique_ptr<Trainable> make_trainable(const TrainOptions& options, const Vlm
     auto teacher = teacher_of(options, model);
     return start.empty()
                ? TrainableScout::create(model, options.scout, teacher, options.cache_mb, options.seed)
-               : TrainableScout::load(model, start, teacher, options.cache_mb);
+               : TrainableScout::load(model, start, options.scout, teacher, options.cache_mb);
   }
   check(options.teacher.empty(), "--teacher is for training a scout");
   return std::make_unique<TrainableGlimpse>(

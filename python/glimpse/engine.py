@@ -43,6 +43,7 @@ class Answer:
     times_ms: dict[str, float]  #: vision, prefill, prune (part of prefill), decode
     pruning: list[dict[str, Any]]  #: methods and their settings
     tokens: list[tuple[int, float, list[tuple[int, float]]]]  #: id, log-probability and the likeliest, if asked for
+    shortcut: bool | None = None  #: whether a scout ran before the language model, where it could have given way to what is known of the picture
     end_id: int | None = None  #: the end token, if one ended it
     logits: torch.Tensor | None = field(repr=False, default=None)  #: [tokens, V] float32 of each step, the end token's too, if asked for
     pictures: list[Any] = field(repr=False, default_factory=list)  #: as they were given
@@ -227,14 +228,15 @@ class Engine:
 
     def stream(self, images: Any = None, question: str | None = None, *, messages: Sequence[dict[str, Any]] | None = None,
                prune: str | Pruner | Sequence[str | Pruner] = "auto", keep: float | int | None = None, boxes: Sequence[Sequence[Sequence[float]]] = (),
-               max_new_tokens: int = 512, stop: str | Sequence[str] = (), ignore_eos: bool = False, logprobs: int | None = None,
+               reuse: str = "auto", max_new_tokens: int = 512, stop: str | Sequence[str] = (), ignore_eos: bool = False, logprobs: int | None = None,
                logits: bool = False, min_pixels: int | None = None, max_pixels: int | None = None, **sampling: Any) -> Stream:
         """Asks, and gives the answer piece by piece.
 
         images: one or several of path, bytes of a file, PIL.Image, array [height, width, 3] uint8, data:, http: or https: URL. messages:
         OpenAI's, in place of images and question. prune: a composition such as "glimpse(threshold=0.3)" or "divprune(keep=0.1)", a Pruner,
         or several that run one after the other. keep: fraction of the visual tokens, or their number if above 1. boxes: for prune="reference",
-        of each image its boxes (x1, y1, x2, y2 from 0 to 1). logprobs: report log-probabilities and as many of the likeliest; logits: report
+        of each image its boxes (x1, y1, x2, y2 from 0 to 1). reuse: whether a scout before other methods gives way to what cache_mb keeps of a
+        picture: "never", "always" or, "auto", from the second question about it on. logprobs: report log-probabilities and as many of the likeliest; logits: report
         all of them. sampling: temperature, top_p, top_k, min_p, seed, repetition_penalty and so on; by default those of the checkpoint's
         generation_config.json. Raises Error.
         """
@@ -248,7 +250,7 @@ class Engine:
                 raise TypeError("messages name their pictures themselves")
             asked, pictures = _messages(messages)
         bounds = {name: value for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if value is not None}
-        request = {"messages": asked, "bounds": bounds, "keep": keep, "boxes": boxes, "max_new_tokens": max_new_tokens,
+        request = {"messages": asked, "bounds": bounds, "keep": keep, "reuse": reuse, "boxes": boxes, "max_new_tokens": max_new_tokens,
                    "ignore_eos": ignore_eos, "stop": [stop] if isinstance(stop, str) else list(stop), "logprobs": logprobs, "logits": logits,
                    "sampling": sampling}
         return self._submit(request, [prune] if isinstance(prune, (str, Pruner)) else list(prune), pictures=pictures)

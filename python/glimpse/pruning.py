@@ -13,8 +13,8 @@ from . import _engine
 @dataclass(frozen=True)
 class Cut:
     """Where a method drops visual tokens."""
-    place: str = "after"  #: "after" or "before" a layer of the language model, or at the "encoder"'s output
-    layer: int = 0
+    place: str = "after"  #: "after" or "before" a layer of the language model, at the "encoder"'s output, or "within" it after a block
+    layer: int = 0  #: of the language model; within the encoder its block
     trims_cache: bool = True  #: dropped tokens also leave the KV caches of the layers already run
     renumbers: bool = False  #: plain RoPE: positions from here on count what is left
     ahead: str = "none"  #: before a layer: View.ahead is that layer's attention by the last text row, "with_rope" or "without_rope"
@@ -57,7 +57,7 @@ class View:
     """What a method may look at: n living of N visual tokens. The tensors are the engine's own: read them, do not change them."""
     segments: list[Segment]
     living: torch.Tensor  #: [n] int64: number of each living token among the N
-    hidden: torch.Tensor  #: [n, D] hidden states; [n, Dv] at the encoder's output
+    hidden: torch.Tensor | None  #: [n, D] hidden states; [n, Dv] at the encoder's output; none within the encoder
     text_hidden: torch.Tensor | None  #: [T, D]: of the other rows
     question: torch.Tensor | None  #: [Q] int64: which of these hold the question
     vision_states: list[torch.Tensor]  #: [N, Dv] each, in the order of Taps.vision_layers

@@ -94,6 +94,25 @@ class Eval(EvalTest):
             self.assertGreater(cell["all"]["peak_mib"] or 1, 0)
             self.assertLess(cell["all"]["peak_mib"] or 1, 80)
 
+    def test_downsample(self):
+        """The baseline that any choice of tokens has to beat: smaller pictures."""
+        self.ok(*self.eval("run", methods="none,downsample@0.1,downsample@20,downsample@1"))
+        lines = {(way, line["set"], line["id"]): line for way, line in answer_rows(self.dir / "run/answers/tiny")}
+        for (way, *row), line in lines.items():
+            method, _, budget = way.partition("@")
+            visual = lines["none@own", *row]["visual_tokens"]
+            room = 20 if budget == "20" else visual if method == "none" else max(1, round(float(budget) * visual))
+            rows, cols = line["images"][0]["grid"]
+            with self.subTest(way=way, row=row):
+                self.assertEqual((line["visual_tokens"], line["kept_tokens"]), (visual, rows * cols))
+                self.assertEqual([stage["method"] for stage in line["pruning"]], ["downsample"] * (method != "none"))
+                self.assertLessEqual(line["kept_tokens"], room)
+                self.assertGreaterEqual(line["kept_tokens"], room * 0.75)
+        cells = {(cell["method"], cell["budget"]): cell["all"] for cell in self.results("run")["cells"]}
+        self.assertLess(cells["downsample", "0.1"]["gflop"]["vision"], 0.2 * cells["none", "own"]["gflop"]["vision"])
+        self.assertEqual(cells["downsample", "1"]["kept"], 1)
+        self.fails(self.eval("own", methods="downsample@own"), "downsample: needs a budget")
+
     def test_budgets(self):
         """Numbers of tokens, and another run's counts, image by image."""
         images = ["read/read_000.jpg", "read/read_001.jpg"]

@@ -72,6 +72,44 @@ TEST_CASE("further questions about an image: the same answers, scores to 1e-5") 
   }
 }
 
+TEST_CASE("a scout gives way to an image prefix") {
+  const auto ask = [](const Engine& engine, int row, Reuse reuse, const char* prune = "scout+glimpse") {
+    Request request = row_request(row, prune);
+    request.reuse = reuse;
+    return engine.ask(request);
+  };
+  const auto methods = [](const Answer& answer) { return answer.pruning.size(); };
+  const auto engine = caching_engine();
+  for (const auto& [row, ran, cached] : {std::tuple(0, true, false),
+                                         {1, false, false},
+                                         {2, false, true},
+                                         {0, false, true},
+                                         {8, true, false}}) {  // 0 to 2 are about one image
+    CAPTURE(row);
+    const Answer answer = ask(*engine, row, Reuse::automatic);
+    CHECK(answer.shortcut == ran);
+    CHECK(methods(answer) == (ran ? 2 : 1));
+    CHECK((answer.cached_tokens > 0) == cached);
+    same_answer(answer, tiny_engine().ask(row_request(row, ran ? "scout+glimpse" : "glimpse")));
+  }
+  CHECK(engine->prefix_cache()->size() == 1);
+
+  const auto other = caching_engine();
+  for (const int row : {0, 1, 2}) {
+    const Answer answer = ask(*other, row, Reuse::never);
+    CHECK(answer.shortcut == true);
+    same_answer(answer, tiny_engine().ask(row_request(row, "scout+glimpse")));
+  }
+  CHECK(ask(*other, 0, Reuse::always).shortcut == false);
+  CHECK(ask(*other, 1, Reuse::always).cached_tokens > 0);
+  CHECK(ask(*other, 2, Reuse::automatic).shortcut == false);  // it is there already
+  CHECK_FALSE(
+      ask(*other, 0, Reuse::automatic, "scout").shortcut.has_value());     // nothing would be left to prune
+  CHECK_FALSE(ask(tiny_engine(), 0, Reuse::always).shortcut.has_value());  // no cache
+  CHECK(parse_reuse("auto") == Reuse::automatic);
+  CHECK_THROWS_WITH_AS(parse_reuse("often"), "reuse: expected auto, never or always, got 'often'", Error);
+}
+
 TEST_CASE("settings that decide what a prefix is have entries of their own") {
   const auto engine = caching_engine();
   const auto cached = [&](const char* prune, Budget budget = {}) {

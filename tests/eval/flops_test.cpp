@@ -58,7 +58,7 @@ TEST_CASE("operations of whole answers, for every method") {
       if (keep > 0 && method != "none") request.budget.keep = keep;
       const Counted counted = ask(request);
       const PrunerChain chain = make_pruners(method, tiny_engine().pruner_context());
-      const AnswerFlops formula = accounting().of(counted.answer, chain, request.budget);
+      const AnswerFlops formula = accounting().of(counted.answer, chain);
       check_near(counted.operations, formula.total());
       // The encoder, most of this model's work and the same for all, must not hide the rest.
       check_near(counted.operations - *formula.vision, formula.total() - *formula.vision);
@@ -70,7 +70,7 @@ TEST_CASE("operations stage by stage") {
   const Engine& engine = tiny_engine();
   const Prompt prompt = engine.model().prompt(request.messages, request.images, request.bounds);
   const PrunerChain none, glimpse = make_pruners("glimpse", engine.pruner_context());
-  const AnswerFlops formula = accounting().of(engine.ask(request), none, {});
+  const AnswerFlops formula = accounting().of(engine.ask(request), none);
 
   FlopCount count;
   engine.model().encode(prompt.patches, {});
@@ -94,7 +94,7 @@ TEST_CASE("operations stage by stage") {
   Request all = row_request(5, "glimpse");
   all.budget.keep = 1;
   const double with_prune = static_cast<double>(count.take());
-  check_near(with_prune - whole, accounting().of(engine.ask(all), glimpse, all.budget).prune, 0.02);
+  check_near(with_prune - whole, accounting().of(engine.ask(all), glimpse).prune, 0.02);
 
   // Decoding: the whole answer less its prefill.
   const Counted answered = ask(request);
@@ -165,10 +165,11 @@ class LlavaAsked {
     answer.prompt_tokens = std::ssize(sequence.prompt.ids);
     answer.visual_tokens = 64;
     answer.kept_tokens = std::ssize(sequence.kept);
+    answer.left = sequence.left;
     answer.question_rows = sequence.question_rows;
     answer.finish_reason = "length";
     answer.ids.assign(steps + 1, 5);
-    const AnswerFlops formula = accounting_->of(answer, sequence.pruners, budget);
+    const AnswerFlops formula = accounting_->of(answer, sequence.pruners);
     check_near(prefilled, *formula.vision + formula.prefill + formula.prune);
     // The encoder is most of it and the same for all.
     check_near(prefilled - *formula.vision, formula.prefill + formula.prune);

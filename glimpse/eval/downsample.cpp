@@ -1,0 +1,32 @@
+#include "glimpse/eval/downsample.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "glimpse/image/resize.h"
+
+namespace glimpse {
+
+Downsampled downsampled(const Request& request, const Vlm& model, int64_t side) {
+  const std::vector<Segment> segments =
+      model.prompt(request.messages, request.images, request.bounds).segments;
+  const auto room = request.budget.of(segments);
+  check(room.has_value(), kDownsample, ": needs a budget, as in ", kDownsample, "@0.1");
+  Downsampled out{request, total_tokens(segments)};
+  out.request.prune = "none";
+  out.request.budget = {};
+  out.request.bounds.min_pixels = 1;
+  for (size_t i = 0; i < segments.size(); ++i) {
+    const Segment& own = segments[i];
+    const int64_t most = std::max<int64_t>((*room)[i], 1);
+    const double scale = std::sqrt(static_cast<double>(most) / static_cast<double>(own.count()));
+    const int64_t rows =
+        std::clamp<int64_t>(std::llround(static_cast<double>(own.rows) * scale), 1, std::min(most, own.rows));
+    const int64_t cols = std::clamp<int64_t>(most / rows, 1, own.cols);
+    out.request.images[i] =
+        resize(request.images[i], static_cast<int>(cols * side), static_cast<int>(rows * side));
+  }
+  return out;
+}
+
+}  // namespace glimpse

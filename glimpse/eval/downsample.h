@@ -1,0 +1,20 @@
+#pragma once
+
+#include "glimpse/engine/engine.h"
+
+namespace glimpse {
+
+/// What plain downsampling is called among compared methods: no tokens are chosen, each picture is made so
+/// small that it has no more of them than the budget allows. What chooses has to beat it.
+constexpr const char* kDownsample = "downsample";
+
+/// A request about smaller pictures, with nothing pruned, and the visual tokens that the pictures have as
+/// they are. `side`: pixels of a token's side. Errors: no budget, a model whose pictures all have as many
+/// tokens.
+struct Downsampled {
+  Request request;
+  int64_t visual_tokens = 0;
+};
+Downsampled downsampled(const Request& request, const Vlm& model, int64_t side);
+
+}  // namespace glimpse
