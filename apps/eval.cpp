@@ -5,6 +5,7 @@
 #include "flags.h"
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/eval/downsample.h"
 #include "glimpse/eval/machine.h"
 #include "glimpse/eval/masks.h"
 #include "glimpse/eval/results.h"
@@ -127,7 +128,7 @@ std::unique_ptr<Engine> load_engine(const EvalFlags& flags, const EvalPlan& plan
   EngineOptions options = flags.engine;
   options.device = local_device(options.device);
   auto engine = Engine::load(options);
-  for (const GridCell& cell : plan.cells) make_pruners(cell.method, engine->pruner_context());
+  for (const GridCell& cell : plan.cells) compared_pruners(cell.method, engine->pruner_context());
   return engine;
 }
 

@@ -141,8 +141,8 @@ class PythonPruner : public Pruner {
     taps_ = taps_of(object_.attr("taps")(model));
     check(!cuts_.empty(), "pruning: ", name_, " cuts nowhere");
     for (const Cut& cut : cuts_)
-      check(cut.layer >= 0 && (cut.place == Cut::Place::within || cut.layer < context.layers), "pruning: '", name_, "' cuts at layer ", cut.layer,
-            " but the model has ", context.layers, " layers");
+      check(cut.layer >= 0 && (cut.place == Cut::Place::within || cut.layer < context.layers), "pruning: '",
+            name_, "' cuts at layer ", cut.layer, " but the model has ", context.layers, " layers");
   }
   ~PythonPruner() override {
     const py::gil_scoped_acquire gil;

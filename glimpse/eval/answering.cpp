@@ -106,9 +106,7 @@ class Answering {
     std::vector<OpenCell> cells;
     fs::create_directories(dir);
     for (const GridCell& cell : plan_.cells) {
-      const bool smaller = cell.method == kDownsample;
-      cells.push_back(
-          {&cell, make_pruners(smaller ? "none" : cell.method, engine_.pruner_context()), {}, nullptr});
+      cells.push_back({&cell, compared_pruners(cell.method, engine_.pruner_context()), {}, nullptr});
       for (const auto& [key, line] : read_answers(plan_, task, cell))
         if (!to_retry(line)) cells.back().done.insert(key);
       cells.back().file =

@@ -7,6 +7,10 @@
 
 namespace glimpse {
 
+PrunerChain compared_pruners(const std::string& method, const PrunerContext& context) {
+  return make_pruners(method == kDownsample ? "none" : method, context);
+}
+
 Downsampled downsampled(const Request& request, const Vlm& model, int64_t side) {
   const std::vector<Segment> segments =
       model.prompt(request.messages, request.images, request.bounds).segments;

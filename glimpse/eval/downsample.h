@@ -8,6 +8,9 @@ namespace glimpse {
 /// small that it has no more of them than the budget allows. What chooses has to beat it.
 constexpr const char* kDownsample = "downsample";
 
+/// The pruners of a compared method; none where that is kDownsample. Errors: those of make_pruners().
+PrunerChain compared_pruners(const std::string& method, const PrunerContext& context);
+
 /// A request about smaller pictures, with nothing pruned, and the visual tokens that the pictures have as
 /// they are. `side`: pixels of a token's side. Errors: no budget, a model whose pictures all have as many
 /// tokens.

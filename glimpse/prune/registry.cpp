@@ -301,8 +301,8 @@ PrunerChain make_pruners(const std::string& composition, const PrunerContext& co
   for (const std::string& stage : stages) {
     chain.push_back(make_one(trimmed(stage), context));
     for (const Cut& cut : chain.back()->cuts())
-      check(cut.place == Cut::Place::within || cut.layer < context.layers, "pruning: '", stage, "' cuts at layer ", cut.layer,
-            " but the model has ", context.layers, " layers");
+      check(cut.place == Cut::Place::within || cut.layer < context.layers, "pruning: '", stage,
+            "' cuts at layer ", cut.layer, " but the model has ", context.layers, " layers");
   }
   return chain;
 }

@@ -3,7 +3,6 @@
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
 
-
 #include <boost/algorithm/string/predicate.hpp>
 #include <ctime>
 #include <iomanip>

@@ -44,6 +44,7 @@ TEST_CASE("operations of whole answers, for every method") {
                                       "random(layer=-1)",
                                       "pyramiddrop(layers=2,keep=0.2)",
                                       "divprune(keep=0.5)+glimpse(threshold=0.5)",
+                                      "scout(encoder=2,threshold=1,floor=0.3)+glimpse",
                                       "visionzip(dominant=0.3,contextual=0.2)+pyramiddrop",
                                       "vscan(layers=none,layer_keep=none)+dart(keep=0.1)"};
   for (const PrunerInfo& info : known_pruners(tiny_engine().pruner_context()))

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 import glimpse
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "cli")]
-from program import IMAGE, MODEL, QUESTION  # noqa: E402
+from program import ANSWER, IMAGE, KEEP, MODEL, QUESTION  # noqa: E402
 from test_scout import BOX, HEADS, LAYERS, MATCH, RANK, SIZE, WIDTH, Recorder, norm, scout_logits  # noqa: E402
 
 BLOCK, TAPS, GUESS = 2, [2, 1], 48  # block 2 of 6 is the first that attends to the whole picture
@@ -132,6 +132,12 @@ class EncoderCut(unittest.TestCase):
         alone = [self.engine.ask(**row) for row in rows]
         for one, together in zip(alone * 2, self.engine.ask_many(rows * 2)):
             self.assertEqual((one.ids, [i.keep.tolist() for i in one.images]), (together.ids, [i.keep.tolist() for i in together.images]))
+
+    def test_the_built_in_scout(self):
+        answer = self.engine.ask(IMAGE, QUESTION, prune="scout(encoder=2)+glimpse")
+        self.assertEqual(answer.text, ANSWER)
+        self.assertEqual([each["method"] for each in answer.pruning], ["scout", "glimpse"])
+        self.assertTrue(set(KEEP) <= set(self.engine.ask(IMAGE, QUESTION, prune="scout(encoder=2)", max_new_tokens=1).images[0].keep.tolist()))
 
     def test_wrong_cuts(self):
         keep = lambda living, windows: range(len(living))  # noqa: E731
