@@ -342,6 +342,7 @@ View Lane::view_of(const Stage& stage, const Cut& cut, const at::Tensor& hidden)
 }
 
 Selection Lane::choose(const Stage& stage, const Cut& cut, const View& view) {
+  if (view.living.empty()) return {};  // nothing to choose among
   // Of several methods the last one has to meet the budget.
   Selection selection = stage.pruner->select(view, cut, &stage == last_ ? sequence_.budget : Budget());
   if (selection.scores.defined()) {

@@ -172,11 +172,11 @@ class Qwen25Vit::Pass : public Encoding {
 
   VisionOutput finish() override {
     const int64_t tokens = x_.size(0) / unit();
+    out_.embeds = at::empty({tokens, vit_.merger_2_.bias.size(0)}, x_.options());
     for_each_block(tokens, block_rows() / unit(), [&](int64_t first, int64_t count) {
       const at::Tensor n = rms_norm(x_.narrow(0, first * unit(), count * unit()), vit_.ln_q_, kNormEps);
-      const at::Tensor merged = vit_.merger_2_(at::gelu(vit_.merger_0_(n.view({count, -1}))));
-      if (first == 0) out_.embeds = at::empty({tokens, merged.size(1)}, merged.options());
-      out_.embeds.narrow(0, first, count).copy_(merged);
+      out_.embeds.narrow(0, first, count)
+          .copy_(vit_.merger_2_(at::gelu(vit_.merger_0_(n.view({count, -1})))));
     });
     out_.embeds = placed(out_.embeds);
     return std::move(out_);

@@ -115,6 +115,14 @@ class EncoderCut(unittest.TestCase):
             self.assertTrue(torch.equal(entering._hidden, plain._hidden))
             self.assertEqual((cut.ids, torch.equal(cut.logits, none.logits)), (none.ids, True))
 
+    def test_nothing_kept(self):
+        nothing = Within(lambda living, windows: [])
+        for prune, expected in ((nothing, Entering([])), ([nothing, "glimpse"], [Entering([]), "glimpse"])):
+            one, other = (self.engine.ask(self.pictures, QUESTION, prune=each, max_new_tokens=4, logits=True) for each in (prune, expected))
+            self.assertEqual((one.kept_tokens, one.ids), (0, other.ids))
+            self.assertTrue(torch.allclose(one.logits, other.logits, atol=1e-5))
+        self.assertEqual(self.engine.ask(IMAGE, QUESTION, prune=Within(lambda living, windows: [7]), max_new_tokens=1).kept_tokens, 1)  # part of a window
+
     def test_what_it_sees(self):
         cut, embedded = Within(lambda living, windows: range(len(living))), Recorder()
         self.engine.ask(IMAGE, QUESTION, prune=[cut, embedded], max_new_tokens=1)
