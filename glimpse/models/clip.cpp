@@ -4,28 +4,9 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/nn/attention.h"
+#include "glimpse/nn/index_tensor.h"
 
 namespace glimpse {
-
-namespace {
-
-// Of n pictures' rows [n, 1 + tokens, ...] those of the patches, then, if wanted, those of the class tokens.
-at::Tensor patches_first(const at::Tensor& x, bool class_tokens) {
-  const at::Tensor patches = x.narrow(1, 1, x.size(1) - 1).flatten(0, 1);
-  return class_tokens ? at::cat({patches, x.select(1, 0)}) : patches;
-}
-
-// The class token's attention to its picture of `rows` rows; q, k [n * rows, H, d].
-VisionAttention paid_by_class(const at::Tensor& q, const at::Tensor& k, int64_t rows, bool class_tokens) {
-  const auto pictures = [&](const at::Tensor& t) {
-    return t.view({-1, rows, t.size(1), t.size(2)}).to(at::kFloat);
-  };
-  const at::Tensor keys = pictures(k);
-  const at::Tensor weights = attention_weights(pictures(q).select(1, 0), keys);  // [n, H, rows]
-  return {patches_first(weights.mean(1), class_tokens), patches_first(keys.mean(2), class_tokens)};
-}
-
-}  // namespace
 
 ClipVit ClipVit::load(const nlohmann::json& c, int64_t last_state, const Weights& weights,
                       at::TensorOptions options, const WeightOptions& how) {
@@ -52,35 +33,59 @@ ClipVit ClipVit::load(const nlohmann::json& c, int64_t last_state, const Weights
   return vit;
 }
 
-std::vector<at::Tensor> ClipVit::operator()(const at::Tensor& pixel_values, const VisionTaps& taps,
-                                            std::vector<VisionAttention>* attention) const {
-  const int64_t pictures = pixel_values.size(0) / tokens(), d = hidden_size();
-  check(pictures * tokens() == pixel_values.size(0), "CLIP: ", pixel_values.size(0),
-        " patches are no whole pictures of ", tokens());
-  check(pixel_values.size(1) == patch_embedding_.weight.size(1), "CLIP: a patch has ", pixel_values.size(1),
-        " values, expected ", patch_embedding_.weight.size(1));
-  const at::Tensor patches = patch_embedding_(pixel_values.to(patch_embedding_.weight.options()));
-  at::Tensor x = at::cat({class_embedding_.expand({pictures, 1, d}), patches.view({pictures, -1, d})}, 1);
-  x = pre_layrnorm_((x + position_embedding_).flatten(0, 1));
+ClipVit::Pass::Pass(const ClipVit& vit, const at::Tensor& pixel_values, VisionTaps taps)
+    : vit_(vit), taps_(std::move(taps)), tapped_(tapped_blocks(taps_, vit.last_state())) {
+  const Linear& embedding = vit.patch_embedding_;
+  check(pixel_values.size(0) == vit.tokens(), "CLIP: ", pixel_values.size(0), " patches are no picture of ",
+        vit.tokens());
+  check(pixel_values.size(1) == embedding.weight.size(1), "CLIP: a patch has ", pixel_values.size(1),
+        " values, expected ", embedding.weight.size(1));
+  const at::Tensor patches = embedding(pixel_values.to(embedding.weight.options()));
+  x_ = vit.pre_layrnorm_(at::cat({vit.class_embedding_.unsqueeze(0), patches}) + vit.position_embedding_);
+  states_.resize(taps_.states.size());
+  attention_.resize(tapped_.size());
+  note_state();
+}
 
-  const std::vector<int64_t> tapped = tapped_blocks(taps, last_state());
-  const Segments each_picture(std::vector<int64_t>(pictures, 1 + tokens()));
-  if (attention) attention->resize(tapped.size());
-  std::vector<at::Tensor> out(taps.states.size());
-  for (int64_t i = 0;; ++i) {
-    for (size_t s = 0; s < out.size(); ++s)
-      if (taps.states[s] == i) out[s] = patches_first(x.view({pictures, -1, d}), taps.class_tokens);
-    if (i == last_state()) return out;
-    // Every picture attends to itself.
-    x = blocks_[i](x, [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-      const bool wanted = attention && std::find(tapped.begin(), tapped.end(), i) != tapped.end();
-      const VisionAttention recorded =
-          wanted ? paid_by_class(q, k, 1 + tokens(), taps.class_tokens) : VisionAttention();
-      for (size_t t = 0; wanted && t < tapped.size(); ++t)
-        if (tapped[t] == i) (*attention)[t] = recorded;
-      return segment_attention(q, k, v, each_picture);
-    });
+void ClipVit::Pass::step() {
+  x_ = vit_.blocks_[next_](x_, [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+    if (std::find(tapped_.begin(), tapped_.end(), next_) != tapped_.end()) {
+      // The class token's attention to its picture.
+      const at::Tensor keys = k.to(at::kFloat);
+      const at::Tensor paid = attention_weights(q[0].unsqueeze(0).to(at::kFloat), keys.unsqueeze(0))[0];
+      const VisionAttention recorded{placed(paid.mean(0)), placed(keys.mean(1))};
+      for (size_t tap = 0; tap < tapped_.size(); ++tap)
+        if (tapped_[tap] == next_) attention_[tap] = recorded;
+    }
+    return segment_attention(q, k, v, Segments{q.size(0)});
+  });
+  ++next_;
+  note_state();
+}
+
+void ClipVit::Pass::keep(const std::vector<int64_t>& tokens) {
+  const at::Tensor stay = index_tensor(tokens, x_.device());
+  const at::Tensor class_row = at::zeros({1}, stay.options());
+  // What is left already, by its places, ascends as `tokens` do.
+  const at::Tensor rows = places_.defined() ? at::searchsorted(places_, stay) : stay;
+  x_ = x_.index_select(0, at::cat({class_row, rows + 1}));
+  places_ = stay;
+}
+
+// Of rows [1 + patches left, ...] those of all patches, then, if it is wanted, that of the class token.
+at::Tensor ClipVit::Pass::placed(const at::Tensor& rows) const {
+  at::Tensor patches = rows.narrow(0, 1, rows.size(0) - 1);
+  if (places_.defined()) {
+    std::vector<int64_t> shape = rows.sizes().vec();
+    shape[0] = vit_.tokens();
+    patches = at::zeros(shape, rows.options()).index_copy_(0, places_, patches);
   }
+  return taps_.class_tokens ? at::cat({patches, rows.narrow(0, 0, 1)}) : patches.contiguous();
+}
+
+void ClipVit::Pass::note_state() {
+  for (size_t tap = 0; tap < states_.size(); ++tap)
+    if (taps_.states[tap] == next_) states_[tap] = placed(x_);
 }
 
 }  // namespace glimpse

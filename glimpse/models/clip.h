@@ -18,11 +18,8 @@ class ClipVit {
   static ClipVit load(const nlohmann::json& vision_config, int64_t last_state, const Weights& weights,
                       at::TensorOptions options, const WeightOptions& how = {});
 
-  /// Patches [n * tokens(), 3 * patch * patch] of n pictures -> the hidden states `taps.states`, each
-  /// [n * tokens(), hidden_size()], with `taps.class_tokens` followed by the n class tokens'. `attention`
-  /// receives what is asked of blocks, in the same order.
-  std::vector<at::Tensor> operator()(const at::Tensor& pixel_values, const VisionTaps& taps,
-                                     std::vector<VisionAttention>* attention) const;
+  /// One picture between two blocks.
+  class Pass;
 
   int64_t last_state() const { return static_cast<int64_t>(blocks_.size()); }
   int64_t hidden_size() const { return class_embedding_.size(0); }
@@ -38,6 +35,39 @@ class ClipVit {
   at::Tensor class_embedding_, position_embedding_;
   ClipNorm pre_layrnorm_;  // spelt as in the checkpoints
   std::vector<ClipBlock> blocks_;
+};
+
+/// Of what is recorded each tensor has a row per patch [tokens(), ...] and, with VisionTaps::class_tokens,
+/// the class token's behind them. It must not outlive the encoder.
+class ClipVit::Pass {
+ public:
+  /// Patches [tokens(), 3 * patch * patch].
+  Pass(const ClipVit& vit, const at::Tensor& pixel_values, VisionTaps taps);
+
+  /// Blocks that have run: the index of the hidden state that is there.
+  int64_t blocks_run() const { return next_; }
+  void step();
+  /// See Encoding. The class token stays.
+  void keep(const std::vector<int64_t>& tokens);
+
+  /// The hidden states and the attention asked for, as far as it has come.
+  const std::vector<at::Tensor>& states() const { return states_; }
+  const std::vector<VisionAttention>& attention() const { return attention_; }
+  /// The hidden state that is there.
+  at::Tensor state() const { return placed(x_); }
+
+ private:
+  at::Tensor placed(const at::Tensor& rows) const;
+  void note_state();
+
+  const ClipVit& vit_;
+  const VisionTaps taps_;
+  const std::vector<int64_t> tapped_;
+  at::Tensor x_;       // [1 + patches left, d]: class token first
+  at::Tensor places_;  // of the patches that are left, if some are gone
+  std::vector<at::Tensor> states_;
+  std::vector<VisionAttention> attention_;
+  int64_t next_ = 0;  // block
 };
 
 }  // namespace glimpse

@@ -273,34 +273,55 @@ Prompt Llava::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patch
   return out;
 }
 
-VisionOutput Llava::encode_picture(const at::Tensor& pixel_values, const VisionTaps& taps) const {
-  VisionTaps wanted = taps;
-  wanted.states.push_back(visual_.last_state());
-  VisionOutput out;
-  out.states = visual_(pixel_values, wanted, &out.attention);
-  out.embeds = std::move(out.states.back());
-  out.states.pop_back();
-  if (taps.shared) out.shared = clip().image(out.embeds);
-  out.windows.resize(out.embeds.size(0));  // one
-  return out;
-}
-
-// A picture per step: they are small, and none sees another.
+// A block of all pictures per step; none sees another.
 class Llava::Pictures : public Encoding {
  public:
   Pictures(const Llava& model, const std::vector<Patches>& patches, VisionTaps taps)
       : model_(model), taps_(std::move(taps)) {
-    for (const Patches& each : patches) pixels_.push_back(each.pixel_values);
+    for (const Patches& each : patches) passes_.emplace_back(model.visual_, each.pixel_values, taps_);
   }
-  int64_t steps() const override { return std::ssize(pixels_) - std::ssize(done_); }
-  void step() override { done_.push_back(model_.encode_picture(pixels_[done_.size()], taps_)); }
-  VisionOutput finish() override { return joined(done_, taps_.class_tokens ? 1 : 0); }
+  int64_t steps() const override { return model_.visual_.last_state() - passes_[0].blocks_run(); }
+  void step() override {
+    for (ClipVit::Pass& pass : passes_) pass.step();
+  }
+  std::optional<int64_t> blocks_run() const override { return passes_[0].blocks_run(); }
+  const VisionOutput& recorded() const override { return recorded_ = joined(outputs(), class_tokens()); }
+  void keep(const std::vector<int64_t>& tokens) override {
+    auto next = tokens.begin();
+    for (int64_t picture = 0; picture < std::ssize(passes_); ++picture) {
+      std::vector<int64_t> own;
+      const int64_t first = picture * model_.visual_.tokens();
+      for (; next != tokens.end() && *next < first + model_.visual_.tokens(); ++next)
+        own.push_back(*next - first);
+      passes_[picture].keep(own);
+    }
+  }
+  VisionOutput finish() override {
+    std::vector<VisionOutput> parts = outputs();
+    for (size_t i = 0; i < parts.size(); ++i) {
+      parts[i].embeds = passes_[i].state();
+      if (taps_.shared) parts[i].shared = model_.clip().image(parts[i].embeds);
+    }
+    return joined(parts, class_tokens());
+  }
 
  private:
+  int64_t class_tokens() const { return taps_.class_tokens ? 1 : 0; }
+  std::vector<VisionOutput> outputs() const {
+    std::vector<VisionOutput> parts;
+    for (const ClipVit::Pass& pass : passes_) {
+      VisionOutput& part = parts.emplace_back();
+      part.states = pass.states();
+      part.attention = pass.attention();
+      part.windows.resize(model_.visual_.tokens() + class_tokens());  // one
+    }
+    return parts;
+  }
+
   const Llava& model_;
   const VisionTaps taps_;
-  std::vector<at::Tensor> pixels_;
-  std::vector<VisionOutput> done_;
+  std::vector<ClipVit::Pass> passes_;
+  mutable VisionOutput recorded_;  // made when it is asked for
 };
 
 std::unique_ptr<Encoding> Llava::encoding(const std::vector<Patches>& patches, const VisionTaps& taps) const {

@@ -53,7 +53,6 @@ class Llava : public Vlm {
 
  private:
   class Pictures;
-  VisionOutput encode_picture(const at::Tensor& pixel_values, const VisionTaps& taps) const;
 
   std::filesystem::path dir_;
   std::unique_ptr<Tokenizer> tokenizer_;  // null for checkpoints without one (golden data)

@@ -300,10 +300,9 @@ Selection ScoutPruner::select(const View& view, const Cut&, const Budget& budget
                     : merge_indices(rule_.apply(decisive, view.total()), corners);
     return out;
   }
-  std::vector<int64_t> window;
-  for (const int64_t token : view.living) window.push_back(view.windows[token]);
+  const std::vector<int64_t> units = encoder_units(view);
   for (const int64_t corner : corners) decisive[corner] = std::numeric_limits<float>::max();
-  out.keep = room ? windows_within(decisive, window, *room) : rule_.apply_to_windows(decisive, window);
+  out.keep = room ? windows_within(decisive, units, *room) : rule_.apply_to_windows(decisive, units);
   return out;
 }
 

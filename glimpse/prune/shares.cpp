@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "glimpse/prune/keep_rule.h"
 
@@ -13,6 +14,13 @@ int64_t part_of(int64_t count, double ratio) {
 
 int64_t count_of(int64_t count, double amount) {
   return amount < 1 ? part_of(count, amount) : static_cast<int64_t>(amount);
+}
+
+std::vector<int64_t> encoder_units(const View& view) {
+  std::vector<int64_t> units;
+  for (const int64_t token : view.living) units.push_back(view.windows[token]);
+  const std::set<int64_t> windows(units.begin(), units.end());
+  return windows.size() > view.segments.size() ? units : view.living;
 }
 
 Budget grown(const Budget& budget, int64_t total, double factor) {

@@ -27,6 +27,10 @@ int64_t part_of(int64_t count, double ratio);
 /// The same, but from 1 on `amount` is the number itself.
 int64_t count_of(int64_t count, double amount);
 
+/// What a cut within the encoder keeps or drops as a whole: of each living token [n] the encoder's window, or
+/// the token itself where each picture is one window.
+std::vector<int64_t> encoder_units(const View& view);
+
 /// A budget `factor` (at least 1) times as large, for what a cut leaves to later ones; empty if there is
 /// none.
 Budget grown(const Budget& budget, int64_t total, double factor);

@@ -12,6 +12,7 @@
 #include "glimpse/engine/prefill.h"
 #include "glimpse/io/safetensors.h"
 #include "glimpse/nn/index_tensor.h"
+#include "glimpse/prune/shares.h"
 
 namespace glimpse {
 
@@ -28,8 +29,7 @@ class Lookout : public Pruner {
   Taps taps() const override { return {config_.visual_layers, {}, false, nullptr, {}}; }
   Selection select(const View& view, const Cut&, const Budget&) const override {
     seen_ = scout_inputs(view);
-    windows_.clear();
-    for (const int64_t token : view.living) windows_.push_back(view.windows[token]);
+    windows_ = encoder_units(view);
     Selection out;
     if (passes_)
       for (int64_t i = 0; i < view.count(); ++i) out.keep.push_back(i);

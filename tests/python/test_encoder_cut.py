@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, CLIPImageProcessor, CLIPVisionModel, Qwen2_5_VLForConditionalGeneration
 
 import glimpse
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "cli")]
 from program import ANSWER, IMAGE, KEEP, MODEL, QUESTION  # noqa: E402
+from test_llava import GOLDEN as LLAVA, tokenizer  # noqa: E402
 from test_scout import BOX, HEADS, LAYERS, MATCH, RANK, SIZE, WIDTH, Recorder, norm, scout_logits  # noqa: E402
 
 BLOCK, TAPS, GUESS = 2, [2, 1], 48  # block 2 of 6 is the first that attends to the whole picture
@@ -155,6 +156,73 @@ class EncoderCut(unittest.TestCase):
                              ("no other one there", [Within(keep), at_output]), ("not among|after block 2", "scout(encoder=3)")):
             with self.subTest(words=words), self.assertRaisesRegex(glimpse.Error, words):
                 self.engine.ask(IMAGE, QUESTION, prune=prune, max_new_tokens=1)
+
+
+class ClipCut(unittest.TestCase):
+    """LLaVA's encoder, the golden data's tiny one: every block attends to the whole picture, so tokens go one by one."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        place = Path(cls.folder.name)
+        (place / "model").mkdir()
+        for file in (LLAVA / "base").iterdir():
+            (place / "model" / file.name).symlink_to(file)
+        (place / "model" / "tokenizer.json").write_text(tokenizer())
+        (place / "clip-vit-tiny-patch14-112").symlink_to(LLAVA / "vision_tower")
+        cls.model = place / "model"
+        cls.engine = glimpse.Engine(cls.model, new_modules=LLAVA / "nm_main", dtype="fp32", threads=1)
+        cls.visual = CLIPVisionModel.from_pretrained(LLAVA / "vision_tower", torch_dtype=torch.float32).eval().vision_model
+        cls.projector = {name.partition("mm_projector.")[2]: tensor for name, tensor in load_file(LLAVA / "base/model.safetensors").items() if "mm_projector" in name}
+        cls.pictures = [Image.open(LLAVA / "inputs" / name).convert("RGB").resize((112, 112)) for name in ("imgA.png", "imgB.png")]
+        cls.pixels = CLIPImageProcessor.from_pretrained(LLAVA / "vision_tower")(cls.pictures, return_tensors="pt")["pixel_values"]
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.engine.close()
+        cls.folder.cleanup()
+
+    @torch.no_grad()
+    def projected_by_transformers(self, pixels, block, kept):
+        x = self.visual.pre_layrnorm(self.visual.embeddings(pixels[None]))
+        for i, layer in enumerate(self.visual.encoder.layers[:-1]):  # LLaVA reads the last but one state
+            if i == block + 1:
+                x = x[:, torch.cat([torch.tensor([0]), 1 + kept])]
+            x = layer(x, None, None)[0]
+        return F.linear(F.gelu(F.linear(x[0, 1:], self.projector["0.weight"], self.projector["0.bias"])), self.projector["2.weight"], self.projector["2.bias"])
+
+    def test_kept_tokens_against_transformers(self):
+        kept = [torch.tensor([0, 5, 6, 20, 41, 63]), torch.arange(3, 60, 7)]
+        for block in range(len(self.visual.encoder.layers) - 2):
+            cut, entering = Within(lambda living, windows: torch.cat([kept[0], 64 + kept[1]]), block), Entering()
+            cut.taps = lambda model: glimpse.Taps()
+            answer = self.engine.ask(self.pictures, "Where?", prune=[cut, entering], max_new_tokens=4)
+            self.assertEqual([image.keep.tolist() for image in answer.images], [k.tolist() for k in kept])
+            reference = torch.cat([self.projected_by_transformers(pixels, block, k) for pixels, k in zip(self.pixels, kept)])
+            self.assertLess((entering._hidden - reference).abs().max(), 1e-4 * reference.abs().max(), block)
+            by_hand = self.engine.ask(self.pictures, "Where?", prune=Entering(torch.cat([kept[0], 64 + kept[1]]), entering._hidden), max_new_tokens=4, logits=True)
+            again = self.engine.ask(self.pictures, "Where?", prune=cut, max_new_tokens=4, logits=True)
+            self.assertTrue(torch.allclose(again.logits, by_hand.logits, atol=1e-5))
+
+    def test_everything_or_nothing(self):
+        for choose, expected in ((lambda living, windows: range(len(living)), "none"), (lambda living, windows: [], Entering([]))):
+            cut = Within(choose, 1)
+            cut.taps = lambda model: glimpse.Taps()
+            one, other = (self.engine.ask(self.pictures, "Where?", prune=each, max_new_tokens=4, logits=True) for each in (cut, expected))
+            self.assertEqual((one.ids, torch.equal(one.logits, other.logits)), (other.ids, True))
+
+    def test_scout(self):
+        """Trained for a step: its rule goes by tokens."""
+        place = Path(self.folder.name)
+        self.pictures[0].save(place / "a.png")
+        (place / "rows.jsonl").write_text(json.dumps({"question": "Where?", "answer": "here", "image": "a.png", "dataset": ".", "width": 112, "height": 112, "bboxs": [[0, 0, 30, 30]]}) + "\n")
+        (place / "config.yaml").write_text("batch: 1\naccumulation: 1\nlr: 0.001\nmax_steps: 1\ndtype: fp32\ndistil_weight: 0\nscout:\n  encoder: 1\n  visual_layers: [1]\n  width: 32\n"
+                                           "  heads: 2\n  match_heads: 2\n  match_rank: 16\n  guess: 16\n")
+        modules = glimpse.train(place / "run", config=place / "config.yaml", model=self.model, data=place / "rows.jsonl", image_root=place, threads=1)
+        with glimpse.Engine(self.model, new_modules=[f"own={modules}", str(LLAVA / "nm_main")], dtype="fp32", threads=1) as engine:
+            image = engine.ask(self.pictures[0], "Where?", prune="scout(encoder=1,threshold=1,floor=0.25)", max_new_tokens=1).images[0]
+            self.assertEqual(image.keep.tolist(), sorted(torch.from_numpy(image.scores).argsort(descending=True, stable=True)[:16].tolist()))
+            self.assertLessEqual(engine.ask(self.pictures, "Where?", prune="scout(encoder=1,threshold=1,floor=0.25)+glimpse", max_new_tokens=1).kept_tokens, 32)
 
 
 class EncoderScout(unittest.TestCase):
