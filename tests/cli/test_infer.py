@@ -30,6 +30,20 @@ class Infer(CliTest):
         path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
         return path
 
+    def test_reuse(self):
+        """Rows 0 to 2 are about one picture, row 4 about another."""
+        rows = ROWS.read_text().splitlines(keepends=True)
+        some = self.rows_file(rows[0].rstrip(), rows[1].rstrip(), rows[2].rstrip(), rows[4].rstrip())
+        for reuse, expected in (("auto", [True, False, False, True]), ("never", [True] * 4), ("always", [False] * 4)):
+            out = f"{reuse}.jsonl"
+            self.ok(*self.infer("--prune", "scout+glimpse", "--reuse", reuse, rows=some, out=out))
+            lines = [json.loads(line) for line in (self.dir / out).read_text().splitlines()]
+            self.assertEqual([line["shortcut"] for line in lines], expected)
+            self.assertEqual([line["answer"] for line in lines], [RECORDED[i]["answer_pruned"] for i in (0, 1, 2, 4)])
+        self.ok(*self.infer("--prune", "scout+glimpse", "--cache-mb", "0", rows=some))
+        self.assertNotIn("shortcut", (self.dir / "out.jsonl").read_text())
+        self.fails(self.infer("--reuse", "often"), "--reuse: often not in {auto,never,always}", status=2)
+
     def test_output(self):
         self.assertEqual(self.ok(*self.infer("--limit", "6")), "")
         rows = [json.loads(line) for line in (self.dir / "out.jsonl").read_text().splitlines()]

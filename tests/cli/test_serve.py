@@ -53,6 +53,15 @@ class Chat(Served):
         more = self.server.chat(asked(pruning={"threshold": 1e-6}))[1]["glimpse"]
         self.assertGreater(more["kept_tokens"], len(KEEP))
 
+    def test_reuse(self):
+        """Whether the scout of scout+glimpse gives way to what is kept of the picture."""
+        def ran(reuse):
+            glimpse = self.server.chat(asked(pruning={"prune": "scout+glimpse", "reuse": reuse}))[1]["glimpse"]
+            self.assertEqual([stage["method"] for stage in glimpse["pruning"]], ["scout", "glimpse"] if glimpse["shortcut"] else ["glimpse"])
+            return glimpse["shortcut"]
+        self.assertEqual([ran(reuse) for reuse in ("never", "always", "auto", "never", None)], [True, False, False, True, False])
+        self.assertNotIn("shortcut", self.server.chat(asked(pruning={"prune": "glimpse"}))[1]["glimpse"])
+
     def test_sampling_and_ends(self):
         def texts(**more):
             answer = self.server.chat(asked(**more))[1]
@@ -120,6 +129,8 @@ class Chat(Served):
             (asked(mm_processor_kwargs={"min_pixels": 10**9, "max_pixels": 10**10}), "at most 16777216", "mm_processor_kwargs.min_pixels"),
             (asked(pruning={"trheshold": 1}), "known are prune, keep", "pruning.trheshold"),
             (asked(pruning={"prune": "fastw"}), "fastw", "pruning.prune"),
+            (asked(pruning={"reuse": "often"}), "expected auto, never or always", "pruning.reuse"),
+            (asked(pruning={"reuse": 1}), "expected auto, never or always", "pruning.reuse"),
             (asked(pruning={"threshold": 7}), "outside [0, 1]", "pruning.threshold"),
             (asked(pruning={"keep": 0}), "fraction", "pruning.keep"),
             (asked(pruning={"return": ["x"]}), "keep, scores and overlay", "pruning.return"),
