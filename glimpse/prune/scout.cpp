@@ -96,7 +96,8 @@ Fields ScoutRule::fields() {
 
 std::vector<int64_t> ScoutRule::apply(const at::Tensor& logits, int64_t total) const {
   std::vector<int64_t> keep = KeepRule::apply(logits);
-  const int64_t least = part_of(total, floor);
+  const int64_t least =
+      std::min(part_of(total, floor), max_keep ? part_of(logits.numel(), *max_keep) : total);
   return std::ssize(keep) < least ? top_indices(logits, least) : keep;
 }
 

@@ -130,7 +130,7 @@ class Scout(unittest.TestCase):
         ranked = scores.argsort(descending=True, stable=True)
         middle = float(scores.median())
         for settings, expected in ((f"threshold={middle},floor=0", (scores > middle).nonzero().flatten()), ("threshold=1,floor=0.25", ranked[:64]),
-                                   ("threshold=0,floor=0,max_keep=0.1", ranked[:25]), ("threshold=1,floor=0,min_keep=3", ranked[:3]), ("threshold=0", self.cells)):
+                                   ("threshold=0,max_keep=0.1", ranked[:25]), ("threshold=1,max_keep=0.1", ranked[:25]), ("threshold=1,floor=0,min_keep=3", ranked[:3]), ("threshold=0", self.cells)):
             with self.subTest(settings=settings):
                 keep = self.engine.ask(IMAGE, QUESTION, prune=f"scout({settings})", max_new_tokens=1).images[0].keep
                 self.assertEqual(sorted(expected.tolist()), keep.tolist())
