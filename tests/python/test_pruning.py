@@ -146,7 +146,7 @@ class Own(unittest.TestCase):
             with self.subTest(words=words), self.assertRaisesRegex(glimpse.Error, words):
                 self.ask(failing(select=lambda self, view, cut, budget, choice=choice: choice))
         for words, kind, cut in (("layer 6", glimpse.Error, glimpse.Cut("after", 6)), ("layer -1", glimpse.Error, glimpse.Cut("after", -1)),
-                                 ("one of encoder", ValueError, glimpse.Cut("inside", 0)), ("renumbers", glimpse.Error, glimpse.Cut("encoder")),
+                                 ("one of within, encoder", ValueError, glimpse.Cut("inside", 0)), ("renumbers", glimpse.Error, glimpse.Cut("encoder")),
                                  ("layer is 'x'", TypeError, glimpse.Cut("after", "x"))):
             with self.subTest(words=words), self.assertRaisesRegex(kind, words):
                 self.ask(failing(cuts=lambda self, model, cut=cut: [cut]))
