@@ -78,7 +78,8 @@ nlohmann::json pruning_config(nlohmann::json base, const nlohmann::json& pruning
 
 TrainableModules::TrainableModules(nlohmann::json config, const BaseShape& base)
     : json_(std::move(config)), base_(base), config_(GlimpseConfig::from_json(json_, base)) {
-  json_.erase("scout");  // whose file is not written here
+  for (const char* scout : {"scout", "encoder_scout"})
+    json_.erase(scout);  // whose files are not written here
   const auto supervised = json_.find("ori_attn_supervision");
   check(supervised == json_.end() || supervised->is_null() || *supervised == false,
         "pruning config: ori_attn_supervision is not supported in training");

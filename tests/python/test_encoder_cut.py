@@ -16,7 +16,7 @@ import glimpse
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "cli")]
 from program import ANSWER, IMAGE, KEEP, MODEL, QUESTION  # noqa: E402
 from test_llava import GOLDEN as LLAVA, tokenizer  # noqa: E402
-from test_scout import BOX, HEADS, LAYERS, MATCH, RANK, SIZE, WIDTH, Recorder, norm, scout_logits  # noqa: E402
+from test_scout import SIZE, Recorder, norm, scout_logits, scout_settings, train  # noqa: E402
 
 BLOCK, TAPS, GUESS = 2, [2, 1], 48  # block 2 of 6 is the first that attends to the whole picture
 
@@ -229,13 +229,7 @@ class EncoderScout(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
-        place = Path(cls.folder.name)
-        row = {"question": QUESTION, "answer": "A", "image": Path(IMAGE).name, "dataset": Path(IMAGE).parent.name, "width": SIZE, "height": SIZE}
-        (place / "rows.jsonl").write_text(json.dumps({**row, "bboxs": [BOX]}) + "\n" + json.dumps(row) + "\n")
-        (place / "config.yaml").write_text(f"batch: 2\naccumulation: 1\nlr: 0\ndtype: fp32\nlog_every: 1\nscout:\n  encoder: {BLOCK}\n  guess: {GUESS}\n"
-                                           f"  visual_layers: {TAPS}\n  width: {WIDTH}\n  layers: {LAYERS}\n  heads: {HEADS}\n  match_heads: {MATCH}\n  match_rank: {RANK}\n")
-        cls.modules = glimpse.train(place / "run", config=place / "config.yaml", data=place / "rows.jsonl", image_root=Path(IMAGE).parents[2], threads=1)
-        cls.metrics = json.loads((place / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+        cls.modules, cls.metrics = train(Path(cls.folder.name), scout_settings(encoder=BLOCK, guess=GUESS, visual_layers=TAPS))
         cls.weights = load_file(cls.modules / "encoder_scout.safetensors")
         cls.engine = glimpse.Engine(MODEL, new_modules=[glimpse._engine.builtin_modules_dir(), f"own={cls.modules}"], dtype="fp32", threads=1)
         recorder = Recorder()

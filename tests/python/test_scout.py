@@ -68,17 +68,26 @@ class Recorder(glimpse.Pruner):
         return range(len(view))
 
 
+def train(place, settings):
+    """A step that changes nothing, over a row with boxes and one without: folder of the modules, metrics. settings: the end of a config.yaml."""
+    row = {"question": QUESTION, "answer": "A", "image": Path(IMAGE).name, "dataset": Path(IMAGE).parent.name, "width": SIZE, "height": SIZE}
+    (place / "rows.jsonl").write_text(json.dumps({**row, "bboxs": [BOX]}) + "\n" + json.dumps(row) + "\n")
+    (place / "config.yaml").write_text(f"batch: 2\naccumulation: 1\nlr: 0\ndtype: fp32\nlog_every: 1\n{settings}")
+    modules = glimpse.train(place / "run", config=place / "config.yaml", data=place / "rows.jsonl", image_root=Path(IMAGE).parents[2], threads=1)
+    return modules, json.loads((place / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def scout_settings(**own):
+    """`scout:` of a config.yaml, of the sizes above."""
+    sizes = {"width": WIDTH, "layers": LAYERS, "heads": HEADS, "match_heads": MATCH, "match_rank": RANK}
+    return "scout:\n" + "".join(f"  {name}: {value}\n" for name, value in {**sizes, **own}.items())
+
+
 class Scout(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
-        place = Path(cls.folder.name)
-        row = {"question": QUESTION, "answer": "A", "image": Path(IMAGE).name, "dataset": Path(IMAGE).parent.name, "width": SIZE, "height": SIZE}
-        (place / "rows.jsonl").write_text(json.dumps({**row, "bboxs": [BOX]}) + "\n" + json.dumps(row) + "\n")
-        (place / "config.yaml").write_text(f"batch: 2\naccumulation: 1\nlr: 0\ndtype: fp32\nlog_every: 1\nscout:\n  visual_layers: {TAPS}\n  width: {WIDTH}\n  layers: {LAYERS}\n"
-                                           f"  heads: {HEADS}\n  match_heads: {MATCH}\n  match_rank: {RANK}\n")
-        cls.modules = glimpse.train(place / "run", config=place / "config.yaml", data=place / "rows.jsonl", image_root=Path(IMAGE).parents[2], threads=1)
-        cls.metrics = json.loads((place / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+        cls.modules, cls.metrics = train(Path(cls.folder.name), scout_settings(visual_layers=TAPS))
         cls.weights = load_file(cls.modules / "scout.safetensors")
         model = glimpse._engine.model_dir("")
         cls.engine = glimpse.Engine(model, new_modules=[glimpse._engine.builtin_modules_dir(), f"scout={cls.modules}"], dtype="fp32", threads=1)
@@ -161,6 +170,16 @@ class Scout(unittest.TestCase):
         rows = [{"images": IMAGE, "question": question, "prune": "scout+glimpse"} for question in (QUESTION, "Is there a circle?")] * 3
         alone = [self.engine.ask(**row) for row in rows[:2]]
         self.assertEqual([(a.ids, a.images[0].keep.tolist()) for a in self.engine.ask_many(rows)], [(a.ids, a.images[0].keep.tolist()) for a in alone] * 3)
+
+    def test_training_glimpse_on_leaves_scouts_out(self):
+        """What goes on from a folder that has scouts, too, writes the modules that it trained, and a config.json that asks for no others."""
+        with tempfile.TemporaryDirectory() as place:
+            rows = [{"question": QUESTION, "answer": "A", "image": Path(IMAGE).name, "dataset": Path(IMAGE).parent.name, "width": SIZE, "height": SIZE, "bboxs": [BOX]}]
+            (Path(place) / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            modules = glimpse.train(Path(place) / "run", data=Path(place) / "rows.jsonl", image_root=Path(IMAGE).parents[2], new_modules=glimpse._engine.builtin_modules_dir(),
+                                    max_steps=1, accumulation=1, threads=1)
+            with glimpse.Engine(glimpse._engine.model_dir(""), new_modules=modules, threads=1) as engine:
+                self.assertEqual(engine.default_prune, "glimpse")
 
     def test_wrong_files(self):
         place = Path(self.folder.name) / "wrong"
