@@ -1,6 +1,5 @@
 #include "bench/first_token.h"
 
-#include <array>
 #include <cmath>
 
 #include "glimpse/base/timer.h"

@@ -18,7 +18,6 @@ Downsampled downsampled(const Request& request, const Vlm& model, int64_t side) 
   check(room.has_value(), kDownsample, ": needs a budget, as in ", kDownsample, "@0.1");
   Downsampled out{request, total_tokens(segments)};
   out.request.prune = "none";
-  out.request.budget = {};
   out.request.bounds.min_pixels = 1;
   for (size_t i = 0; i < segments.size(); ++i) {
     const Segment& own = segments[i];

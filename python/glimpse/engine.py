@@ -259,7 +259,7 @@ class Engine:
                 patches: Sequence[tuple[torch.Tensor, tuple[int, int, int]]] = ()) -> Stream:
         """A request as the library reads it: about pictures, or a prompt of ids with the pixel values and grids of its pictures."""
         chain = None if stages == ["auto"] else stages
-        running = self._server.submit(json.dumps({"stop_ids": None, **request}), list(pictures), chain, list(ids), list(patches))
+        running = self._server.submit(json.dumps({"stop_ids": None, "reuse": "auto", **request}), list(pictures), chain, list(ids), list(patches))
         return Stream(running, list(pictures))
 
     def ask(self, images: Any = None, question: str | None = None, **more: Any) -> Answer:

@@ -197,7 +197,7 @@ class PrunedModel:
         return point_boxes(flat.reshape(grid) > 0)
 
     def _submit(self, prompt: Prompt, pruning: str, boxes: list, wanted: dict[str, Any], most: int) -> Stream:
-        request = {"messages": [], "bounds": {}, "keep": None, "reuse": "auto", "max_new_tokens": most, "ignore_eos": False, "stop": [], "logprobs": None,
+        request = {"messages": [], "bounds": {}, "keep": None, "max_new_tokens": most, "ignore_eos": False, "stop": [], "logprobs": None,
                    "logits": bool(wanted["output_scores"] or wanted["output_logits"]), "boxes": boxes, "stop_ids": wanted["eos_token_id"],
                    "sampling": sampling_of(wanted)}
         return self.engine._submit(request, [pruning], ids=prompt.ids, patches=prompt.patches)
