@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "bench/first_token.h"
 #include "bench/profile.h"
 #include "bench/random_model.h"
 #include "bench/rows.h"
@@ -27,8 +28,9 @@ using namespace glimpse::bench;
 using nlohmann::json;
 
 struct Options {
-  std::string device = "cuda", shape, shapes = "bench/shapes", json_file, profile;
-  std::vector<std::string> only = {"limits", "decode", "prefill", "attention", "batch", "training"};
+  std::string device = "cuda", shape, shapes = "bench/shapes", configs = "configs/train", json_file, profile;
+  std::vector<std::string> only = {"limits",    "decode", "prefill", "first_token",
+                                   "attention", "batch",  "training"};
   std::vector<int64_t> sizes = {1024, 4096, 256, 16384};
   int64_t text = 30, steps = 32, together = 32, gemm = 8192, copy_mib = 4096, answer = 20, rounds = 3,
           examples = 8;
@@ -48,11 +50,12 @@ class Bench {
     const at::NoGradGuard no_grad;
     cuda::use_kernels(!options_.plain);
     part("limits", [&] { limits(); });
-    engine_ = random_engine(shape_, device_);
+    engine_ = random_engine(shape_, options_.configs, device_);
     row({.name = "weights_mib", .value = mib(device_bytes(device_)), .unit = "MiB"});
     for (const int64_t visual : sizes()) {
       if (visual <= 4096) part("decode", [&] { decode(visual, 1); });
       part("prefill", [&] { prefill_of(visual); });
+      part("first_token", [&] { first_token(visual); });
       part("attention", [&] { attention(visual); });
     }
     part("batch", [&] { decode(sizes_least(), options_.together); });
@@ -215,6 +218,23 @@ class Bench {
                    [&] { prefilled(asked, true); });
   }
 
+  void first_token(int64_t visual) {
+    rows_.set_prefix(concat(options_.shape, "_", visual, "_"));
+    time_first_token(prompt(visual), options_.keep, options_.rounds + 1, *engine_, rows_);
+    rows_.set_prefix("");
+    if (!profiled("scouted", visual)) return;
+    Sequence sequence;
+    sequence.prompt = prompt(visual);
+    sequence.pruners = make_pruners("scout(threshold=1,floor=0.25)+glimpse", engine_->pruner_context());
+    sequence.budget.keep = options_.keep;
+    show_profile(concat("to the first token of ", visual, " visual tokens by scout and glimpse"), device_,
+                 [&] {
+                   Sequence one = sequence;
+                   Sequence* const sequences[] = {&one};
+                   prefill(engine_->model(), sequences);
+                 });
+  }
+
   bool profiled(const char* what, int64_t visual) const {
     return options_.profile.find(concat(what, "_", visual)) != std::string::npos;
   }
@@ -362,6 +382,7 @@ int main(int argc, char** argv) {
   app.add_option("--device", options.device, "cuda, cuda:i or cpu");
   app.add_option("--shape", options.shape, "model: a file of bench/shapes without .json")->required();
   app.add_option("--shapes", options.shapes, "folder of these files");
+  app.add_option("--configs", options.configs, "folder of training configs, with the scouts' shapes");
   app.add_option("--only", options.only, "parts to run; shares need limits");
   app.add_option("--sizes", options.sizes, "visual tokens, in the order of measuring");
   app.add_option("--text", options.text, "text tokens, those around the image included")
@@ -376,9 +397,9 @@ int main(int argc, char** argv) {
   app.add_option("--seconds", options.seconds, "start nothing more after this time");
   app.add_flag("--plain", options.plain, "without our own kernels, by libtorch's operations alone");
   app.add_flag("--no-graphs", options.no_graphs, "decode without recorded steps");
-  app.add_option(
-      "--profile", options.profile,
-      "also list the kernels of prefill_N, pruned_N, decode_N, batch_N or training_N (comma-separated)");
+  app.add_option("--profile", options.profile,
+                 "also list the kernels of prefill_N, pruned_N, scouted_N, decode_N, batch_N or training_N "
+                 "(comma-separated)");
   app.add_option("--json", options.json_file, "write the rows here");
   CLI11_PARSE(app, argc, argv);
   try {

@@ -13,16 +13,16 @@ namespace {
 struct Way {
   const char* name;
   PrunerChain pruners;
-  bool budgeted = true;  // its last method keeps Question::keep
+  bool budgeted = true;  // its last method keeps the share that was asked for
   Samples whole = {}, vision = {}, prefill = {}, prune = {};
   std::vector<int64_t> left = {};
 };
 
-void go(const Question& question, const Vlm& model, const Prompt& prompt, Way& way) {
+void go(const Vlm& model, const Prompt& prompt, double keep, Way& way) {
   Sequence sequence;
   sequence.prompt = prompt;
   sequence.pruners = way.pruners;
-  if (way.budgeted) sequence.budget.keep = question.keep;
+  if (way.budgeted) sequence.budget.keep = keep;
   Sequence* const sequences[] = {&sequence};
   const Timer timer;
   prefill(model, sequences).argmax().item<int64_t>();
@@ -35,12 +35,12 @@ void go(const Question& question, const Vlm& model, const Prompt& prompt, Way& w
 }
 
 std::string seconds(const Samples& samples) {
-  return concat(std::round(samples.best()) / 1000, " s");
+  return concat(std::round(100 * samples.best()) / 1e5, " s");
 }
 
 }  // namespace
 
-void time_first_token(const Question& question, const Engine& engine, Rows& rows) {
+void time_first_token(const Prompt& prompt, double keep, int64_t rounds, const Engine& engine, Rows& rows) {
   const PrunerContext context = engine.pruner_context();
   std::vector<Way> ways = {{"none", {}, false}, {"glimpse", make_pruners("glimpse", context)}};
   if (context.modules.find_scout("")) {
@@ -51,9 +51,8 @@ void time_first_token(const Question& question, const Engine& engine, Rows& rows
     const std::string cut = concat("scout(encoder=", scout->config().encoder, ",threshold=1,floor=0.3)");
     ways.push_back({"encoder+glimpse", make_pruners(cut + "+glimpse", context)});
   }
-  const Prompt prompt = make_prompt(question, engine.model());
-  for (int round = 0; round < question.rounds; ++round)
-    for (Way& way : ways) go(question, engine.model(), prompt, way);
+  for (int64_t round = 0; round < rounds; ++round)
+    for (Way& way : ways) go(engine.model(), prompt, keep, way);
 
   const Way& none = ways[0];
   for (const Way& way : ways) {

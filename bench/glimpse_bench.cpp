@@ -99,7 +99,9 @@ void run(const Options& options) {
 
   if (question.bits() != "bf16") limits = limits.of_int8();
   part("answers", [&] { time_answers(question, limits, rows); });
-  part("first_token", [&] { time_first_token(question, engine(), rows); });
+  part("first_token", [&] {
+    time_first_token(make_prompt(question, engine().model()), question.keep, question.rounds, engine(), rows);
+  });
   part("decoder", [&] { time_decoder(question, engine(), limits, rows); });
   part("questions", [&] { time_questions(question, engine(), rows); });
   part("batch", [&] { time_batch(question, engine(), rows); });

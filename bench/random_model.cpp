@@ -1,5 +1,8 @@
 #include "bench/random_model.h"
 
+#include "glimpse/base/check.h"
+#include "glimpse/io/yaml.h"
+
 namespace glimpse::bench {
 
 namespace {
@@ -33,7 +36,8 @@ class RandomSource : public ModelSource {
 
 }  // namespace
 
-std::unique_ptr<Engine> random_engine(const json& shape, at::Device device) {
+std::unique_ptr<Engine> random_engine(const json& shape, const std::filesystem::path& configs,
+                                      at::Device device) {
   const at::TensorOptions options = at::TensorOptions(at::kBFloat16).device(device);
   LoadOptions load;
   load.device = device;
@@ -45,7 +49,16 @@ std::unique_ptr<Engine> random_engine(const json& shape, at::Device device) {
   auto glimpse = std::make_shared<GlimpseModules>(GlimpseModules::build(
       GlimpseConfig::from_json(modules, base), random_weights(options.dtype(at::kFloat)), base, options));
   glimpse->vip.use_bf16();
-  return std::make_unique<Engine>(std::move(model), std::move(glimpse));
+  const auto scout = [&](const char* member) -> std::shared_ptr<const Scout> {
+    const auto file = configs / concat(shape.value("configs", ""), "_", member, ".yaml");
+    if (!std::filesystem::exists(file)) return nullptr;
+    const auto config = ScoutConfig::from_json(read_yaml(file).at("scout"), base.vision_depth);
+    return std::make_shared<const Scout>(Scout::build(config, random_weights(options.dtype(at::kFloat)),
+                                                      base.hidden_size, base.vision_width, device));
+  };
+  ModuleSets sets;
+  sets.add("", std::move(glimpse), scout("scout"), scout("encoder_scout"));
+  return std::make_unique<Engine>(std::move(model), std::move(sets));
 }
 
 }  // namespace glimpse::bench
