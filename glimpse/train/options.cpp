@@ -21,6 +21,10 @@ Fields TrainOptions::fields() {
       .add("cache_mb", cache_mb,
            "MiB for what a scout's training keeps of pictures that several rows are about (0: none)",
            {0, 1e9})
+      .add("cache_dir", cache_dir,
+           "keep there what the frozen model makes of each row for a scout, for further epochs and trainings")
+      .shown_as("DIR")
+      .add("cache_disk_gb", cache_disk_gb, "size of --cache-dir, in GiB; what is more is made anew", {0, 1e6})
       .add("image_root", image_root, "folder of the images: <root>/cot/<dataset>/<image> or <root>/<image>")
       .shown_as("DIR")
       .add("dataset", dataset, "only the rows of this set")

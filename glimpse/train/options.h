@@ -34,7 +34,9 @@ struct TrainOptions {
   /// Settings of a scout (ScoutConfig): then that is what is trained.
   nlohmann::json scout = nlohmann::json::object();
   int64_t cache_mb = 2048;  ///< memory for what a scout's training keeps of pictures
-  std::string teacher;      ///< modules that a scout learns from; "": those of the built-in model
+  std::string cache_dir;    ///< folder that keeps what the frozen model makes of rows and pictures; "": none
+  double cache_disk_gb = 100;  ///< GiB of it there
+  std::string teacher;         ///< modules that a scout learns from; "": those of the built-in model
 
   Fields fields();
   /// Sets what a YAML file says: every field by its name, `data` (a file or a list), `modules` and

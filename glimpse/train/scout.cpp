@@ -1,7 +1,6 @@
 #include "glimpse/train/scout.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 #include <cmath>
@@ -9,76 +8,12 @@
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/engine.h"
-#include "glimpse/engine/prefill.h"
 #include "glimpse/io/safetensors.h"
 #include "glimpse/nn/index_tensor.h"
-#include "glimpse/prune/shares.h"
 
 namespace glimpse {
 
 namespace {
-
-// Notes what a scout would see, and lets everything pass; or nothing, where nobody looks further. What one
-// within the encoder sees is here, too, as nothing was dropped before, with the tokens that it has to guess.
-class Lookout : public Pruner {
- public:
-  Lookout(const ScoutConfig& config, bool passes) : config_(config), passes_(passes) {}
-  std::string name() const override { return "lookout"; }
-  nlohmann::json settings() const override { return nullptr; }
-  std::vector<Cut> cuts() const override { return {{Cut::Place::before, 0}}; }
-  Taps taps() const override { return {config_.visual_layers, {}, false, nullptr, {}}; }
-  Selection select(const View& view, const Cut&, const Budget&) const override {
-    seen_ = scout_inputs(view);
-    windows_ = encoder_units(view);
-    Selection out;
-    if (passes_)
-      for (int64_t i = 0; i < view.count(); ++i) out.keep.push_back(i);
-    return out;
-  }
-  const std::vector<ScoutInput>& seen() const { return seen_; }
-  const std::vector<int64_t>& windows() const { return windows_; }
-
- private:
-  const ScoutConfig& config_;
-  const bool passes_;
-  mutable std::vector<ScoutInput> seen_;
-  mutable std::vector<int64_t> windows_;
-};
-
-// An example as the scout sees it, the encoder's windows [N], and what its teacher thinks: [N] probabilities,
-// or undefined.
-struct Lesson {
-  std::vector<ScoutInput> inputs;
-  std::vector<int64_t> windows;
-  at::Tensor taught;
-};
-
-std::vector<Lesson> lessons_of(const Vlm& model, const ScoutConfig& config,
-                               const TrainableScout::Teacher& teacher, PrefixCache* cache,
-                               std::span<const Example> examples) {
-  const at::NoGradGuard no_grad;
-  PrefillBatch batch(model, cache);
-  std::vector<std::shared_ptr<Lookout>> lookouts;
-  std::vector<Sequence> sequences(examples.size());
-  for (size_t i = 0; i < examples.size(); ++i) {
-    Sequence& sequence = sequences[i];
-    lookouts.push_back(std::make_shared<Lookout>(config, teacher != nullptr));
-    sequence.prompt = examples[i].prompt;
-    sequence.pruners.push_back(lookouts.back());
-    if (teacher) sequence.pruners.push_back(std::make_shared<GlimpsePruner>(teacher, teacher->config.rule));
-    if (const auto end = prefix_end(sequence.prompt, sequence.pruners, model.decoder().config().layers);
-        cache && end)
-      sequence.prefix_key = prefix_key(sequence, *end, model.weights_version(), cache->seed());
-    batch.add(sequence);
-  }
-  while (!batch.done())
-    for (const PrefillBatch::Failure& failure : batch.step()) std::rethrow_exception(failure.error);
-  std::vector<Lesson> lessons;
-  for (size_t i = 0; i < examples.size(); ++i)
-    lessons.push_back(
-        {lookouts[i]->seen(), lookouts[i]->windows(), teacher ? sequences[i].scores : at::Tensor()});
-  return lessons;
-}
 
 // The largest value of each window; values [N].
 at::Tensor window_values(const at::Tensor& values, const std::vector<int64_t>& windows) {
@@ -113,10 +48,12 @@ at::Tensor initial_value(const std::string& name, at::IntArrayRef shape, at::Gen
 
 }  // namespace
 
-TrainableScout::TrainableScout(const Vlm& model, ScoutConfig config, Teacher teacher, size_t cache_mb,
+TrainableScout::TrainableScout(const Vlm& model, ScoutConfig config, LessonOptions lessons,
                                const Weights& weights)
-    : model_(model), config_(std::move(config)), teacher_(std::move(teacher)) {
-  if (cache_mb > 0) pictures_ = std::make_unique<PrefixCache>(cache_mb << 20);
+    : model_(model),
+      config_(std::move(config)),
+      taught_(lessons.teacher != nullptr),
+      lessons_(std::make_unique<Lessons>(model, config_.visual_layers, std::move(lessons))) {
   const BaseShape base = base_shape(model);
   const at::Device device = model.decoder().options().device();
   Scout::build(config_, Weights::fresh([&](const std::string& name, at::IntArrayRef shape) {
@@ -128,7 +65,7 @@ TrainableScout::TrainableScout(const Vlm& model, ScoutConfig config, Teacher tea
 }
 
 std::unique_ptr<TrainableScout> TrainableScout::create(const Vlm& model, const nlohmann::json& scout,
-                                                       Teacher teacher, size_t cache_mb, uint64_t seed) {
+                                                       LessonOptions lessons, uint64_t seed) {
   const BaseShape base = base_shape(model);
   const ScoutConfig config = ScoutConfig::from_json(scout, base.vision_depth);
   at::Generator generator = at::detail::createCPUGenerator(seed);
@@ -144,12 +81,11 @@ std::unique_ptr<TrainableScout> TrainableScout::create(const Vlm& model, const n
     if (name == "match_k.weight") return at::cat({same, at::zeros({rank, shape[1] - hidden})}, 1);
     return initial_value(name, shape, generator);
   });
-  return std::make_unique<TrainableScout>(model, config, std::move(teacher), cache_mb, weights);
+  return std::make_unique<TrainableScout>(model, config, std::move(lessons), weights);
 }
 
 std::unique_ptr<TrainableScout> TrainableScout::load(const Vlm& model, const std::filesystem::path& dir,
-                                                     const nlohmann::json& scout, Teacher teacher,
-                                                     size_t cache_mb) {
+                                                     const nlohmann::json& scout, LessonOptions lessons) {
   const nlohmann::json config = read_json(dir / "config.json");
   const auto block = scout.find("encoder");
   const bool within =
@@ -157,8 +93,8 @@ std::unique_ptr<TrainableScout> TrainableScout::load(const Vlm& model, const std
   const std::string member = within ? "encoder_scout" : "scout";
   check(config.contains(member), dir.string(), ": holds no ", member);
   return std::make_unique<TrainableScout>(
-      model, ScoutConfig::from_json(config[member], base_shape(model).vision_depth), std::move(teacher),
-      cache_mb, Weights::open(dir / (member + ".safetensors")));
+      model, ScoutConfig::from_json(config[member], base_shape(model).vision_depth), std::move(lessons),
+      Weights::open(dir / (member + ".safetensors")));
 }
 
 Scout TrainableScout::scout() const {
@@ -170,7 +106,7 @@ Scout TrainableScout::scout() const {
 std::vector<ExampleLoss> TrainableScout::losses(std::span<const Example> examples,
                                                 const LossOptions& options) const {
   const Scout scout = this->scout();
-  const std::vector<Lesson> lessons = lessons_of(model_, config_, teacher_, pictures_.get(), examples);
+  const std::vector<Lesson> lessons = lessons_->of(examples);
   std::vector<ExampleLoss> out;
   for (size_t i = 0; i < examples.size(); ++i) {
     std::vector<at::Tensor> logits, guesses, tokens;
@@ -189,7 +125,7 @@ std::vector<ExampleLoss> TrainableScout::losses(std::span<const Example> example
       if (config_.in_encoder())
         loss.loc = loss.loc + 0.3 * window_loss(loss.vip_logits, boxes, lessons[i].windows);
     }
-    if (teacher_) loss.le = bce_loss(loss.vip_logits, lessons[i].taught.to(loss.vip_logits.device()));
+    if (taught_) loss.le = bce_loss(loss.vip_logits, lessons[i].taught.to(loss.vip_logits.device()));
     if (config_.in_encoder()) loss.le = loss.le + guess_loss(at::cat(guesses), at::cat(tokens));
     loss.loc = loss.loc.sum();
     loss.le = loss.le.sum();

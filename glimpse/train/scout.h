@@ -1,7 +1,6 @@
 #pragma once
 
-#include "glimpse/engine/prefix_cache.h"
-#include "glimpse/prune/scout.h"
+#include "glimpse/train/lessons.h"
 #include "glimpse/train/trainable.h"
 
 namespace glimpse {
@@ -12,15 +11,13 @@ namespace glimpse {
 /// touch, and what the projected tokens will be.
 class TrainableScout : public Trainable {
  public:
-  using Teacher = std::shared_ptr<const GlimpseModules>;
-  /// `cache_mb`: MiB for what the encoder gave of pictures, which other rows may be about, too.
   /// New: projections Xavier-uniform with zero bias, norms one, a match that begins as the likeness of words
   /// and projected tokens. `scout`: settings of ScoutConfig. The model must outlive it.
   static std::unique_ptr<TrainableScout> create(const Vlm& model, const nlohmann::json& scout,
-                                                Teacher teacher, size_t cache_mb, uint64_t seed);
+                                                LessonOptions lessons, uint64_t seed);
   /// Goes on from the scout in `dir`: the one within the encoder if `scout` says so or there is no other.
   static std::unique_ptr<TrainableScout> load(const Vlm& model, const std::filesystem::path& dir,
-                                              const nlohmann::json& scout, Teacher teacher, size_t cache_mb);
+                                              const nlohmann::json& scout, LessonOptions lessons);
 
   const std::map<std::string, at::Tensor>& parameters() const override { return parameters_; }
   std::vector<ExampleLoss> losses(std::span<const Example> examples,
@@ -29,16 +26,15 @@ class TrainableScout : public Trainable {
   std::shared_ptr<const Pruner> pruner() const override;
   void save(const std::filesystem::path& dir, at::ScalarType dtype) const override;
 
-  TrainableScout(const Vlm& model, ScoutConfig config, Teacher teacher, size_t cache_mb,
-                 const Weights& weights);
+  TrainableScout(const Vlm& model, ScoutConfig config, LessonOptions lessons, const Weights& weights);
 
  private:
   Scout scout() const;
 
   const Vlm& model_;
   ScoutConfig config_;
-  Teacher teacher_;
-  std::unique_ptr<PrefixCache> pictures_;
+  bool taught_;  // by a teacher
+  std::unique_ptr<Lessons> lessons_;
   std::map<std::string, at::Tensor> parameters_;
 };
 

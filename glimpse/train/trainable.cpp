@@ -1,7 +1,9 @@
 #include "glimpse/train/trainable.h"
 
+#include "glimpse/base/json_file.h"
 #include "glimpse/engine/engine.h"
 #include "glimpse/io/model_dir.h"
+#include "glimpse/io/run_identity.h"
 #include "glimpse/train/modules.h"
 #include "glimpse/train/scout.h"
 
@@ -35,34 +37,45 @@ class TrainableGlimpse : public Trainable {
   TrainableModules modules_;
 };
 
-// The modules that a scout learns from; null if it has only boxes to learn from.
-std::shared_ptr<const GlimpseModules> teacher_of(const TrainOptions& options, const Vlm& model) {
-  if (options.loss.distil_weight == 0) return nullptr;
-  check(!options.teacher.empty() || options.model.empty(),
-        "training a scout: name the modules that it learns from with --teacher, or set --distil-weight 0");
-  const fs::path dir =
-      options.teacher.empty() ? builtin_model_dir() / "new_modules" : resolve_model_dir(options.teacher);
-  return GlimpseModules::load(dir, base_shape(model), model.decoder().options());
+// What a scout learns from: boxes alone, or a teacher, too.
+LessonOptions lessons_of(const TrainOptions& options, const Vlm& model, const fs::path& base) {
+  LessonOptions lessons;
+  lessons.cache_mb = static_cast<size_t>(options.cache_mb);
+  if (options.loss.distil_weight != 0) {
+    check(!options.teacher.empty() || options.model.empty(),
+          "training a scout: name the modules that it learns from with --teacher, or set --distil-weight 0");
+    const fs::path dir =
+        options.teacher.empty() ? builtin_model_dir() / "new_modules" : resolve_model_dir(options.teacher);
+    lessons.teacher = GlimpseModules::load(dir, base_shape(model), model.decoder().options());
+    lessons.teacher_origin = weights_fingerprint(dir);
+  }
+  if (options.cache_dir.empty()) return lessons;
+  lessons.dir = options.cache_dir;
+  lessons.max_bytes = static_cast<uint64_t>(options.cache_disk_gb * 1024 * 1024 * 1024);
+  lessons.origin =
+      concat(weights_fingerprint(base), " ", c10::toString(model.decoder().options().dtype().toScalarType()));
+  return lessons;
 }
 
 }  // namespace
 
 std::unique_ptr<Trainable> make_trainable(const TrainOptions& options, const Vlm& model,
-                                          const nlohmann::json& config) {
+                                          const fs::path& base) {
   const BaseShape shape = base_shape(model);
   const at::Device device = model.decoder().options().device();
   const fs::path start = options.new_modules.empty() ? "" : resolve_model_dir(options.new_modules);
   if (!options.scout.empty()) {
-    auto teacher = teacher_of(options, model);
-    return start.empty()
-               ? TrainableScout::create(model, options.scout, teacher, options.cache_mb, options.seed)
-               : TrainableScout::load(model, start, options.scout, teacher, options.cache_mb);
+    LessonOptions lessons = lessons_of(options, model, base);
+    return start.empty() ? TrainableScout::create(model, options.scout, std::move(lessons), options.seed)
+                         : TrainableScout::load(model, start, options.scout, std::move(lessons));
   }
+  check(options.cache_dir.empty(), "--cache-dir is for training a scout");
   check(options.teacher.empty(), "--teacher is for training a scout");
   return std::make_unique<TrainableGlimpse>(
-      model, start.empty() ? TrainableModules::create(pruning_config(config, options.modules), shape,
-                                                      options.seed, device)
-                           : TrainableModules::load(start, shape, device));
+      model, start.empty()
+                 ? TrainableModules::create(pruning_config(read_json(base / "config.json"), options.modules),
+                                            shape, options.seed, device)
+                 : TrainableModules::load(start, shape, device));
 }
 
 }  // namespace glimpse

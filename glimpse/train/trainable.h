@@ -27,9 +27,9 @@ class Trainable {
 };
 
 /// Glimpse token and predictor (method.md section 5), or where the options have settings of a scout that one
-/// (docs/early_cut.md): new, or those that the options go on from. `config` is the base model's config.json.
+/// (docs/early_cut.md): new, or those that the options go on from. `base` is the model's folder.
 /// The model must outlive it.
 std::unique_ptr<Trainable> make_trainable(const TrainOptions& options, const Vlm& model,
-                                          const nlohmann::json& config);
+                                          const std::filesystem::path& base);
 
 }  // namespace glimpse

@@ -115,7 +115,7 @@ Trainer::Trainer(TrainOptions options, fs::path run, World& world, bool resume)
   LoadOptions load = load_options(engine, read_json(dir / "config.json"));
   if (!start.empty()) load.config_overrides = read_json(start / "config.json");
   model_ = load_vlm(dir, load);
-  modules_ = make_trainable(options_, *model_, read_json(dir / "config.json"));
+  modules_ = make_trainable(options_, *model_, dir);
   optimiser_ = std::make_unique<Optimiser>(modules_->parameters(), options_.optimiser);
 
   std::vector<DataSource> sources;

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import glimpse
 
@@ -133,6 +133,29 @@ class Scout(unittest.TestCase):
         size = torch.stack([tensor.grad.norm() for tensor in weights.values()]).norm().item()
         self.assertAlmostEqual(self.metrics["grad_norm"], size, delta=1e-3 * size)
         self.assertTrue(all(tensor.grad is not None for tensor in weights.values()))
+
+    def test_lessons_on_disk(self):
+        """Further trainings read what the frozen model made of a row, and make again what is damaged."""
+        place = Path(self.folder.name) / "lessons"
+        numbers = ("loss", "le_loss", "dice", "bce", "grad_norm")
+
+        def run(name):
+            (place / name).mkdir(parents=True)
+            metrics = train(place / name, f"cache_dir: {place / 'kept'}\n" + scout_settings(visual_layers=TAPS))[1]
+            return [metrics[number] for number in numbers]
+
+        first = run("first")
+        picture, row = sorted((place / "kept").iterdir())  # of both rows, which ask the same
+        self.assertEqual([path.name.split("-")[0] for path in (picture, row)], ["picture", "row"])
+        self.assertEqual(run("second"), first)
+        tensors = load_file(row)
+        save_file({**tensors, "taught": 1 - tensors["taught"]}, row)
+        self.assertNotEqual(run("other teacher")[1], first[1])
+        save_file(tensors, row)
+        picture.write_bytes(picture.read_bytes()[:1000])
+        self.assertEqual(run("damaged"), first)
+        self.assertEqual(run("mended"), first)
+        self.assertGreater(picture.stat().st_size, 1000)
 
     def test_the_rule(self):
         scores = torch.from_numpy(self.engine.ask(IMAGE, QUESTION, prune="scout", max_new_tokens=1).images[0].scores)
