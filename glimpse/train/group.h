@@ -1,0 +1,66 @@
+#pragma once
+
+#include "glimpse/models/vlm.h"
+#include "glimpse/train/lora.h"
+
+namespace glimpse {
+
+/// A prompt, what was sampled for it, and how good that was (method.md section 6).
+struct Group {
+  Prompt prompt;
+  std::vector<int64_t> kept;                      ///< visual tokens that stay, ascending indices
+  std::vector<std::vector<int64_t>> completions;  ///< ids as they were sampled, at least one in each
+  std::vector<double> scores;                     ///< of each completion, the sum of its score functions
+};
+
+/// The distribution that a completion's tokens from the second on are scored with.
+enum class LogProb {
+  published,  ///< the dropped tokens are absent from the first layer on
+  sampled     ///< as in sampling: layers up to the cut saw them
+};
+
+struct GroupOptions {
+  double reward_weight = 1.0, kd_weight = 0.04;
+  LogProb logprob = LogProb::published;
+
+  Fields fields();
+};
+
+/// Where a group's tokens end, and where its prompt is pruned.
+struct GroupLimits {
+  int64_t cut_layer = 0;         ///< K: the dropped tokens leave behind this layer
+  std::vector<int64_t> ends;     ///< a completion ends with the first of these ids
+  int64_t max_seq_length = 640;  ///< of the pruned prompt and what counts of a completion
+};
+
+/// Tokens of a completion that count: up to its end, that one included, as many as there is room for behind
+/// the pruned prompt, and at least one.
+int64_t counting_tokens(const Group& group, size_t completion, const GroupLimits& limits);
+
+/// (score - mean) / (standard deviation + 1e-4), divided by one less than their number; exactly zero where
+/// all are equal.
+std::vector<double> advantages(std::span<const double> scores);
+
+/// What a model as it is (its adapter on or off) thinks of a group, in float32.
+struct GroupLogits {
+  at::Tensor first;                ///< [V]: of the first token
+  std::vector<at::Tensor> behind;  ///< of each completion [counting tokens - 1, V]: of the tokens after it
+};
+/// `rows`: the prompt's embedded rows. With `prune` the first token is seen by a prompt whose dropped tokens
+/// leave after the cut; else all of it stays. The prompt runs once for all completions. Gradients are
+/// recorded where they are on.
+GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& group,
+                         const GroupLimits& limits, LogProb logprob, bool prune);
+
+/// Loss of a group, attached to the adapter's leaves, and its parts: detached float32 scalars.
+struct GroupLoss {
+  at::Tensor total, reward, kd;
+  std::vector<at::Tensor> logps, ref_logps;  ///< of each completion [counting tokens], detached
+  std::vector<double> advantages;
+};
+/// The adapter must be attached to the model's decoder; it is taken off and put on again for the base model's
+/// probabilities.
+GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const Group& group, const GroupLimits& limits,
+                     const GroupOptions& options);
+
+}  // namespace glimpse
