@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """A Qwen2.5-VL or LLaVA-1.5 checkpoint of a published size with random bfloat16 weights, for timing.
 
-Usage: make_checkpoint.py --shapes 3b|7b|llava-7b|tiny|llava-tiny --out DIR
+Usage: make_checkpoint.py --shapes 3b|7b|llava-7b|tiny|llava-tiny --out DIR [--tokenizer MODEL]
 
 Writes DIR/model/ (config.json, safetensors shards) and DIR/new_modules/ (config.json, new_modules_gp.pt, scouts of configs/train). About 7.5 GB
 for 3b, 16.6 GB for 7b and 14.2 GB for llava-7b, streamed: a block of normal(0, 0.02) numbers is repeated, so little memory is needed.
+With --tokenizer the checkpoint can be asked about pictures of any size: it has the tokenizer, the chat template and the special ids of that
+model's folder; the ids beyond its vocabulary are words of their own, so that every token of an answer shows.
 """
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -18,6 +21,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2_5_VLC
 ROOT = Path(__file__).resolve().parent.parent
 SHARD = 4 << 30  # bytes
 BLOCK = (1 << 23) + 4099  # numbers; no multiple of a row, so that rows differ
+CONTEXT = 32768  # tokens at least with --tokenizer
+PIXELS = 12845056  # of a picture at most with --tokenizer: what Qwen2.5-VL is published with
 
 
 def shapes(name):
@@ -101,6 +106,25 @@ def scout_tensors(config, scout):
     return tensors
 
 
+def special_ids(model):
+    """The ids of a model's special tokens, as its config.json names them."""
+    return {name: id for name, id in json.loads((model / "config.json").read_text()).items() if name.endswith("_token_id")}
+
+
+def write_tokenizer(model, config, folder):
+    for name in ("chat_template.json", "generation_config.json"):
+        shutil.copy(model / name, folder)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"] | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    known = set(words.values())
+    # Every id has a word: over a hole, `tokenizers` gives the special tokens other ids.
+    tokenizer["model"]["vocab"] = words | {f"<{id}>": id for id in range(config["vocab_size"]) if id not in known}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    for name, changed in {"tokenizer_config.json": {"model_max_length": config["max_position_embeddings"]},
+                          "preprocessor_config.json": {"max_pixels": PIXELS}}.items():
+        (folder / name).write_text(json.dumps({**json.loads((model / name).read_text()), **changed}, indent=2))
+
+
 class Numbers:
     """An endless stream of bfloat16 bytes from one block of random numbers."""
 
@@ -172,12 +196,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", choices=["3b", "7b", "llava-7b", "tiny", "llava-tiny"], required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, help="folder of a model whose tokenizer, chat template and special ids it gets")
     options = parser.parse_args()
     base, modules = shapes(options.shapes)
     numbers = Numbers()
+    if options.tokenizer:
+        for config in (base, modules):
+            config |= special_ids(options.tokenizer) | {"max_position_embeddings": max(CONTEXT, config["max_position_embeddings"])}
     for name, config in {"model": base, "new_modules": modules}.items():
         (options.out / name).mkdir(parents=True, exist_ok=True)
         (options.out / name / "config.json").write_text(json.dumps(config, indent=2))
+    if options.tokenizer:
+        write_tokenizer(options.tokenizer, base, options.out / "model")
     write_shards(base_tensors(base), options.out / "model", numbers)
     write_new_modules(modules, options.out / "new_modules", numbers)
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""The language model of a Qwen2.5-VL checkpoint's shapes as a GGUF file with random weights, for timing llama.cpp.
+"""The language model or the encoder of a Qwen2.5-VL checkpoint's shapes as a GGUF file with random weights, for timing llama.cpp.
 
-Usage: make_gguf.py --config CONFIG.json --bits bf16|int8|int4 --out FILE
+Usage: make_gguf.py --config CONFIG.json --bits bf16|int8|int4 --out FILE [--tokenizer MODEL]
+       make_gguf.py --config CONFIG.json --mmproj --out FILE
 
-int8 is Q8_0 throughout, int4 is Q4_0 with embeddings and head in Q6_K, as llama.cpp's own quantisation leaves them. Streamed:
-a block of random numbers is repeated, so little memory is needed. The vocabulary is empty words, the file answers nothing.
+int8 is Q8_0 throughout, int4 is Q4_0 with embeddings and head in Q6_K, as llama.cpp's own quantisation leaves them; the encoder has F16.
+Streamed: a block of random numbers is repeated, so little memory is needed. Without --tokenizer the vocabulary is empty words and the
+network reads text only; with the folder of a model (make_checkpoint.py --tokenizer writes one) it can be asked about pictures.
 """
 import argparse
 import json
@@ -16,15 +18,17 @@ from gguf import GGMLQuantizationType as Type
 
 POOL = (1 << 24) + 4099  # bytes at least; no multiple of a row, so that rows differ
 MATRICES = {"bf16": (Type.BF16, Type.BF16), "int8": (Type.Q8_0, Type.Q8_0), "int4": (Type.Q4_0, Type.Q6_K)}
+HALVES = {Type.BF16: (0x807F, 0x3C80), Type.F16: (0x83FF, 0x2400)}  # bits of sign and mantissa, an exponent of 2^-6
 SCALE_AT = {Type.Q8_0: 0, Type.Q4_0: 0, Type.Q6_K: 208}
 
 
 def pool(kind):
     """Whole blocks of random numbers of about 0.02, as bytes."""
     random, (_, size) = np.random.default_rng(int(kind)), gguf.GGML_QUANT_SIZES[kind]
-    if kind == Type.BF16:
+    if kind in HALVES:
+        loose, exponent = HALVES[kind]
         words = random.integers(0, 1 << 16, POOL // 2, dtype=np.uint16)
-        return ((words & np.uint16(0x807F)) | np.uint16(0x3C80)).view(np.uint8)
+        return ((words & np.uint16(loose)) | np.uint16(exponent)).view(np.uint8)
     blocks = random.integers(0, 256, (POOL // size, size), dtype=np.uint8)
     scale = {Type.Q8_0: 0.0003, Type.Q4_0: 0.005, Type.Q6_K: 0.00001}[kind]
     at = SCALE_AT[kind]
@@ -32,7 +36,7 @@ def pool(kind):
     return blocks.reshape(-1)
 
 
-def tensors(config, matrix, table):
+def text_tensors(config, matrix, table):
     """name -> (shape, type), outermost size first."""
     d, wide, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     kv = d // config["num_attention_heads"] * config["num_key_value_heads"]
@@ -48,25 +52,45 @@ def tensors(config, matrix, table):
     return out
 
 
-def add_vocabulary(writer, size):
+def vision_tensors(config):
+    vision, kind = config["vision_config"], Type.F16
+    d, wide, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
+    merged = d * vision["spatial_merge_size"] ** 2
+    out = {f"v.patch_embd.weight{frame}": ((d, vision["in_chans"], patch, patch), kind) for frame in ("", ".1")}
+    matrices = {"mm.0": (merged, merged), "mm.2": (vision["out_hidden_size"], merged)}
+    for i in range(vision["depth"]):
+        matrices |= {f"v.blk.{i}.{name}": (d, d) for name in ("attn_q", "attn_k", "attn_v", "attn_out")}
+        matrices |= {f"v.blk.{i}.ffn_gate": (wide, d), f"v.blk.{i}.ffn_up": (wide, d), f"v.blk.{i}.ffn_down": (d, wide)}
+        out |= {f"v.blk.{i}.{name}.weight": ((d,), Type.F32) for name in ("ln1", "ln2")}
+    for name, (rows, columns) in matrices.items():
+        out |= {f"{name}.weight": ((rows, columns), kind), f"{name}.bias": ((rows,), Type.F32)}
+    return out | {"v.post_ln.weight": ((d,), Type.F32)}
+
+
+def add_words(writer, size):
     letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
     writer.add_token_list((letters + [f"<{i}>" for i in range(size)])[:size])
     writer.add_token_types([gguf.TokenType.NORMAL] * size)
     writer.add_token_merges(["! !"])
     writer.add_eos_token_id(size - 1)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--bits", choices=MATRICES, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    config = json.loads(options.config.read_text())
+def add_tokenizer(writer, model, config):
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokens = {id: (token, gguf.TokenType.NORMAL) for token, id in tokenizer["model"]["vocab"].items()}
+    tokens |= {token["id"]: (token["content"], gguf.TokenType.CONTROL) for token in tokenizer["added_tokens"]}
+    listed = [tokens[id] for id in range(config["vocab_size"])]
+    writer.add_token_list([token for token, _ in listed])
+    writer.add_token_types([kind for _, kind in listed])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(json.loads((model / "chat_template.json").read_text())["chat_template"])
 
-    writer = gguf.GGUFWriter(options.out, "qwen2")
+
+def text_writer(out, config, tokenizer):
+    writer = gguf.GGUFWriter(out, "qwen2vl" if tokenizer else "qwen2")
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -75,8 +99,37 @@ def main():
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    add_vocabulary(writer, config["vocab_size"])
-    listed = tensors(config, *MATRICES[options.bits])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    if tokenizer:
+        writer.add_rope_dimension_sections(config["rope_scaling"]["mrope_section"] + [0])
+        add_tokenizer(writer, tokenizer, config)
+    else:
+        add_words(writer, config["vocab_size"])
+    return writer
+
+
+def vision_writer(out, config):
+    vision, writer = config["vision_config"], gguf.GGUFWriter(out, "clip")
+    writer.add_type(gguf.GGUFType.MMPROJ)
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_clip_projector_type(gguf.VisionProjectorType.QWEN25VL)
+    writer.add_vision_use_silu(True)
+    writer.add_vision_block_count(vision["depth"])
+    writer.add_vision_embedding_length(vision["hidden_size"])
+    writer.add_vision_feed_forward_length(vision["intermediate_size"])
+    writer.add_vision_head_count(vision["num_heads"])
+    writer.add_vision_projection_dim(vision["out_hidden_size"])
+    writer.add_vision_image_size(560)
+    writer.add_vision_patch_size(vision["patch_size"])
+    writer.add_vision_image_mean([0.48, 0.46, 0.41])
+    writer.add_vision_image_std([0.27, 0.26, 0.28])
+    writer.add_vision_n_wa_pattern(vision["fullatt_block_indexes"][0] + 1)
+    writer.add_vision_attention_layernorm_eps(config["rms_norm_eps"])
+    return writer
+
+
+def write_tensors(writer, listed):
     sizes = {}
     for name, (shape, kind) in listed.items():
         values, size = gguf.GGML_QUANT_SIZES[kind]
@@ -96,6 +149,22 @@ def main():
         writer.write_tensor_data(np.resize(np.roll(pools[kind], -at[kind]), sizes[name]))
         at[kind] = (at[kind] + sizes[name]) % len(pools[kind])
     writer.close()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True)
+    part = parser.add_mutually_exclusive_group(required=True)
+    part.add_argument("--bits", choices=MATRICES, help="write the language model")
+    part.add_argument("--mmproj", action="store_true", help="write the encoder")
+    parser.add_argument("--tokenizer", type=Path, help="folder of a model whose tokenizer and chat template the language model gets")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    config = json.loads(options.config.read_text())
+    if options.mmproj:
+        write_tensors(vision_writer(options.out, config), vision_tensors(config))
+    else:
+        write_tensors(text_writer(options.out, config, options.tokenizer), text_tensors(config, *MATRICES[options.bits]))
 
 
 if __name__ == "__main__":

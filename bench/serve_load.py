@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 WORDS = "what which colour letter number shape is on the left right square circle near large small and of this picture".split()
 
 
-def picture(seed, size):
-    """PNG of coloured stripes, as a data URI: another one for every seed, quick to pack."""
+def png(seed, size):
+    """A picture of coloured stripes: another one for every seed, quick to pack."""
     colours = random.Random(seed)
     rows, row = [], b""
     for y in range(size):
@@ -36,8 +36,11 @@ def picture(seed, size):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"".join(rows), 1)) + chunk(b"IEND", b"")
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"".join(rows), 1)) + chunk(b"IEND", b"")
+
+
+def picture(seed, size):
+    return "data:image/png;base64," + base64.b64encode(png(seed, size)).decode()
 
 
 class Questions:
