@@ -42,8 +42,9 @@ bench-serve: build ## Load the server with pruning and without (half an hour on 
 	@tools/bench_serve
 
 .PHONY: bench-peers
-bench-peers: build ## Time prefill and decoding beside llama.cpp, OpenVINO and transformers; fetches them; results in build/bench_peers.json
+bench-peers: build ## Time prefill, decoding and whole answers beside llama.cpp, OpenVINO and transformers; fetches them (40 GB, hours)
 	@tools/bench_peers
+	@tools/bench_peers --answers
 
 .PHONY: benchmark
 benchmark: build ## Compare all pruning methods on the built-in model; results in docs/benchmark

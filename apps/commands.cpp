@@ -28,6 +28,8 @@ Commands::Commands(Interrupt& interrupt) {
           [&](CLI::App& sub) { return add_serve(sub, interrupt); });
   command("train", "Train glimpse token and predictor on a frozen model",
           [&](CLI::App& sub) { return add_train(sub, interrupt); });
+  command("tune", "Fine-tune the language model on pruned prompts (GlimpsePrune+)",
+          [&](CLI::App& sub) { return add_tune(sub, interrupt); });
   command("eval", "Compare pruning methods on tasks: scores, masks, times, a report",
           [&](CLI::App& sub) { return add_eval(sub, interrupt); });
   command("inspect", "Show what is in a model and its pruning modules",

@@ -95,6 +95,7 @@ std::function<int()> add_chat(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_serve(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_train(CLI::App& app, Interrupt& interrupt);
+std::function<int()> add_tune(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_inspect(CLI::App& app);
 std::function<int()> add_methods(CLI::App& app);

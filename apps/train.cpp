@@ -16,6 +16,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct TrainFlags {
+  const char* command = "train";
   std::string config, out, resume;
   std::vector<std::string> data;
   SettingFlags settings;
@@ -29,6 +30,7 @@ const std::set<std::string> kMayChange = {"threads", "loader_threads", "device",
 // The settings of a new run, or those of the one to resume.
 TrainOptions options_of(const TrainFlags& flags) {
   TrainOptions options;
+  options.tune = flags.parsed.tune;
   if (flags.resume.empty()) {
     if (!flags.config.empty()) options.read_yaml(flags.config);
     if (!flags.data.empty()) options.data = flags.data;
@@ -86,17 +88,23 @@ fs::path run_folder(const TrainFlags& flags, const TrainOptions& options) {
   return out;
 }
 
-std::string note(const StepMetrics& metrics) {
+std::string note(const StepMetrics& metrics, bool tuned) {
   const auto value = [&](const char* name) {
     for (const auto& [key, number] : metrics.numbers)
       if (key == name) return number;
     return 0.0;
   };
   std::ostringstream out;
-  out << std::fixed << std::setprecision(3) << "le " << value("le_loss") << " loc " << value("loc_loss")
-      << " P " << value("precision") << " R " << value("recall") << " F1 " << value("f1") << " IoU "
-      << value("iou") << std::setprecision(1) << " kept " << 100 * value("kept") << " % "
-      << value("samples_per_s") << " samples/s";
+  out << std::fixed << std::setprecision(3);
+  if (tuned) {
+    for (const auto& [key, number] : metrics.numbers)
+      if (key != "grad_norm" && key != "lr" && key != "samples_per_s") out << key << " " << number << " ";
+    out << std::setprecision(2) << value("samples_per_s") << " samples/s";
+    return out.str();
+  }
+  out << "le " << value("le_loss") << " loc " << value("loc_loss") << " P " << value("precision") << " R "
+      << value("recall") << " F1 " << value("f1") << " IoU " << value("iou") << std::setprecision(1)
+      << " kept " << 100 * value("kept") << " % " << value("samples_per_s") << " samples/s";
   return out.str();
 }
 
@@ -117,12 +125,13 @@ int run(const TrainFlags& flags, Interrupt& interrupt) {
     progress.emplace(static_cast<size_t>(trainer.total_steps()), static_cast<size_t>(trainer.first_step()),
                      "steps");
   const bool done = trainer.run(interrupt.arm(), [&](const StepMetrics& metrics) {
-    if (progress) progress->step(note(metrics));
+    if (progress) progress->step(note(metrics, options.tune.has_value()));
   });
   progress.reset();
   if (!world->first()) return done ? 0 : 130;
   if (!done) {
-    std::cerr << "glimpse: stopped; glimpse train --resume " << folder.string() << " goes on from here\n";
+    std::cerr << "glimpse: stopped; glimpse " << flags.command << " --resume " << folder.string()
+              << " goes on from here\n";
     return 130;
   }
   std::cerr << "glimpse: wrote " << (folder / "final").string() << " and "
@@ -130,11 +139,10 @@ int run(const TrainFlags& flags, Interrupt& interrupt) {
   return 0;
 }
 
-}  // namespace
-
-std::function<int()> add_train(CLI::App& app, Interrupt& interrupt) {
-  auto flags = std::make_shared<TrainFlags>();
-  app.add_option("-c,--config", flags->config, "YAML file of settings (see configs/train); flags win over it")
+// What both commands take.
+std::function<int()> add_flags(CLI::App& app, Interrupt& interrupt, std::shared_ptr<TrainFlags> flags) {
+  app.add_option("-c,--config", flags->config,
+                 concat("YAML file of settings (see configs/", flags->command, "); flags win over it"))
       ->type_name("FILE");
   app.add_option("--data", flags->data,
                  "JSONL file of rows: question, answer, image, dataset, bboxs, width, height (repeatable)")
@@ -144,6 +152,12 @@ std::function<int()> add_train(CLI::App& app, Interrupt& interrupt) {
   app.add_option("--resume", flags->resume, "go on with the run in this directory")->type_name("DIR");
   app.add_flag("--overwrite", flags->overwrite, "start a run again that --out already holds");
   flags->settings.add(app, flags->parsed.fields(), "Settings");
+  return [flags, &interrupt] { return run(*flags, interrupt); };
+}
+
+}  // namespace
+
+std::function<int()> add_train(CLI::App& app, Interrupt& interrupt) {
   app.footer(
       "Example:\n"
       "  glimpse train --config configs/train/qwen2_5_vl_7b.yaml --model DIR --data rows.jsonl --image-root "
@@ -151,7 +165,24 @@ std::function<int()> add_train(CLI::App& app, Interrupt& interrupt) {
       "  glimpse ask --model DIR --new-modules run/final --image a.jpg \"What is this?\"\n"
       "On several processes start it with torchrun, which sets RANK, WORLD_SIZE, MASTER_ADDR and "
       "MASTER_PORT.");
-  return [flags, &interrupt] { return run(*flags, interrupt); };
+  return add_flags(app, interrupt, std::make_shared<TrainFlags>());
+}
+
+std::function<int()> add_tune(CLI::App& app, Interrupt& interrupt) {
+  app.footer(
+      "Example:\n"
+      "  glimpse tune --config configs/tune/qwen2_5_vl_7b_rl.yaml --model DIR --data rows.jsonl --image-root "
+      "DIR "
+      "--judge-url http://host/v1 --judge-model NAME --out run\n"
+      "  glimpse merge --model DIR --adapter run/final --out merged\n"
+      "  glimpse train --config configs/train/qwen2_5_vl_7b.yaml --model merged --data rows.jsonl "
+      "--image-root DIR "
+      "--out modules\n"
+      "Visual tokens outside the rows' boxes are pruned. On several processes start it with torchrun.");
+  auto flags = std::make_shared<TrainFlags>();
+  flags->command = "tune";
+  flags->parsed.tune.emplace();
+  return add_flags(app, interrupt, flags);
 }
 
 }  // namespace glimpse::app

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "glimpse/eval/evaluation.h"
-#include "glimpse/eval/judge.h"
+#include "glimpse/score/judge.h"
 
 namespace glimpse {
 

@@ -4,26 +4,15 @@
 #include <string>
 #include <vector>
 
-#include "glimpse/eval/judge.h"
 #include "glimpse/eval/task.h"
-#include "glimpse/image/boxes.h"
+#include "glimpse/score/answer_score.h"
+#include "glimpse/score/judge.h"
 
 namespace glimpse {
 
-/// The names a task's `score` can have: llm, precision_match, precision_match_or_llm, normal_match, vqa,
-/// anls, single_choice, one_box_iou (IoU above one half), one_box_format (one box, wherever it is), box_iou
-/// (the IoU itself), mask_iou (of the kept tokens and those in the boxes, whatever the answer).
-const std::vector<std::string>& score_names();
-
-/// Whether answers of this score go to a judge.
-bool needs_judge(const std::string& score);
-
-/// How the model sees the first image: what boxes in its answer refer to.
-struct SeenImage {
-  int width = 0, height = 0;               ///< of the picture, pixels
-  double seen_width = 0, seen_height = 0;  ///< of what the encoder got of `area`, pixels
-  Box area = whole_image;
-};
+/// What a task's `score` can be: answer_score_names(), and mask_iou (of the kept tokens and those in the
+/// boxes, whatever the answer).
+std::vector<std::string> score_names();
 
 /// As a line of answers says.
 SeenImage seen_image(const nlohmann::json& line);

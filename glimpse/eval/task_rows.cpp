@@ -3,7 +3,7 @@
 #include <set>
 
 #include "glimpse/base/json_file.h"
-#include "glimpse/eval/scores.h"
+#include "glimpse/score/scores.h"
 #include "glimpse/eval/task.h"
 #include "glimpse/io/rows.h"
 #include "glimpse/io/run_identity.h"

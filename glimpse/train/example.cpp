@@ -44,6 +44,11 @@ LoadedRow load_row(const Vlm& model, const TrainRow& row, const ImageBounds& bou
         {"user", {{Part::Kind::image, {}}, {Part::Kind::text, row.question}}}};
     out.example.prompt = model.prompt(messages, {out.image}, bounds);
     out.example.answer = answer_ids(model, messages, trimmed(row.answer));
+    out.example.row = &row;
+    const Segment& first = out.example.prompt.segments[0];
+    constexpr double token_side = 28;  // pixels, of Qwen2.5-VL, whose answers may name boxes
+    out.example.seen = {out.image.width, out.image.height, token_side * static_cast<double>(first.cols),
+                        token_side * static_cast<double>(first.rows), first.area};
     if (!row.boxes.empty())
       out.example.reference = reference_mask(row, out.image, out.example.prompt.segments[0]);
     return out;

@@ -4,15 +4,20 @@
 
 #include "glimpse/models/vlm.h"
 #include "glimpse/prune/glimpse.h"
+#include "glimpse/score/answer_score.h"
+#include "glimpse/train/rows.h"
 
 namespace glimpse {
 
 /// One question with its answer and where to look for it.
 struct Example {
-  Prompt prompt;                ///< ends where the answer begins
-  std::vector<int64_t> answer;  ///< ids of the answer, its end included
-  at::Tensor reference;  ///< [N] float32: 1 for the visual tokens inside the reference boxes; undefined
-                         ///< for a row without boxes
+  Prompt prompt;                  ///< ends where the answer begins
+  std::vector<int64_t> answer;    ///< ids of the answer, its end included
+  at::Tensor reference = {};      ///< [N] float32: 1 for the visual tokens inside the reference boxes;
+                                  ///< undefined for a row without boxes
+  const TrainRow* row = nullptr;  ///< where it comes from
+  SeenImage seen = {};            ///< its picture, for boxes in answers
+  int64_t seed = 0;               ///< of what is drawn for it
 };
 
 /// Weights of the loss's parts (method.md section 5).

@@ -8,9 +8,8 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/engine/prefill.h"
-#include "glimpse/nn/forward.h"
 #include "glimpse/nn/index_tensor.h"
-#include "glimpse/prune/shares.h"
+#include "glimpse/train/recompute.h"
 
 namespace glimpse {
 
@@ -32,13 +31,11 @@ at::Tensor at_rows(const at::Tensor& table, const at::Tensor& index, int64_t beh
   return at::cat({table.index_select(0, index), table.narrow(0, behind, table.size(0) - behind)});
 }
 
-// Log-probabilities of the completion's first tokens: [n] float32.
-at::Tensor logps_of(const GroupLogits& logits, size_t completion, std::span<const int64_t> ids) {
-  const at::Tensor& behind = logits.behind[completion];
-  const at::Tensor all =
-      behind.defined() ? at::cat({logits.first.unsqueeze(0), behind}) : logits.first.unsqueeze(0);
-  const at::Tensor index = index_tensor({ids.begin(), ids.end()}, all.device()).unsqueeze(1);
-  return all.log_softmax(1).gather(1, index).squeeze(1);
+LayerCache at_rows(const LayerCache& cache, const at::Tensor& index) {
+  LayerCache out;
+  out.append(cache.keys().index_select(1, index).transpose(0, 1),
+             cache.values().index_select(1, index).transpose(0, 1));
+  return out;
 }
 
 }  // namespace
@@ -80,7 +77,10 @@ GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& 
   const Prompt& prompt = group.prompt;
   const at::Tensor kept = index_tensor(kept_rows(group), device),
                    places = to_device(prompt.position_ids, device);
-  const bool published = logprob == LogProb::published;
+  const bool published = logprob == LogProb::published, recompute = at::GradMode::is_enabled();
+  const auto run = [&](int64_t layer, const at::Tensor& x, const RaggedBatch& rows_of) {
+    return recompute ? recomputed_layer(decoder, layer, x, rows_of) : decoder.layer(layer, x, rows_of);
+  };
 
   // The prompt, whole up to the cut, whose last row says the first token; and as the published distribution
   // has it, without the dropped tokens.
@@ -93,15 +93,17 @@ GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& 
     all_places.push_back(places.index_select(1, kept));
   }
   batch.rope = model.rope(at::cat(all_places, 1));
-  LayerHooks hooks;
-  hooks.after = [&](int64_t layer, at::Tensor& x, RaggedBatch& now) {
+  at::Tensor out = at::cat(all_rows);
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    out = run(layer, out, batch);
     if (published) first_cache.layers[layer] = LayerCache();  // nobody reads it any more
-    if (!prune || layer != limits.cut_layer) return;
-    x = at_rows(x, kept, whole);
-    now.rope = {at_rows(now.rope.cos, kept, whole), at_rows(now.rope.sin, kept, whole)};
-    now.sequences[0].count = kept.size(0);
-  };
-  const at::Tensor out = Forward(decoder, at::cat(all_rows), batch, hooks).run();
+    if (!prune || layer != limits.cut_layer) continue;
+    out = at_rows(out, kept, whole);
+    batch.rope = {at_rows(batch.rope.cos, kept, whole), at_rows(batch.rope.sin, kept, whole)};
+    batch.sequences[0].count = kept.size(0);
+    if (!published)
+      for (int64_t l = 0; l <= layer; ++l) first_cache.layers[l] = at_rows(first_cache.layers[l], kept);
+  }
   const int64_t last = prune ? kept.size(0) : whole;
   GroupLogits logits{decoder.logits(out.narrow(0, last - 1, 1))[0],
                      std::vector<at::Tensor>(group.completions.size())};
@@ -124,14 +126,29 @@ GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& 
   }
   if (asked.empty()) return logits;
   tails.rope = model.rope(index_tensor(next, device).unsqueeze(0).expand({places.size(0), -1}).contiguous());
-  const at::Tensor behind =
-      decoder.logits(Forward(decoder, decoder.embed(index_tensor(ids, device)), tails).run());
+  at::Tensor tail = decoder.embed(index_tensor(ids, device));
+  for (int64_t layer = 0; layer < layers; ++layer) tail = run(layer, tail, tails);
+  const at::Tensor behind = decoder.logits(tail);
   int64_t row = 0;
   for (size_t i = 0; i < asked.size(); ++i) {
     logits.behind[asked[i]] = behind.narrow(0, row, tails.sequences[i].count);
     row += tails.sequences[i].count;
   }
   return logits;
+}
+
+std::vector<at::Tensor> completion_logps(const Vlm& model, const at::Tensor& rows, const Group& group,
+                                         const GroupLimits& limits, LogProb logprob, bool prune) {
+  const GroupLogits logits = group_logits(model, rows, group, limits, logprob, prune);
+  std::vector<at::Tensor> out;
+  for (size_t i = 0; i < group.completions.size(); ++i) {
+    at::Tensor all = logits.first.unsqueeze(0);
+    if (logits.behind[i].defined()) all = at::cat({all, logits.behind[i]});
+    std::vector<int64_t> ids = group.completions[i];
+    ids.resize(all.size(0));
+    out.push_back(all.log_softmax(1).gather(1, index_tensor(ids, all.device()).unsqueeze(1)).squeeze(1));
+  }
+  return out;
 }
 
 GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const Group& group, const GroupLimits& limits,
@@ -141,24 +158,23 @@ GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const Group& group,
         group.scores.size(), " scores; expected the same number, two or more");
   for (const auto& ids : group.completions) check(!ids.empty(), "training: a completion is empty");
 
-  GroupLogits base;
+  std::vector<at::Tensor> base;
   at::Tensor rows;
   {
     const at::NoGradGuard no_grad;
     rows = embed_prompt(model, group.prompt, {}).rows;
     LoraAdapter::detach(model.mutable_decoder());
-    base = group_logits(model, rows, group, limits, options.logprob, /*prune=*/false);
+    base = completion_logps(model, rows, group, limits, options.logprob, /*prune=*/false);
     adapter.attach(model.mutable_decoder());
   }
-  const GroupLogits now = group_logits(model, rows, group, limits, options.logprob, /*prune=*/true);
+  const std::vector<at::Tensor> now =
+      completion_logps(model, rows, group, limits, options.logprob, /*prune=*/true);
 
   GroupLoss loss;
   loss.advantages = advantages(group.scores);
   std::vector<at::Tensor> rewards, distances;
   for (size_t i = 0; i < count; ++i) {
-    const std::span<const int64_t> ids(group.completions[i].data(),
-                                       static_cast<size_t>(counting_tokens(group, i, limits)));
-    const at::Tensor lp = logps_of(now, i, ids), ref = logps_of(base, i, ids), off = ref - lp;
+    const at::Tensor &lp = now[i], &ref = base[i], off = ref - lp;
     rewards.push_back((-(lp - lp.detach()).exp() * loss.advantages[i]).mean());
     distances.push_back((off.exp() - off - 1).mean());
     loss.logps.push_back(lp.detach());

@@ -52,6 +52,10 @@ struct GroupLogits {
 GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& group,
                          const GroupLimits& limits, LogProb logprob, bool prune);
 
+/// Of each completion its counting tokens' log-probabilities [n] float32.
+std::vector<at::Tensor> completion_logps(const Vlm& model, const at::Tensor& rows, const Group& group,
+                                         const GroupLimits& limits, LogProb logprob, bool prune);
+
 /// Loss of a group, attached to the adapter's leaves, and its parts: detached float32 scalars.
 struct GroupLoss {
   at::Tensor total, reward, kd;

@@ -30,7 +30,8 @@ struct LessonOptions {
 
 /// Makes lessons with a frozen model, or reads them where they were made before: of each picture a
 /// safetensors file of what the scout sees, of each row one of its words and its teacher's opinion. A file
-/// that cannot be read is made again. The model must outlive it. Errors: the folder cannot be made or written to.
+/// that cannot be read is made again. The model must outlive it. Errors: the folder cannot be made or written
+/// to.
 class Lessons {
  public:
   /// `taps`: blocks of the encoder that the scout reads.

@@ -6,10 +6,32 @@
 #include <string>
 #include <vector>
 
+#include "glimpse/score/judge.h"
 #include "glimpse/train/forward.h"
+#include "glimpse/train/group.h"
 #include "glimpse/train/optimiser.h"
+#include "glimpse/train/rollout.h"
 
 namespace glimpse {
+
+/// Settings of GlimpsePrune+'s first stage (method.md section 6), and of its supervised control.
+struct TuneOptions {
+  std::string stage = "rl";  ///< rl: drawn answers and their scores; sft: the rows' answers
+  std::string adapter;       ///< PEFT directory to go on from; "": a new one
+  LoraOptions lora;
+  GroupOptions group;
+  RolloutOptions rollout;
+  std::string logprob = "published";
+  std::optional<int64_t> cut_layer;  ///< K; none: two thirds of the layers, as the published modules have it
+  int64_t max_seq_length = 640, max_prompt = 6000, max_pruned_prompt = 512;
+  std::vector<std::string> scores = {"precision_match"};  ///< of rows that name none
+  JudgeOptions judge;
+  std::string judge_key_env = "OPENAI_API_KEY";
+
+  Fields fields();
+  /// Error for a setting that no run can have. `layers`: of the model.
+  void check_for(int64_t layers) const;
+};
 
 /// Everything that a training run depends on (method.md section 5). Defaults are the reference's.
 struct TrainOptions {
@@ -35,10 +57,11 @@ struct TrainOptions {
   nlohmann::json scout = nlohmann::json::object();
   int64_t cache_mb = 2048;  ///< memory for what a scout's training keeps of pictures
   std::string cache_dir;    ///< folder that keeps what the frozen model makes of rows and pictures; "": none
-  double cache_disk_gb = 100;  ///< GiB of it there
-  std::string teacher;         ///< modules that a scout learns from; "": those of the built-in model
+  double cache_disk_gb = 100;       ///< GiB of it there
+  std::optional<TuneOptions> tune;  ///< then an adapter is what is trained
+  std::string teacher;              ///< modules that a scout learns from; "": those of the built-in model
 
-  Fields fields();
+  Fields fields();  ///< those of what is trained
   /// Sets what a YAML file says: every field by its name, `data` (a file or a list), `modules` and
   /// `scout` (mappings). Error naming file and the nearest known key when one is unknown.
   void read_yaml(const std::filesystem::path& file);

@@ -49,6 +49,11 @@ std::optional<TrainRow> parse_row(const std::string& text, const std::string& da
   row.boxes = std::move(parsed.boxes);
   row.width = size_member(parsed.object, "width");
   row.height = size_member(parsed.object, "height");
+  if (const json& score = member(parsed.object, "score"); !score.is_null())
+    for (const json& name : score.is_array() ? score : json::array({score})) {
+      check(name.is_string(), "\"score\": expected a name or a list of names, got ", score.dump());
+      row.scores.push_back(name.get<std::string>());
+    }
   check(!boxes_needed || !row.boxes.empty(), "\"bboxs\" is missing or empty");
   check_boxes(row);
   return row;

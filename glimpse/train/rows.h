@@ -17,8 +17,9 @@ struct TrainRow {
   std::filesystem::path path;                ///< where that image was found
   std::vector<std::array<double, 4>> boxes;  ///< x1 y1 x2 y2 in pixels of `width` x `height`
   int64_t width = 0, height = 0;
-  std::string file;  ///< the JSONL file ...
-  size_t line = 0;   ///< ... and its line, counted from 1, for messages
+  std::vector<std::string> scores;  ///< score functions that its "score" names, for tuning
+  std::string file;                 ///< the JSONL file ...
+  size_t line = 0;                  ///< ... and its line, counted from 1, for messages
 };
 
 /// A file of rows and what is taken from it.

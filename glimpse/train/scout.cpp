@@ -103,11 +103,10 @@ Scout TrainableScout::scout() const {
                       base.vision_width, model_.decoder().options().device());
 }
 
-std::vector<ExampleLoss> TrainableScout::losses(std::span<const Example> examples,
-                                                const LossOptions& options) const {
+std::vector<Learned> TrainableScout::learn(std::span<const Example> examples, const LossOptions& options) {
   const Scout scout = this->scout();
   const std::vector<Lesson> lessons = lessons_->of(examples);
-  std::vector<ExampleLoss> out;
+  std::vector<Learned> out;
   for (size_t i = 0; i < examples.size(); ++i) {
     std::vector<at::Tensor> logits, guesses, tokens;
     for (const ScoutInput& input : lessons[i].inputs) {
@@ -130,7 +129,7 @@ std::vector<ExampleLoss> TrainableScout::losses(std::span<const Example> example
     loss.loc = loss.loc.sum();
     loss.le = loss.le.sum();
     loss.total = options.loc_weight * loss.loc + options.distil_weight * loss.le;
-    out.push_back(std::move(loss));
+    out.push_back(learned(loss));
   }
   return out;
 }

@@ -20,8 +20,8 @@ class TrainableScout : public Trainable {
                                               const nlohmann::json& scout, LessonOptions lessons);
 
   const std::map<std::string, at::Tensor>& parameters() const override { return parameters_; }
-  std::vector<ExampleLoss> losses(std::span<const Example> examples,
-                                  const LossOptions& options) const override;
+  std::vector<std::string> value_names() const override { return loss_names(); }
+  std::vector<Learned> learn(std::span<const Example> examples, const LossOptions& options) override;
   std::vector<int64_t> keep(const at::Tensor& logits) const override;
   std::shared_ptr<const Pruner> pruner() const override;
   void save(const std::filesystem::path& dir, at::ScalarType dtype) const override;

@@ -1,11 +1,14 @@
 #include "glimpse/train/trainable.h"
 
+#include <algorithm>
+
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/engine.h"
 #include "glimpse/io/model_dir.h"
 #include "glimpse/io/run_identity.h"
 #include "glimpse/train/modules.h"
 #include "glimpse/train/scout.h"
+#include "glimpse/train/tune.h"
 
 namespace glimpse {
 
@@ -18,10 +21,13 @@ class TrainableGlimpse : public Trainable {
   TrainableGlimpse(const Vlm& model, TrainableModules modules)
       : model_(model), modules_(std::move(modules)) {}
   const std::map<std::string, at::Tensor>& parameters() const override { return modules_.parameters(); }
-  std::vector<ExampleLoss> losses(std::span<const Example> examples,
-                                  const LossOptions& options) const override {
-    return training_losses(model_, modules_.modules(model_.decoder().options(), modules_.dropout()), examples,
-                           options);
+  std::vector<std::string> value_names() const override { return loss_names(); }
+  std::vector<Learned> learn(std::span<const Example> examples, const LossOptions& options) override {
+    std::vector<Learned> out;
+    for (const ExampleLoss& loss : training_losses(
+             model_, modules_.modules(model_.decoder().options(), modules_.dropout()), examples, options))
+      out.push_back(learned(loss));
+    return out;
   }
   std::vector<int64_t> keep(const at::Tensor& logits) const override {
     return modules_.config().rule.apply(logits);
@@ -36,6 +42,18 @@ class TrainableGlimpse : public Trainable {
   const Vlm& model_;
   TrainableModules modules_;
 };
+
+// Ids that end an answer.
+std::vector<int64_t> end_ids(const fs::path& base) {
+  for (const char* file : {"generation_config.json", "config.json"}) {
+    if (!fs::exists(base / file)) continue;
+    const nlohmann::json ids = member(read_json(base / file), "eos_token_id");
+    if (ids.is_number_integer()) return {ids.get<int64_t>()};
+    if (ids.is_array() && std::ranges::all_of(ids, [](const auto& id) { return id.is_number_integer(); }))
+      return ids;
+  }
+  fail(base.string(), ": neither generation_config.json nor config.json names an eos_token_id");
+}
 
 // What a scout learns from: boxes alone, or a teacher, too.
 LessonOptions lessons_of(const TrainOptions& options, const Vlm& model, const fs::path& base) {
@@ -59,8 +77,22 @@ LessonOptions lessons_of(const TrainOptions& options, const Vlm& model, const fs
 
 }  // namespace
 
-std::unique_ptr<Trainable> make_trainable(const TrainOptions& options, const Vlm& model,
-                                          const fs::path& base) {
+const std::vector<std::string>& loss_names() {
+  static const std::vector<std::string> names = {"le_loss", "loc_loss", "dice", "bce"};
+  return names;
+}
+
+Learned learned(const ExampleLoss& loss) {
+  const at::Tensor values = at::stack({loss.le, loss.loc, loss.dice.sum(), loss.bce.sum()});
+  return {loss.total, values.detach().to(at::kFloat), loss.vip_logits[-1].detach()};
+}
+
+std::unique_ptr<Trainable> make_trainable(const TrainOptions& options, Vlm& model, const fs::path& base,
+                                          const fs::path& notes) {
+  if (options.tune) {
+    return std::make_unique<TrainableAdapter>(model, *options.tune, end_ids(base), options.seed,
+                                              fs::path(notes).concat("judged.jsonl"), options.model);
+  }
   const BaseShape shape = base_shape(model);
   const at::Device device = model.decoder().options().device();
   const fs::path start = options.new_modules.empty() ? "" : resolve_model_dir(options.new_modules);

@@ -29,6 +29,14 @@ void seed_dropout(uint64_t seed, int64_t step, int64_t batch) {
   at::manual_seed(seed * 1000003 + static_cast<uint64_t>(step) * 4099 + static_cast<uint64_t>(batch));
 }
 
+// Of what is drawn for a row of a step, on whichever process; there is room for its completions' own.
+int64_t seed_of_row(uint64_t seed, int64_t step, int64_t row) {
+  std::seed_seq mix{seed, seed >> 32, static_cast<uint64_t>(step), static_cast<uint64_t>(row)};
+  std::array<uint32_t, 2> words;
+  mix.generate(words.begin(), words.end());
+  return static_cast<int64_t>((uint64_t{words[0]} << 20 ^ words[1]) << 10 & ((uint64_t{1} << 52) - 1));
+}
+
 at::ScalarType parse_save_dtype(const std::string& name) {
   check(name == "fp32" || name == "bf16", "save_dtype: expected fp32 or bf16, got '", name, "'");
   return name == "fp32" ? at::kFloat : at::kBFloat16;
@@ -55,19 +63,25 @@ fs::path base_dir(const std::string& model) {
 
 // What a step adds up over its examples; the order is that of the message between processes.
 struct Trainer::Sums {
-  double examples = 0, le = 0, loc = 0, dice = 0, bce = 0, total = 0;
-  double kept_reference = 0, kept = 0, reference = 0, kept_share = 0, stop = 0;
+  explicit Sums(size_t count) : values(count) {}
+  std::vector<double> values;  // of Trainable::value_names()
+  double examples = 0, total = 0;
+  double predicted = 0, kept_reference = 0, kept = 0, reference = 0, kept_share = 0, stop = 0;
 
-  void add(const ExampleLoss& loss, const Example& example, const Trainable& modules) {
+  void add(const Learned& learned, const Example& example, const Trainable& modules) {
     const at::NoGradGuard no_grad;
     examples += 1;
-    const at::Tensor parts =
-        at::stack({loss.le, loss.loc, loss.dice.sum(), loss.bce.sum(), loss.total}).to(at::kFloat);
-    const at::Tensor known = at::cat({parts, loss.vip_logits[-1]}).cpu();  // one copy from the device
-    double* const sums[] = {&le, &loc, &dice, &bce, &total};
-    for (int64_t i = 0; i < 5; ++i) *sums[i] += double{known.const_data_ptr<float>()[i]};
-    const at::Tensor logits = known.narrow(0, 5, known.numel() - 5);
+    std::vector<at::Tensor> parts = {learned.total.reshape(1).to(at::kFloat),
+                                     learned.values.to(learned.total.device())};
+    if (learned.logits.defined()) parts.push_back(learned.logits.to(at::kFloat));
+    const at::Tensor known = at::cat(parts).cpu();  // one copy from the device
+    total += double{known.const_data_ptr<float>()[0]};
+    for (size_t i = 0; i < values.size(); ++i) values[i] += double{known.const_data_ptr<float>()[i + 1]};
+    if (!learned.logits.defined()) return;
+    const int64_t before = 1 + std::ssize(values);
+    const at::Tensor logits = known.narrow(0, before, known.numel() - before);
     const std::vector<int64_t> keep = modules.keep(logits);
+    predicted += 1;
     kept_share += static_cast<double>(keep.size()) / static_cast<double>(logits.numel());
     if (!example.reference.defined()) return;
     const at::Tensor mask = example.reference.contiguous();
@@ -77,23 +91,22 @@ struct Trainer::Sums {
   }
 
   /// Means over the examples; of the kept tokens as section 7 says: over all tokens, the share over examples.
-  void report(StepMetrics& metrics) const {
+  void report(StepMetrics& metrics, const std::vector<std::string>& names) const {
     const auto share = [](double part, double whole) { return whole > 0 ? part / whole : 0.0; };
     metrics.add("loss", total / examples);
-    metrics.add("le_loss", le / examples);
-    metrics.add("loc_loss", loc / examples);
-    metrics.add("dice", dice / examples);
-    metrics.add("bce", bce / examples);
+    for (size_t i = 0; i < names.size(); ++i) metrics.add(names[i], values[i] / examples);
+    if (predicted == 0) return;
     metrics.add("precision", share(kept_reference, kept));
     metrics.add("recall", share(kept_reference, reference));
     metrics.add("f1", share(2 * kept_reference, kept + reference));
     metrics.add("iou", share(kept_reference, kept + reference - kept_reference));
-    metrics.add("kept", kept_share / examples);
+    metrics.add("kept", kept_share / predicted);
   }
 
   void over_all(World& world) {
-    std::vector<double*> all = {&examples,       &le,   &loc,       &dice,       &bce, &total,
-                                &kept_reference, &kept, &reference, &kept_share, &stop};
+    std::vector<double*> all = {&examples, &total,     &predicted,  &kept_reference,
+                                &kept,     &reference, &kept_share, &stop};
+    for (double& value : values) all.push_back(&value);
     at::Tensor message = at::empty({static_cast<int64_t>(all.size())}, at::kDouble);
     for (size_t i = 0; i < all.size(); ++i) message[static_cast<int64_t>(i)] = *all[i];
     std::vector<at::Tensor> tensors = {message};
@@ -115,17 +128,21 @@ Trainer::Trainer(TrainOptions options, fs::path run, World& world, bool resume)
   LoadOptions load = load_options(engine, read_json(dir / "config.json"));
   if (!start.empty()) load.config_overrides = read_json(start / "config.json");
   model_ = load_vlm(dir, load);
-  modules_ = make_trainable(options_, *model_, dir);
+  const std::string notes = world_.first() ? "" : concat("process-", world_.rank(), "-");
+  modules_ = make_trainable(options_, *model_, dir, run_ / notes);
   optimiser_ = std::make_unique<Optimiser>(modules_->parameters(), options_.optimiser);
 
   std::vector<DataSource> sources;
   for (const std::string& file : options_.data) sources.push_back({file, options_.dataset, options_.samples});
-  TrainRows read = read_train_rows(sources, {options_.image_root, options_.seed, options_.max_bad_share,
-                                             options_.scout.empty() || options_.loss.distil_weight == 0});
+  TrainRows read =
+      read_train_rows(sources, {options_.image_root, options_.seed, options_.max_bad_share,
+                                options_.tune || options_.scout.empty() || options_.loss.distil_weight == 0});
   rows_ = std::move(read.rows);
   if (world_.first())
     for (const std::string& problem : read.problems) std::cerr << "glimpse: skipped " << problem << "\n";
   std::string weights = weights_fingerprint(dir);
+  if (options_.tune && !options_.tune->adapter.empty())
+    weights += ' ' + weights_fingerprint(resolve_model_dir(options_.tune->adapter));
   if (!start.empty()) weights += ' ' + weights_fingerprint(start);
   take_up_beginning(weights, resume);
   plan_steps();
@@ -242,25 +259,29 @@ std::vector<size_t> Trainer::batch_rows(int64_t step, int64_t batch) {
 
 StepMetrics Trainer::take_step(Loader<LoadedRow>& loader, bool stop) {
   const Timer timer;
-  Sums sums;
+  Sums sums(modules_->value_names().size());
   sums.stop = stop;
   for (int64_t b = 0; b < accumulation_; ++b) {
     std::vector<Example> examples;
-    for (size_t i = batch_rows(step_, b).size(); i-- > 0;) {
+    const int64_t first = (b * world_.size() + world_.rank()) * options_.batch;  // of the step's rows
+    const size_t count = batch_rows(step_, b).size();
+    for (size_t i = 0; i < count; ++i) {
       auto row = loader.next();
       invariant(row.has_value(), "the loader ended before the run");
-      if (row->item)
-        examples.push_back(std::move(row->item->example));
-      else
+      if (!row->item) {
         report_broken(row->problem);
+        continue;
+      }
+      examples.push_back(std::move(row->item->example));
+      examples.back().seed = seed_of_row(options_.seed, step_, first + static_cast<int64_t>(i));
     }
     if (examples.empty()) continue;
     seed_dropout(options_.seed, step_, (b * world_.size() + world_.rank()) / processes_);
-    const std::vector<ExampleLoss> losses = modules_->losses(examples, options_.loss);
+    const std::vector<Learned> learned = modules_->learn(examples, options_.loss);
     at::Tensor total;
-    for (size_t i = 0; i < losses.size(); ++i) {
-      sums.add(losses[i], examples[i], *modules_);
-      total = total.defined() ? total + losses[i].total : losses[i].total;
+    for (size_t i = 0; i < learned.size(); ++i) {
+      sums.add(learned[i], examples[i], *modules_);
+      total = total.defined() ? total + learned[i].total : learned[i].total;
     }
     total.backward();
   }
@@ -281,7 +302,7 @@ StepMetrics Trainer::take_step(Loader<LoadedRow>& loader, bool stop) {
   const double norm = optimiser_->step(lr);
   ++step_;
   StepMetrics metrics{step_, static_cast<double>(step_) / static_cast<double>(steps_per_epoch_), {}};
-  sums.report(metrics);
+  sums.report(metrics, modules_->value_names());
   metrics.add("grad_norm", norm);
   metrics.add("lr", lr);
   metrics.add("samples_per_s", 1000.0 * sums.examples / timer.ms());
@@ -295,7 +316,7 @@ bool Trainer::run(std::stop_token stop, const std::function<void(const StepMetri
       for (const size_t row : batch_rows(step, b)) mine.push_back(row);
   const ImageBounds bounds{options_.min_pixels, options_.max_pixels};
   Loader<LoadedRow> loader(
-      mine, [&](size_t row) { return load_row(*model_, rows_[row], bounds); }, options_.loader_threads,
+      mine, [&](size_t row) { return loaded(rows_[row], bounds); }, options_.loader_threads,
       static_cast<size_t>(2 * options_.batch + options_.loader_threads));
   if (world_.first()) draw_overlays();
 
@@ -303,7 +324,10 @@ bool Trainer::run(std::stop_token stop, const std::function<void(const StepMetri
     while (step_ < total_steps_) {
       const StepMetrics metrics = take_step(loader, stop.stop_requested());
       if (world_.first()) {
-        if (step_ % options_.log_every == 0 || step_ == total_steps_) log_->write(metrics);
+        if (step_ % options_.log_every == 0 || step_ == total_steps_) {
+          log_->write(metrics);
+          note_sample();
+        }
         if (options_.overlay_every > 0 && step_ % options_.overlay_every == 0) draw_overlays();
         if (step_ % options_.save_every == 0 && step_ < total_steps_) save();
         after_step(metrics);
@@ -320,6 +344,16 @@ bool Trainer::run(std::stop_token stop, const std::function<void(const StepMetri
   }
   if (world_.first()) finish();
   return true;
+}
+
+LoadedRow Trainer::loaded(const TrainRow& row, const ImageBounds& bounds) const {
+  LoadedRow out = load_row(*model_, row, bounds);
+  try {
+    modules_->check_example(out.example);
+  } catch (const Error& error) {
+    fail(row.file, ":", row.line, ": ", error.what());
+  }
+  return out;
 }
 
 void Trainer::report_broken(const std::string& problem) {
@@ -339,6 +373,7 @@ void Trainer::draw_overlays() {
   if (options_.overlay_every == 0 || options_.overlay_rows == 0) return;
   const at::NoGradGuard no_grad;
   const auto pruner = modules_->pruner();
+  if (!pruner) return;
   const auto shown = sample_rows(rows_.size(), static_cast<size_t>(options_.overlay_rows), options_.seed);
   fs::create_directories(run_ / "overlays");
   for (size_t i = 0; i < shown.size(); ++i) try {
@@ -360,6 +395,13 @@ void Trainer::draw_overlays() {
     } catch (const Error&) {
       // A broken row is reported where it is trained on.
     }
+}
+
+void Trainer::note_sample() {
+  const std::string sample = modules_->sample();
+  if (sample.empty()) return;
+  std::ofstream out(run_ / "samples.txt", std::ios::app);
+  out << "step " << step_ << ": " << sample << "\n";
 }
 
 void Trainer::finish() {

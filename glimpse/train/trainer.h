@@ -13,13 +13,16 @@
 
 namespace glimpse {
 
-/// Trains glimpse token and predictor, or a scout, on a frozen model (method.md section 5). The run's
-/// directory holds
+/// Trains glimpse token and predictor, or a scout, on a frozen model (method.md section 5), or an adapter of
+/// the language model (section 6). The run's directory holds
 ///   train.json         every setting, and how the run began, for --resume
 ///   metrics.jsonl      one line per log step; events.out.tfevents.* have the same for TensorBoard
 ///   checkpoints/       parameters and optimiser, written whole or not at all
 ///   overlays/          what is kept of a few fixed rows, every so many steps
-///   final/             config.json, new_modules_gp.pt and new_modules_gp.safetensors, or scout.safetensors
+///   samples.txt        answers that were drawn, and their scores, of a tuning run
+///   final/             config.json, new_modules_gp.pt and new_modules_gp.safetensors, or scout.safetensors,
+///   or a
+///                      PEFT adapter
 ///   report.html        curves and examples
 /// Given the seed, the result does not depend on loader threads, nor on being stopped and resumed; resumed by
 /// another number of processes, a step has the same rows and random numbers, summed in another order.
@@ -52,6 +55,8 @@ class Trainer {
   void write_settings();
   std::vector<size_t> batch_rows(int64_t step, int64_t batch);
   StepMetrics take_step(Loader<LoadedRow>& loader, bool stop);
+  LoadedRow loaded(const TrainRow& row, const ImageBounds& bounds) const;
+  void note_sample();
   void report_broken(const std::string& problem);
   void save();
   void draw_overlays();

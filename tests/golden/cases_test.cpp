@@ -6,6 +6,7 @@
 #include "glimpse/nn/linear.h"
 #include "glimpse/nn/ops.h"
 #include "glimpse/prune/reference.h"
+#include "glimpse/train/lora.h"
 #include "golden/counts.h"
 #include "golden/inputs.h"
 
@@ -55,10 +56,18 @@ class Recorder : public Pruner {
   std::shared_ptr<const Pruner> inner_;
 };
 
-std::unique_ptr<Engine> load(const GoldenCase& golden, at::ScalarType dtype) {
+// What a case's adapter, if it has one, is to the model.
+enum class AdapterIs { merged, beside };
+
+std::unique_ptr<Engine> load(const GoldenCase& golden, at::ScalarType dtype, AdapterIs adapter) {
   const auto modules_dir = golden.folder / golden.info["new_modules"].get<std::string>();
   nlohmann::json config = read_json(modules_dir / "config.json");
-  auto model = test::load_model(golden, dtype);
+  const bool adapted = golden.info.contains("adapter"), merged = adapter == AdapterIs::merged;
+  auto model = test::load_model(golden, dtype, {}, adapted && merged);
+  if (adapted && !merged) {
+    Decoder& decoder = model->mutable_decoder();
+    LoraAdapter::load(decoder, golden.folder / golden.info["adapter"].get<std::string>(), 0).attach(decoder);
+  }
   auto modules = GlimpseModules::load(modules_dir, base_shape(*model), model->decoder().options());
   // The case's overrides replace fields of the config.
   auto changed = std::make_shared<GlimpseModules>(*modules);
@@ -140,9 +149,10 @@ void compare_choice(const GoldenCase& golden, const Ids& chosen, const at::Tenso
   decisions.tokens += (~close).sum().item<int64_t>();
 }
 
-void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limit, Decisions& decisions) {
+void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limit, Decisions& decisions,
+              AdapterIs adapter = AdapterIs::merged) {
   const bool exact = dtype == at::kFloat;
-  const auto engine = load(golden, dtype);
+  const auto engine = load(golden, dtype, adapter);
   const Vlm& model = engine->model();
   const test::Inputs inputs(golden, golden.info["inputs"]);
   Sequence sequence;
@@ -261,6 +271,18 @@ void run_all(at::ScalarType dtype, const Limits& limits) {
 
 }  // namespace
 
+TEST_CASE("golden cases with an adapter, merged and beside the model") {
+  int64_t run = 0;
+  for (const GoldenCase& golden : test::cases_below(test::golden_dir(), "grpo")) {
+    if (!golden.has("generated_ids")) continue;
+    INFO(golden.name << ": " << golden.info["what"].get<std::string>());
+    Decisions decisions;
+    for (const AdapterIs adapter : {AdapterIs::merged, AdapterIs::beside})
+      run_case(golden, at::kFloat, Limits{}, decisions, adapter);
+    ++run;
+  }
+  test::check_count("cases with an adapter", run, 2);
+}
 TEST_CASE("golden cases, float32") {
   run_all(at::kFloat, Limits{});
 }

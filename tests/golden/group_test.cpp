@@ -59,10 +59,10 @@ struct Setup {
   std::unique_ptr<Vlm> model;
   LoraAdapter adapter;
 
-  explicit Setup(const GoldenCase& golden)
+  explicit Setup(const GoldenCase& golden, double dropout = 0)
       : model(test::load_model(golden, at::kFloat)),
         adapter(LoraAdapter::load(model->mutable_decoder(),
-                                  golden.folder / golden.info["adapter"].get<std::string>(), 0)) {
+                                  golden.folder / golden.info["adapter"].get<std::string>(), dropout)) {
     adapter.attach(model->mutable_decoder());
   }
   GroupLoss loss(const GoldenCase& golden, GroupOptions options = {}) {
@@ -213,6 +213,40 @@ TEST_CASE("golden curve over groups") {
       CHECK(std::abs(accumulate(setup, groups) - scalar(curve[i][3 * count])) < kCurve);
       CHECK(optimiser.step(step.info["curve_lr"]) ==
             doctest::Approx(scalar(curve[i][3 * count + 1])).epsilon(1e-3));
+    }
+  }
+}
+
+// By finite differences along the gradient, with dropout, whose numbers a recomputed layer draws again: the
+// reward's value stays as it is, so that what has its gradient stands in for it.
+TEST_CASE("gradients of groups, with dropout and as they were sampled") {
+  for (const GoldenCase& golden : group_cases()) {
+    if (golden.name != "g0") continue;
+    for (const LogProb logprob : {LogProb::published, LogProb::sampled}) {
+      Setup setup(golden, 0.2);
+      GroupOptions options;
+      options.logprob = logprob;
+      const auto loss = [&] {
+        at::manual_seed(7);
+        return setup.loss(golden, options);
+      };
+      loss().total.backward();
+      const auto leaves = setup.adapter.parameters();
+      double squares = 0;
+      for (const auto& [name, leaf] : leaves)
+        squares += leaf.grad().defined() ? scalar(leaf.grad().square().sum()) : 0;
+      const double norm = std::sqrt(squares), step = 2e-2;
+      const auto value_at = [&](double offset) {
+        const at::NoGradGuard no_grad;
+        for (const auto& [name, leaf] : leaves)
+          if (leaf.grad().defined()) leaf.data().add_(leaf.grad(), offset / norm);
+        const at::AutoGradMode with_gradients(true);  // else there is no dropout
+        const GroupLoss there = loss();
+        for (const auto& [name, leaf] : leaves)
+          if (leaf.grad().defined()) leaf.data().sub_(leaf.grad(), offset / norm);
+        return scalar(there.kd) + surrogate(there);
+      };
+      CHECK((value_at(step) - value_at(-step)) / (2 * step) == doctest::Approx(norm).epsilon(0.02));
     }
   }
 }

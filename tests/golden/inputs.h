@@ -38,10 +38,12 @@ struct Inputs {
   }
 };
 
-/// The case's base model, with the config that its pruning modules replace fields of.
+/// The case's base model, with the config that its pruning modules replace fields of; `merged`: with the
+/// case's adapter in it.
 inline std::unique_ptr<Vlm> load_model(const GoldenCase& golden, at::ScalarType dtype,
-                                       const std::filesystem::path& clip = {}) {
+                                       const std::filesystem::path& clip = {}, bool merged = false) {
   LoadOptions options;
+  if (merged) options.adapters = {golden.folder / golden.info["adapter"].get<std::string>()};
   options.clip = clip;
   options.dtype = dtype;
   options.device = test_device();

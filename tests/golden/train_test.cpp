@@ -32,8 +32,8 @@ struct Setup {
   TrainableModules modules;
   std::vector<Example> examples;
 
-  explicit Setup(const GoldenCase& golden)
-      : model(test::load_model(golden, at::kFloat)),
+  explicit Setup(const GoldenCase& golden, std::unique_ptr<Vlm> own = nullptr)
+      : model(own ? std::move(own) : test::load_model(golden, at::kFloat)),
         modules(TrainableModules::load(golden.folder / golden.info["new_modules"].get<std::string>(),
                                        base_shape(*model), test::test_device())) {
     for (size_t i = 0; i < golden.info["samples"].size(); ++i) examples.push_back(example(golden, *model, i));
@@ -134,6 +134,26 @@ void each_training_case(Run run) {
 }
 
 }  // namespace
+
+// Stage 2 of GlimpsePrune+: the same step on a base that an adapter was merged into.
+TEST_CASE("golden training case on a merged base") {
+  int count = 0;
+  for (const GoldenCase& merged : test::cases_below(test::golden_dir(), "grpo")) {
+    if (!merged.info.contains("case")) continue;
+    const GoldenCase step(merged.folder / (merged.info["case"].get<std::string>() + ".json"));
+    const Setup setup(step, test::load_model(merged, at::kFloat, {}, /*merged=*/true));
+    const ExampleLoss loss = setup.losses(std::span(setup.examples).first(1))[0];
+    compare_loss(loss, merged);
+    loss.total.backward();
+    for (const auto& [name, parameter] : setup.modules.parameters())
+      if (merged.has("grad/" + name)) {
+        INFO(name);
+        CHECK(relative(parameter.grad(), merged["grad/" + name]) < kGradient);
+      }
+    ++count;
+  }
+  test::check_count("merged training cases", count, 1);
+}
 
 TEST_CASE("golden training cases: losses, gradients, one step") {
   each_training_case(run_case);

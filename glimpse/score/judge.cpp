@@ -1,4 +1,4 @@
-#include "glimpse/eval/judge.h"
+#include "glimpse/score/judge.h"
 
 #include <atomic>
 #include <chrono>
@@ -8,8 +8,8 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
-#include "glimpse/eval/http.h"
-#include "glimpse/eval/scores.h"
+#include "glimpse/score/http.h"
+#include "glimpse/score/scores.h"
 
 namespace glimpse {
 

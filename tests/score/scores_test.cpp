@@ -1,5 +1,5 @@
 // Scores of answers: the reference's own results, the places where ours are better, and hostile text.
-#include "glimpse/eval/scores.h"
+#include "glimpse/score/scores.h"
 
 #include <map>
 

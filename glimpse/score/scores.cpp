@@ -1,4 +1,4 @@
-#include "glimpse/eval/scores.h"
+#include "glimpse/score/scores.h"
 
 #include <utf8proc.h>
 

@@ -1,4 +1,4 @@
-#include "glimpse/eval/http.h"
+#include "glimpse/score/http.h"
 
 #include <curl/curl.h>
 

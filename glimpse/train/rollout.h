@@ -1,0 +1,23 @@
+#pragma once
+
+#include "glimpse/train/group.h"
+
+namespace glimpse {
+
+/// How completions are drawn (method.md section 6).
+struct RolloutOptions {
+  int64_t completions = 4;       ///< of each prompt
+  int64_t max_new_tokens = 128;  ///< after the first
+  int64_t top_k = 50;            ///< from the second token on; 0: all
+
+  Fields fields();
+};
+
+/// Draws completions at temperature 1 for several prompts together: each prompt runs once, pruned behind the
+/// cut, and its cache is forked. They end with an end token (which does not end them as the first) or at
+/// their longest. `seeds`: of each group; the same seed gives the same completions, whatever others are drawn
+/// beside it but for rounding. The model is used as it is, its adapter without dropout.
+void roll_out(const Vlm& model, std::span<Group> groups, std::span<const int64_t> seeds,
+              const GroupLimits& limits, const RolloutOptions& options);
+
+}  // namespace glimpse
