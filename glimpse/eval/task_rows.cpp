@@ -3,10 +3,10 @@
 #include <set>
 
 #include "glimpse/base/json_file.h"
-#include "glimpse/score/scores.h"
 #include "glimpse/eval/task.h"
 #include "glimpse/io/rows.h"
 #include "glimpse/io/run_identity.h"
+#include "glimpse/score/scores.h"
 
 namespace glimpse {
 
