@@ -57,8 +57,10 @@ void check_kept(const fs::path& out, const TrainOptions& options) {
   std::error_code ignored;
   const std::string whole = (fs::weakly_canonical(out, ignored) / "").string();
   std::vector<std::string> inputs = options.data;
-  for (const std::string& dir : {options.model, options.new_modules, options.image_root})
+  for (const std::string& dir :
+       {options.model, options.new_modules, options.image_root, options.teacher, options.cache_dir})
     inputs.push_back(dir);
+  if (options.tune) inputs.push_back(options.tune->adapter);
   for (const std::string& input : inputs)
     check(input.empty() || !(fs::weakly_canonical(input, ignored) / "").string().starts_with(whole), "--out ",
           out.string(), " is or holds ", input, ", which is read; --overwrite would remove it");

@@ -7,9 +7,12 @@ namespace glimpse {
 
 using nlohmann::json;
 
-std::vector<std::string> score_names() {
-  std::vector<std::string> names = answer_score_names();
-  names.emplace_back("mask_iou");
+const std::vector<std::string>& score_names() {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all = answer_score_names();
+    all.emplace_back("mask_iou");
+    return all;
+  }();
   return names;
 }
 

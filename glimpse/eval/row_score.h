@@ -12,7 +12,7 @@ namespace glimpse {
 
 /// What a task's `score` can be: answer_score_names(), and mask_iou (of the kept tokens and those in the
 /// boxes, whatever the answer).
-std::vector<std::string> score_names();
+const std::vector<std::string>& score_names();
 
 /// As a line of answers says.
 SeenImage seen_image(const nlohmann::json& line);

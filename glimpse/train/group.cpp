@@ -7,7 +7,6 @@
 #include <numeric>
 
 #include "glimpse/base/check.h"
-#include "glimpse/engine/prefill.h"
 #include "glimpse/nn/index_tensor.h"
 #include "glimpse/train/recompute.h"
 
@@ -36,6 +35,11 @@ LayerCache at_rows(const LayerCache& cache, const at::Tensor& index) {
   out.append(cache.keys().index_select(1, index).transpose(0, 1),
              cache.values().index_select(1, index).transpose(0, 1));
   return out;
+}
+
+at::Tensor run_layer(const Decoder& decoder, int64_t layer, const at::Tensor& x, const RaggedBatch& batch) {
+  return at::GradMode::is_enabled() ? recomputed_layer(decoder, layer, x, batch)
+                                    : decoder.layer(layer, x, batch);
 }
 
 }  // namespace
@@ -69,18 +73,14 @@ std::vector<double> advantages(std::span<const double> scores) {
   return out;
 }
 
-GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& group,
-                         const GroupLimits& limits, LogProb logprob, bool prune) {
+PromptPass run_prompt(const Vlm& model, const at::Tensor& rows, const Group& group, const GroupLimits& limits,
+                      LogProb logprob, bool prune) {
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();
   const int64_t layers = decoder.config().layers, whole = rows.size(0);
-  const Prompt& prompt = group.prompt;
   const at::Tensor kept = index_tensor(kept_rows(group), device),
-                   places = to_device(prompt.position_ids, device);
-  const bool published = logprob == LogProb::published, recompute = at::GradMode::is_enabled();
-  const auto run = [&](int64_t layer, const at::Tensor& x, const RaggedBatch& rows_of) {
-    return recompute ? recomputed_layer(decoder, layer, x, rows_of) : decoder.layer(layer, x, rows_of);
-  };
+                   places = to_device(group.prompt.position_ids, device);
+  const bool published = logprob == LogProb::published;
 
   // The prompt, whole up to the cut, whose last row says the first token; and as the published distribution
   // has it, without the dropped tokens.
@@ -95,7 +95,7 @@ GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& 
   batch.rope = model.rope(at::cat(all_places, 1));
   at::Tensor out = at::cat(all_rows);
   for (int64_t layer = 0; layer < layers; ++layer) {
-    out = run(layer, out, batch);
+    out = run_layer(decoder, layer, out, batch);
     if (published) first_cache.layers[layer] = LayerCache();  // nobody reads it any more
     if (!prune || layer != limits.cut_layer) continue;
     out = at_rows(out, kept, whole);
@@ -105,12 +105,19 @@ GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& 
       for (int64_t l = 0; l <= layer; ++l) first_cache.layers[l] = at_rows(first_cache.layers[l], kept);
   }
   const int64_t last = prune ? kept.size(0) : whole;
-  GroupLogits logits{decoder.logits(out.narrow(0, last - 1, 1))[0],
-                     std::vector<at::Tensor>(group.completions.size())};
+  return {decoder.logits(out.narrow(0, last - 1, 1))[0], published ? kept_cache : first_cache};
+}
+
+GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& group,
+                         const GroupLimits& limits, LogProb logprob, bool prune) {
+  const Decoder& decoder = model.decoder();
+  const at::Device device = decoder.options().device();
+  const Prompt& prompt = group.prompt;
+  const PromptPass pass = run_prompt(model, rows, group, limits, logprob, prune);
+  GroupLogits logits{pass.first, std::vector<at::Tensor>(group.completions.size())};
 
   // The completions behind it, each up to the token before its last one.
-  const KvCache& before = published ? kept_cache : first_cache;
-  std::vector<KvCache> caches(group.completions.size(), before);
+  std::vector<KvCache> caches(group.completions.size(), pass.cache);
   RaggedBatch tails;
   std::vector<int64_t> ids, next;
   std::vector<size_t> asked;
@@ -125,9 +132,11 @@ GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& 
     }
   }
   if (asked.empty()) return logits;
-  tails.rope = model.rope(index_tensor(next, device).unsqueeze(0).expand({places.size(0), -1}).contiguous());
+  const int64_t components = prompt.position_ids.size(0);
+  tails.rope = model.rope(index_tensor(next, device).unsqueeze(0).expand({components, -1}).contiguous());
   at::Tensor tail = decoder.embed(index_tensor(ids, device));
-  for (int64_t layer = 0; layer < layers; ++layer) tail = run(layer, tail, tails);
+  for (int64_t layer = 0; layer < decoder.config().layers; ++layer)
+    tail = run_layer(decoder, layer, tail, tails);
   const at::Tensor behind = decoder.logits(tail);
   int64_t row = 0;
   for (size_t i = 0; i < asked.size(); ++i) {
@@ -151,18 +160,16 @@ std::vector<at::Tensor> completion_logps(const Vlm& model, const at::Tensor& row
   return out;
 }
 
-GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const Group& group, const GroupLimits& limits,
-                     const GroupOptions& options) {
+GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const at::Tensor& rows, const Group& group,
+                     const GroupLimits& limits, const GroupOptions& options) {
   const size_t count = group.completions.size();
   check(count > 1 && group.scores.size() == count, "training: a group has ", count, " completions and ",
         group.scores.size(), " scores; expected the same number, two or more");
   for (const auto& ids : group.completions) check(!ids.empty(), "training: a completion is empty");
 
   std::vector<at::Tensor> base;
-  at::Tensor rows;
   {
     const at::NoGradGuard no_grad;
-    rows = embed_prompt(model, group.prompt, {}).rows;
     LoraAdapter::detach(model.mutable_decoder());
     base = completion_logps(model, rows, group, limits, options.logprob, /*prune=*/false);
     adapter.attach(model.mutable_decoder());

@@ -41,14 +41,23 @@ int64_t counting_tokens(const Group& group, size_t completion, const GroupLimits
 /// all are equal.
 std::vector<double> advantages(std::span<const double> scores);
 
-/// What a model as it is (its adapter on or off) thinks of a group, in float32.
+/// A prompt that went through a model as it is, its adapter on or off.
+struct PromptPass {
+  at::Tensor first;  ///< [V] float32: logits of the first token
+  KvCache cache;     ///< what completions go on from
+};
+/// `rows`: the prompt's embedded rows. With `prune` the first token is seen by a prompt whose dropped tokens
+/// leave after the cut; else all of it stays. Gradients are recorded where they are on; each layer then runs
+/// again for them.
+PromptPass run_prompt(const Vlm& model, const at::Tensor& rows, const Group& group, const GroupLimits& limits,
+                      LogProb logprob, bool prune);
+
+/// What such a model thinks of a group, in float32.
 struct GroupLogits {
   at::Tensor first;                ///< [V]: of the first token
   std::vector<at::Tensor> behind;  ///< of each completion [counting tokens - 1, V]: of the tokens after it
 };
-/// `rows`: the prompt's embedded rows. With `prune` the first token is seen by a prompt whose dropped tokens
-/// leave after the cut; else all of it stays. The prompt runs once for all completions. Gradients are
-/// recorded where they are on.
+/// As run_prompt(), which runs once for all completions.
 GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& group,
                          const GroupLimits& limits, LogProb logprob, bool prune);
 
@@ -64,7 +73,7 @@ struct GroupLoss {
 };
 /// The adapter must be attached to the model's decoder; it is taken off and put on again for the base model's
 /// probabilities.
-GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const Group& group, const GroupLimits& limits,
-                     const GroupOptions& options);
+GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const at::Tensor& rows, const Group& group,
+                     const GroupLimits& limits, const GroupOptions& options);
 
 }  // namespace glimpse

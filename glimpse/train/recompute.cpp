@@ -21,8 +21,9 @@ LayerCache cache_of(const at::Tensor& keys, const at::Tensor& values) {
   return cache;
 }
 
+// Of the generator that dropout on the device uses.
 at::Tensor generator_state(at::Device device, const at::Tensor& set = {}) {
-  at::Generator generator = at::globalContext().defaultGenerator(device);
+  at::Generator generator = at::globalContext().defaultGenerator(device.is_cuda() ? device : at::kCPU);
   const std::lock_guard lock(generator.mutex());
   at::Tensor before = generator.get_state();
   if (set.defined()) generator.set_state(set);

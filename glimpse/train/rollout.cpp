@@ -4,31 +4,12 @@
 
 #include <algorithm>
 
-#include "glimpse/engine/prefill.h"
 #include "glimpse/engine/sampling.h"
+#include "glimpse/engine/sequence.h"
 
 namespace glimpse {
 
 namespace {
-
-// Keeps what is given.
-class GivenPruner : public Pruner {
- public:
-  GivenPruner(const std::vector<int64_t>& kept, int64_t layer) : kept_(kept), layer_(layer) {}
-  std::string name() const override { return "given"; }
-  nlohmann::json settings() const override { return nullptr; }
-  std::vector<Cut> cuts() const override { return {{Cut::Place::after, layer_}}; }
-  Taps taps() const override { return {}; }
-  Selection select(const View&, const Cut&, const Budget&) const override {
-    Selection out;
-    out.keep = kept_;
-    return out;
-  }
-
- private:
-  const std::vector<int64_t>& kept_;
-  const int64_t layer_;
-};
 
 // A completion that is being drawn.
 struct Completion {
@@ -52,30 +33,26 @@ Fields RolloutOptions::fields() {
   return fields;
 }
 
-void roll_out(const Vlm& model, std::span<Group> groups, std::span<const int64_t> seeds,
-              const GroupLimits& limits, const RolloutOptions& options) {
+void roll_out(const Vlm& model, std::span<Group> groups, std::span<const at::Tensor> rows,
+              std::span<const int64_t> seeds, const GroupLimits& limits, const RolloutOptions& options) {
   const at::NoGradGuard no_grad;
-  std::vector<Sequence> prompts(groups.size());
-  std::vector<Sequence*> together;
-  for (size_t i = 0; i < groups.size(); ++i) {
-    prompts[i].prompt = groups[i].prompt;
-    prompts[i].pruners = {std::make_shared<GivenPruner>(groups[i].kept, limits.cut_layer)};
-    together.push_back(&prompts[i]);
-  }
-  const at::Tensor logits = prefill(model, together);
-
   std::vector<Completion> completions;
   for (size_t i = 0; i < groups.size(); ++i) {
-    groups[i].completions.assign(static_cast<size_t>(options.completions), {});
-    for (int64_t c = 0; c < options.completions; ++c) {
+    Group& group = groups[i];
+    const PromptPass pass = run_prompt(model, rows[i], group, limits, LogProb::sampled, /*prune=*/true);
+    Sequence sequence;
+    sequence.prompt.position_ids = group.prompt.position_ids;
+    sequence.next_position = group.prompt.next_position;
+    sequence.cache = pass.cache;
+    group.completions.assign(static_cast<size_t>(options.completions), {});
+    for (size_t c = 0; c < group.completions.size(); ++c) {
       SamplingOptions sampling;
       sampling.temperature = 1;
-      sampling.seed = seeds[i] + c;
+      sampling.seed = seeds[i] + static_cast<int64_t>(c);
       const Sampler first(sampling);
       sampling.top_k = options.top_k;
-      completions.push_back(
-          {prompts[i], groups[i].completions[static_cast<size_t>(c)], first, Sampler(sampling)});
-      completions.back().draw(logits[static_cast<int64_t>(i)]);
+      completions.push_back({sequence, group.completions[c], first, Sampler(sampling)});
+      completions.back().draw(pass.first);
     }
   }
   std::vector<Completion*> live;

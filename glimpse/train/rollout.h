@@ -15,9 +15,10 @@ struct RolloutOptions {
 
 /// Draws completions at temperature 1 for several prompts together: each prompt runs once, pruned behind the
 /// cut, and its cache is forked. They end with an end token (which does not end them as the first) or at
-/// their longest. `seeds`: of each group; the same seed gives the same completions, whatever others are drawn
-/// beside it but for rounding. The model is used as it is, its adapter without dropout.
-void roll_out(const Vlm& model, std::span<Group> groups, std::span<const int64_t> seeds,
-              const GroupLimits& limits, const RolloutOptions& options);
+/// their longest. `rows` and `seeds`: of each group its prompt's embedded rows, and a number that gives the
+/// same completions again, whatever others are drawn beside it but for rounding. The model is used as it is,
+/// its adapter without dropout.
+void roll_out(const Vlm& model, std::span<Group> groups, std::span<const at::Tensor> rows,
+              std::span<const int64_t> seeds, const GroupLimits& limits, const RolloutOptions& options);
 
 }  // namespace glimpse

@@ -35,6 +35,12 @@ double kept_share(const Group& group) {
   return static_cast<double>(group.kept.size()) / static_cast<double>(group.prompt.visual_rows.size());
 }
 
+// Nothing in it trains.
+at::Tensor embedded(const Vlm& model, const Prompt& prompt) {
+  const at::NoGradGuard no_grad;
+  return embed_prompt(model, prompt, {}).rows;
+}
+
 }  // namespace
 
 TrainableAdapter::TrainableAdapter(Vlm& model, TuneOptions options, std::vector<int64_t> ends, uint64_t seed,
@@ -124,16 +130,18 @@ void TrainableAdapter::score(const Example& example, Group& group) {
 
 std::vector<Learned> TrainableAdapter::learn_from_scores(std::span<const Example> examples) {
   std::vector<Group> groups;
+  std::vector<at::Tensor> rows;
   std::vector<int64_t> seeds;
   for (const Example& example : examples) {
     groups.push_back(group_of(example));
+    rows.push_back(embedded(model_, example.prompt));
     seeds.push_back(example.seed);
   }
-  roll_out(model_, groups, seeds, limits_, options_.rollout);
+  roll_out(model_, groups, rows, seeds, limits_, options_.rollout);
   std::vector<Learned> out;
   for (size_t i = 0; i < groups.size(); ++i) {
     score(examples[i], groups[i]);
-    const GroupLoss loss = group_loss(model_, adapter_, groups[i], limits_, group_options_);
+    const GroupLoss loss = group_loss(model_, adapter_, rows[i], groups[i], limits_, group_options_);
     double length = 0;
     for (const auto& ids : groups[i].completions) length += static_cast<double>(ids.size());
     out.push_back(
@@ -149,11 +157,7 @@ std::vector<Learned> TrainableAdapter::learn_from_scores(std::span<const Example
 Learned TrainableAdapter::learn_from_answer(const Example& example) {
   Group group = group_of(example);
   group.completions = {example.answer};
-  at::Tensor rows;
-  {
-    const at::NoGradGuard no_grad;
-    rows = embed_prompt(model_, group.prompt, {}).rows;
-  }
+  const at::Tensor rows = embedded(model_, example.prompt);
   const at::Tensor loss =
       -completion_logps(model_, rows, group, limits_, group_options_.logprob, true)[0].mean();
   return {loss, values({loss.item<double>(), kept_share(group)}), {}};

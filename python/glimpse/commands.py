@@ -83,6 +83,16 @@ def _number(text: str) -> Any:
     return text or None
 
 
+def _training(command: str, out: str | os.PathLike | None, data: str | os.PathLike | Sequence[Any], resume: str | os.PathLike | None,
+              settings: dict[str, Any]) -> Path:
+    files = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+    arguments = _flags({"out": out, "resume": resume, **settings})
+    for file in files:
+        arguments += ["--data", os.fspath(file)]
+    _run(command, arguments)
+    return Path(out if resume is None else resume) / "final"  # type: ignore[arg-type]
+
+
 def train(out: str | os.PathLike | None = None, *, config: str | os.PathLike | None = None, data: str | os.PathLike | Sequence[Any] = (),
           resume: str | os.PathLike | None = None, overwrite: bool = False, **settings: Any) -> Path:
     """Trains glimpse token and predictor on a frozen model: what `glimpse train` does. Gives the folder of the new modules.
@@ -90,9 +100,10 @@ def train(out: str | os.PathLike | None = None, *, config: str | os.PathLike | N
     out: the run's folder; or resume: one to go on with. config: YAML of settings; settings win over it: model, image_root, epochs, lr and so
     on, the command's flags with underscores. data: JSONL files of rows. Ctrl-C stops after a checkpoint. Raises Error.
     """
-    files = [data] if isinstance(data, (str, os.PathLike)) else list(data)
-    arguments = _flags({"out": out, "config": config, "resume": resume, "overwrite": overwrite, **settings})
-    for file in files:
-        arguments += ["--data", os.fspath(file)]
-    _run("train", arguments)
-    return Path(out if resume is None else resume) / "final"  # type: ignore[arg-type]
+    return _training("train", out, data, resume, {"config": config, "overwrite": overwrite, **settings})
+
+
+def tune(out: str | os.PathLike | None = None, *, config: str | os.PathLike | None = None, data: str | os.PathLike | Sequence[Any] = (),
+         resume: str | os.PathLike | None = None, overwrite: bool = False, **settings: Any) -> Path:
+    """Fine-tunes the language model on pruned prompts: what `glimpse tune` does. Gives the folder of the adapter. Arguments as those of train()."""
+    return _training("tune", out, data, resume, {"config": config, "overwrite": overwrite, **settings})

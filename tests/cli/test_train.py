@@ -1,5 +1,6 @@
 """glimpse train on the built-in model: what it writes, that it resumes to the bit, several processes, bad settings."""
 import json
+import os
 import random
 import shutil
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from program import MODEL, TEST
 from tensor_files import read_safetensors
-from training import ROWS, TrainingTest
+from training import TrainingTest
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
 

@@ -66,7 +66,12 @@ struct Setup {
     adapter.attach(model->mutable_decoder());
   }
   GroupLoss loss(const GoldenCase& golden, GroupOptions options = {}) {
-    return group_loss(*model, adapter, group_of(golden, *model), limits_of(golden), options);
+    const Group group = group_of(golden, *model);
+    return group_loss(*model, adapter, rows_of(group), group, limits_of(golden), options);
+  }
+  at::Tensor rows_of(const Group& group) const {
+    const at::NoGradGuard no_grad;
+    return embed_prompt(*model, group.prompt, {}).rows;
   }
 };
 
@@ -98,7 +103,7 @@ void run_case(const GoldenCase& golden) {
 
   {
     const at::NoGradGuard no_grad;
-    const at::Tensor rows = embed_prompt(*setup.model, group.prompt, {}).rows;
+    const at::Tensor rows = setup.rows_of(group);
     const GroupLogits on = group_logits(*setup.model, rows, group, limits, LogProb::published, true);
     CHECK(difference(on.first, golden["first_logits"]) < kLogits);
     if (golden.has("completion0_logits"))

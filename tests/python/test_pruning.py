@@ -240,7 +240,7 @@ class Commands(unittest.TestCase):
                 glimpse.evaluate(Path(folder) / "other", no_such_flag=True)
         self.assertEqual(torch.get_num_threads(), threads)
 
-    def test_train(self):
+    def test_train_and_tune(self):
         pictures = Path(IMAGE).parents[2]
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "rows.jsonl"
@@ -252,6 +252,8 @@ class Commands(unittest.TestCase):
             self.assertEqual(engine.ask(IMAGE, QUESTION, max_new_tokens=1).pruning[0]["method"], "glimpse")
             with self.assertRaisesRegex(glimpse.Error, "holds a training run"):
                 glimpse.train(Path(folder) / "run", data=data, image_root=pictures)
+            adapter = glimpse.tune(Path(folder) / "tuned", data=data, image_root=pictures, stage="sft", accumulation=1, lora_r=2, threads=1)
+            self.assertTrue((adapter / "adapter_model.safetensors").exists())
 
 
 if __name__ == "__main__":
