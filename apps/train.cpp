@@ -174,12 +174,10 @@ std::function<int()> add_tune(CLI::App& app, Interrupt& interrupt) {
   app.footer(
       "Example:\n"
       "  glimpse tune --config configs/tune/qwen2_5_vl_7b_rl.yaml --model DIR --data rows.jsonl --image-root "
-      "DIR "
-      "--judge-url http://host/v1 --judge-model NAME --out run\n"
+      "DIR --judge-url http://host/v1 --judge-model NAME --out run\n"
       "  glimpse merge --model DIR --adapter run/final --out merged\n"
       "  glimpse train --config configs/train/qwen2_5_vl_7b.yaml --model merged --data rows.jsonl "
-      "--image-root DIR "
-      "--out modules\n"
+      "--image-root DIR --out modules\n"
       "Visual tokens outside the rows' boxes are pruned. On several processes start it with torchrun.");
   auto flags = std::make_shared<TrainFlags>();
   flags->command = "tune";

@@ -15,6 +15,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
+from gguf_tokenizer import add_tokenizer
 
 POOL = (1 << 24) + 4099  # bytes at least; no multiple of a row, so that rows differ
 MATRICES = {"bf16": (Type.BF16, Type.BF16), "int8": (Type.Q8_0, Type.Q8_0), "int4": (Type.Q4_0, Type.Q6_K)}
@@ -68,25 +69,13 @@ def vision_tensors(config):
 
 
 def add_words(writer, size):
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
     letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
     writer.add_token_list((letters + [f"<{i}>" for i in range(size)])[:size])
     writer.add_token_types([gguf.TokenType.NORMAL] * size)
     writer.add_token_merges(["! !"])
     writer.add_eos_token_id(size - 1)
-
-
-def add_tokenizer(writer, model, config):
-    tokenizer = json.loads((model / "tokenizer.json").read_text())
-    tokens = {id: (token, gguf.TokenType.NORMAL) for token, id in tokenizer["model"]["vocab"].items()}
-    tokens |= {token["id"]: (token["content"], gguf.TokenType.CONTROL) for token in tokenizer["added_tokens"]}
-    listed = [tokens[id] for id in range(config["vocab_size"])]
-    writer.add_token_list([token for token, _ in listed])
-    writer.add_token_types([kind for _, kind in listed])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]])
-    writer.add_eos_token_id(config["eos_token_id"])
-    writer.add_bos_token_id(config["bos_token_id"])
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(json.loads((model / "chat_template.json").read_text())["chat_template"])
 
 
 def text_writer(out, config, tokenizer):
@@ -99,8 +88,6 @@ def text_writer(out, config, tokenizer):
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
     if tokenizer:
         writer.add_rope_dimension_sections(config["rope_scaling"]["mrope_section"] + [0])
         add_tokenizer(writer, tokenizer, config)

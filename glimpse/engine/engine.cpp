@@ -28,13 +28,6 @@ SamplingOptions sampling_defaults(const json& config, const std::string& where) 
   return options;
 }
 
-std::vector<int64_t> end_ids(const json& config, const std::string& where) {
-  constexpr const char* key = "eos_token_id";
-  if (member(config, key).is_array()) return need<std::vector<int64_t>>(config, key, where);
-  const auto id = setting<int64_t>(config, key, -1, where);
-  return id < 0 ? std::vector<int64_t>() : std::vector{id};
-}
-
 // For the whole process: kernels must not change under an engine that is running.
 void choose_kernels(const std::string& name) {
   static std::mutex mutex;

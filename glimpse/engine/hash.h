@@ -4,8 +4,10 @@
 #include <xxhash.h>
 
 #include <cstdint>
+#include <iomanip>
 #include <optional>
 #include <random>
+#include <sstream>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -18,6 +20,13 @@ namespace glimpse {
 inline uint64_t random_word() {
   std::random_device device;
   return uint64_t{device()} << 32 | device();
+}
+
+/// 128 bits as 32 hexadecimal digits.
+inline std::string hex(uint64_t high, uint64_t low) {
+  std::ostringstream out;
+  out << std::hex << std::setfill('0') << std::setw(16) << high << std::setw(16) << low;
+  return out.str();
 }
 
 /// XXH3's state of 128 bits, fed with values. Every part goes with its size, so that parts cannot run into

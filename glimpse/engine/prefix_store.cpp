@@ -7,9 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <iomanip>
 #include <iostream>
-#include <sstream>
 
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/engine/hash.h"
@@ -23,12 +21,6 @@ namespace {
 
 constexpr size_t kMostPending = size_t{512} << 20;  // bytes that may wait to be written
 constexpr std::string_view kEnding = ".safetensors";
-
-std::string hex(uint64_t high, uint64_t low) {
-  std::ostringstream out;
-  out << std::hex << std::setfill('0') << std::setw(16) << high << std::setw(16) << low;
-  return out.str();
-}
 
 // The folder's secret, made once: whoever comes first puts a whole file in place.
 std::string secret_of(const fs::path& dir) {

@@ -41,6 +41,13 @@ bool tied_head(const json& text, const json& top) {
   return top.value("tie_word_embeddings", text.value("tie_word_embeddings", false));
 }
 
+std::vector<int64_t> end_ids(const nlohmann::json& config, const std::string& where) {
+  constexpr const char* key = "eos_token_id";
+  if (member(config, key).is_array()) return need<std::vector<int64_t>>(config, key, where);
+  const auto id = setting<int64_t>(config, key, -1, where);
+  return id < 0 ? std::vector<int64_t>() : std::vector{id};
+}
+
 bool merge_adapters(Weights& weights, const std::vector<std::filesystem::path>& adapters, bool tied) {
   // A quantised head is one of its own already.
   if (tied && !adapters.empty() && !weights.contains("lm_head.weight_scale"))

@@ -58,6 +58,9 @@ nlohmann::json rope_settings(const nlohmann::json& text, const nlohmann::json& t
 /// Whether the output head is the input embedding.
 bool tied_head(const nlohmann::json& text, const nlohmann::json& top);
 
+/// The ids that end an answer, "eos_token_id" of config.json or generation_config.json: one, several or none.
+std::vector<int64_t> end_ids(const nlohmann::json& config, const std::string& where);
+
 /// Merges PEFT adapters. Returns whether head and embedding, `tied` before, are still one; see
 /// Weights::merge_adapters.
 bool merge_adapters(Weights& weights, const std::vector<std::filesystem::path>& adapters, bool tied);

@@ -51,6 +51,12 @@ void LayerCache::grow(int64_t count) {
 
 void LayerCache::keep(const at::Tensor& index) {
   const int64_t count = index.size(0);
+  if (at::GradMode::is_enabled() && (keys_.requires_grad() || values_.requires_grad())) {
+    keys_ = keys().index_select(1, index);
+    values_ = values().index_select(1, index);
+    length_ = count;
+    return;
+  }
   const at::Tensor old_keys = keys(), old_values = values();
   at::Tensor keys = at::empty({old_keys.size(0), count + kHeadroom, old_keys.size(2)}, old_keys.options());
   at::Tensor values = at::empty_like(keys);

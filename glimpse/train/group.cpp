@@ -8,6 +8,7 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/nn/index_tensor.h"
+#include "glimpse/prune/similarity.h"
 #include "glimpse/train/recompute.h"
 
 namespace glimpse {
@@ -17,24 +18,13 @@ namespace {
 // Rows of the prompt that stay when all visual tokens but the kept ones leave.
 std::vector<int64_t> kept_rows(const Group& group) {
   const std::vector<int64_t>& visual = group.prompt.visual_rows;
-  std::vector<bool> stays(group.prompt.ids.size(), true);
-  for (const int64_t row : visual) stays[row] = false;
-  for (const int64_t token : group.kept) stays.at(visual.at(token)) = true;
-  std::vector<int64_t> rows;
-  for (size_t row = 0; row < stays.size(); ++row)
-    if (stays[row]) rows.push_back(static_cast<int64_t>(row));
-  return rows;
+  std::vector<int64_t> dropped;
+  for (const int64_t token : others(std::ssize(visual), group.kept)) dropped.push_back(visual[token]);
+  return others(std::ssize(group.prompt.ids), dropped);
 }
 
 at::Tensor at_rows(const at::Tensor& table, const at::Tensor& index, int64_t behind) {
   return at::cat({table.index_select(0, index), table.narrow(0, behind, table.size(0) - behind)});
-}
-
-LayerCache at_rows(const LayerCache& cache, const at::Tensor& index) {
-  LayerCache out;
-  out.append(cache.keys().index_select(1, index).transpose(0, 1),
-             cache.values().index_select(1, index).transpose(0, 1));
-  return out;
 }
 
 at::Tensor run_layer(const Decoder& decoder, int64_t layer, const at::Tensor& x, const RaggedBatch& batch) {
@@ -55,20 +45,26 @@ int64_t counting_tokens(const Group& group, size_t completion, const GroupLimits
   const std::vector<int64_t>& ids = group.completions[completion];
   const auto end = std::find_first_of(ids.begin(), ids.end(), limits.ends.begin(), limits.ends.end());
   const int64_t own = end == ids.end() ? std::ssize(ids) : end - ids.begin() + 1;
-  const auto dropped = std::ssize(group.prompt.visual_rows) - std::ssize(group.kept);
-  const int64_t room = limits.max_seq_length - (std::ssize(group.prompt.ids) - dropped);
-  return std::max<int64_t>(1, std::min(own, room));
+  return std::max<int64_t>(1, std::min(own, limits.max_seq_length - pruned_length(group)));
 }
 
-std::vector<double> advantages(std::span<const double> scores) {
+int64_t pruned_length(const Group& group) {
+  return std::ssize(group.prompt.ids) - std::ssize(group.prompt.visual_rows) + std::ssize(group.kept);
+}
+
+Spread spread(std::span<const double> scores) {
   const auto count = static_cast<double>(scores.size());
-  std::vector<double> out(scores.size(), 0.0);
-  // A rounding error in the mean of equal scores would be multiplied by 10,000.
-  if (std::ranges::all_of(scores, [&](double score) { return score == scores[0]; })) return out;
   const double mean = std::accumulate(scores.begin(), scores.end(), 0.0) / count;
   double squares = 0;
   for (const double score : scores) squares += (score - mean) * (score - mean);
-  const double deviation = std::sqrt(squares / (count - 1));
+  return {mean, std::sqrt(squares / (count - 1))};
+}
+
+std::vector<double> advantages(std::span<const double> scores) {
+  std::vector<double> out(scores.size(), 0.0);
+  // A rounding error in the mean of equal scores would be multiplied by 10,000.
+  if (std::ranges::all_of(scores, [&](double score) { return score == scores[0]; })) return out;
+  const auto [mean, deviation] = spread(scores);
   for (size_t i = 0; i < out.size(); ++i) out[i] = (scores[i] - mean) / (deviation + 1e-4);
   return out;
 }
@@ -102,7 +98,7 @@ PromptPass run_prompt(const Vlm& model, const at::Tensor& rows, const Group& gro
     batch.rope = {at_rows(batch.rope.cos, kept, whole), at_rows(batch.rope.sin, kept, whole)};
     batch.sequences[0].count = kept.size(0);
     if (!published)
-      for (int64_t l = 0; l <= layer; ++l) first_cache.layers[l] = at_rows(first_cache.layers[l], kept);
+      for (int64_t l = 0; l <= layer; ++l) first_cache.layers[l].keep(kept);
   }
   const int64_t last = prune ? kept.size(0) : whole;
   return {decoder.logits(out.narrow(0, last - 1, 1))[0], published ? kept_cache : first_cache};

@@ -37,8 +37,15 @@ struct GroupLimits {
 /// the pruned prompt, and at least one.
 int64_t counting_tokens(const Group& group, size_t completion, const GroupLimits& limits);
 
-/// (score - mean) / (standard deviation + 1e-4), divided by one less than their number; exactly zero where
-/// all are equal.
+/// Rows of its prompt without the dropped tokens.
+int64_t pruned_length(const Group& group);
+
+/// Of two scores or more; the standard deviation divided by one less than their number.
+struct Spread {
+  double mean, deviation;
+};
+Spread spread(std::span<const double> scores);
+/// (score - mean) / (deviation + 1e-4); exactly zero where all are equal.
 std::vector<double> advantages(std::span<const double> scores);
 
 /// A prompt that went through a model as it is, its adapter on or off.

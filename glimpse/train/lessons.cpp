@@ -2,13 +2,10 @@
 
 #include <ATen/core/grad_mode.h>
 
-#include <iomanip>
-#include <sstream>
-
 #include "glimpse/engine/hash.h"
 #include "glimpse/engine/prefill.h"
 #include "glimpse/io/safetensors.h"
-#include "glimpse/nn/device.h"
+#include "glimpse/nn/index_tensor.h"
 #include "glimpse/prune/shares.h"
 
 namespace glimpse {
@@ -77,21 +74,16 @@ Tensors row_tensors(const Lesson& lesson) {
   return out;
 }
 
-std::vector<int64_t> numbers(const at::Tensor& tensor) {
-  const at::Tensor flat = tensor.contiguous();
-  return {flat.const_data_ptr<int64_t>(), flat.const_data_ptr<int64_t>() + flat.numel()};
-}
-
 // The other way round. Errors: a name is missing, sizes do not agree.
 Lesson lesson_from(const Tensors& pictures, const Tensors& own, size_t taps, at::Device device) {
   const at::Tensor words = to_device(own.at("words"), device),
                    visual = to_device(pictures.at("visual"), device);
-  const std::vector<int64_t> row = numbers(pictures.at("row")), col = numbers(pictures.at("col")),
-                             picture = numbers(pictures.at("picture"));
+  const std::vector<int64_t> row = list_of(pictures.at("row")), col = list_of(pictures.at("col")),
+                             picture = list_of(pictures.at("picture"));
   check(std::ssize(picture) == visual.size(0) && col.size() == picture.size() && row.size() == picture.size(),
         "sizes do not agree");
   Lesson lesson;
-  lesson.windows = numbers(pictures.at("windows"));
+  lesson.windows = list_of(pictures.at("windows"));
   for (size_t first = 0, end = 0; first < picture.size(); first = end) {
     while (end < picture.size() && picture[end] == picture[first]) ++end;
     const auto from = static_cast<std::ptrdiff_t>(first), to = static_cast<std::ptrdiff_t>(end);
@@ -110,10 +102,7 @@ Lesson lesson_from(const Tensors& pictures, const Tensors& own, size_t taps, at:
 
 std::string file_name(const char* kind, const Hash& hash) {
   const XXH128_hash_t sum = hash.sum();
-  std::ostringstream out;
-  out << std::hex << std::setfill('0') << kind << "-" << std::setw(16) << sum.high64 << std::setw(16)
-      << sum.low64 << ".safetensors";
-  return out.str();
+  return concat(kind, "-", hex(sum.high64, sum.low64), ".safetensors");
 }
 
 }  // namespace

@@ -52,7 +52,6 @@ TrainableScout::TrainableScout(const Vlm& model, ScoutConfig config, LessonOptio
                                const Weights& weights)
     : model_(model),
       config_(std::move(config)),
-      taught_(lessons.teacher != nullptr),
       lessons_(std::make_unique<Lessons>(model, config_.visual_layers, std::move(lessons))) {
   const BaseShape base = base_shape(model);
   const at::Device device = model.decoder().options().device();
@@ -124,7 +123,8 @@ std::vector<Learned> TrainableScout::learn(std::span<const Example> examples, co
       if (config_.in_encoder())
         loss.loc = loss.loc + 0.3 * window_loss(loss.vip_logits, boxes, lessons[i].windows);
     }
-    if (taught_) loss.le = bce_loss(loss.vip_logits, lessons[i].taught.to(loss.vip_logits.device()));
+    if (lessons[i].taught.defined())
+      loss.le = bce_loss(loss.vip_logits, lessons[i].taught.to(loss.vip_logits.device()));
     if (config_.in_encoder()) loss.le = loss.le + guess_loss(at::cat(guesses), at::cat(tokens));
     loss.loc = loss.loc.sum();
     loss.le = loss.le.sum();

@@ -33,7 +33,6 @@ class TrainableScout : public Trainable {
 
   const Vlm& model_;
   ScoutConfig config_;
-  bool taught_;  // by a teacher
   std::unique_ptr<Lessons> lessons_;
   std::map<std::string, at::Tensor> parameters_;
 };

@@ -1,11 +1,10 @@
 #include "glimpse/train/trainable.h"
 
-#include <algorithm>
-
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/engine.h"
 #include "glimpse/io/model_dir.h"
 #include "glimpse/io/run_identity.h"
+#include "glimpse/models/config.h"
 #include "glimpse/train/modules.h"
 #include "glimpse/train/scout.h"
 #include "glimpse/train/tune.h"
@@ -43,14 +42,12 @@ class TrainableGlimpse : public Trainable {
   TrainableModules modules_;
 };
 
-// Ids that end an answer.
-std::vector<int64_t> end_ids(const fs::path& base) {
+// Ids that end an answer, as Engine::load takes them from a model's folder.
+std::vector<int64_t> answer_ends(const fs::path& base) {
   for (const char* file : {"generation_config.json", "config.json"}) {
     if (!fs::exists(base / file)) continue;
-    const nlohmann::json ids = member(read_json(base / file), "eos_token_id");
-    if (ids.is_number_integer()) return {ids.get<int64_t>()};
-    if (ids.is_array() && std::ranges::all_of(ids, [](const auto& id) { return id.is_number_integer(); }))
-      return ids;
+    const nlohmann::json settings = read_json(base / file);
+    if (settings.contains("eos_token_id")) return end_ids(settings, (base / file).string());
   }
   fail(base.string(), ": neither generation_config.json nor config.json names an eos_token_id");
 }
@@ -90,7 +87,7 @@ Learned learned(const ExampleLoss& loss) {
 std::unique_ptr<Trainable> make_trainable(const TrainOptions& options, Vlm& model, const fs::path& base,
                                           const fs::path& notes) {
   if (options.tune) {
-    return std::make_unique<TrainableAdapter>(model, *options.tune, end_ids(base), options.seed,
+    return std::make_unique<TrainableAdapter>(model, *options.tune, answer_ends(base), options.seed,
                                               fs::path(notes).concat("judged.jsonl"), options.model);
   }
   const BaseShape shape = base_shape(model);

@@ -3,9 +3,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
-#include <numeric>
 
 #include "glimpse/engine/prefill.h"
 #include "glimpse/io/model_dir.h"
@@ -18,17 +16,6 @@ namespace {
 
 at::Tensor values(std::initializer_list<double> numbers) {
   return at::tensor(std::vector<double>(numbers), at::kDouble).to(at::kFloat);
-}
-
-double mean(const std::vector<double>& numbers) {
-  return std::accumulate(numbers.begin(), numbers.end(), 0.0) / static_cast<double>(numbers.size());
-}
-
-double deviation(const std::vector<double>& numbers) {
-  const double middle = mean(numbers);
-  double squares = 0;
-  for (const double number : numbers) squares += (number - middle) * (number - middle);
-  return std::sqrt(squares / static_cast<double>(numbers.size() - 1));
 }
 
 double kept_share(const Group& group) {
@@ -76,13 +63,13 @@ std::vector<std::string> TrainableAdapter::value_names() const {
 void TrainableAdapter::check_example(const Example& example) const {
   const Group group = group_of(example);
   const auto length = std::ssize(group.prompt.ids);
-  const int64_t left = length - std::ssize(group.prompt.visual_rows) + std::ssize(group.kept);
+  const int64_t left = pruned_length(group);
   check(length <= options_.max_prompt, "its prompt has ", length, " tokens, more than max_prompt ",
         options_.max_prompt);
   check(left <= options_.max_pruned_prompt, "its pruned prompt has ", left,
         " tokens, more than max_pruned_prompt ", options_.max_pruned_prompt);
   if (options_.stage == "sft") return;
-  for (const std::string& name : example.row->scores.empty() ? options_.scores : example.row->scores) {
+  for (const std::string& name : scores_of(*example.row)) {
     const auto& known = answer_score_names();
     check(std::ranges::count(known, name) > 0, "its score '", name, "' is unknown");
     check(!needs_judge(name) || judge_, "its score ", name,
@@ -104,7 +91,6 @@ Group TrainableAdapter::group_of(const Example& example) const {
 void TrainableAdapter::score(const Example& example, Group& group) {
   const TrainRow& row = *example.row;
   const RightAnswer right{{row.answer}, row.boxes};
-  const auto& names = row.scores.empty() ? options_.scores : row.scores;
   group.scores.assign(group.completions.size(), 0.0);
   std::vector<JudgeQuestion> questions;
   std::vector<size_t> asked;
@@ -112,7 +98,7 @@ void TrainableAdapter::score(const Example& example, Group& group) {
   std::vector<std::string> texts;
   for (size_t i = 0; i < group.completions.size(); ++i) {
     texts.push_back(model_.tokenizer().decode(group.completions[i]));
-    for (const std::string& name : names) {
+    for (const std::string& name : scores_of(row)) {
       if (const auto known = answer_score(name, right, texts[i], example.seen)) {
         group.scores[i] += *known;
       } else {
@@ -142,13 +128,13 @@ std::vector<Learned> TrainableAdapter::learn_from_scores(std::span<const Example
   for (size_t i = 0; i < groups.size(); ++i) {
     score(examples[i], groups[i]);
     const GroupLoss loss = group_loss(model_, adapter_, rows[i], groups[i], limits_, group_options_);
+    const Spread scores = spread(groups[i].scores);
     double length = 0;
     for (const auto& ids : groups[i].completions) length += static_cast<double>(ids.size());
     out.push_back(
         {loss.total,
-         values({loss.kd.item<double>(), loss.reward.item<double>(), mean(groups[i].scores),
-                 deviation(groups[i].scores), length / static_cast<double>(groups[i].completions.size()),
-                 kept_share(groups[i])}),
+         values({loss.kd.item<double>(), loss.reward.item<double>(), scores.mean, scores.deviation,
+                 length / static_cast<double>(groups[i].completions.size()), kept_share(groups[i])}),
          {}});
   }
   return out;

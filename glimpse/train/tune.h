@@ -23,6 +23,9 @@ class TrainableAdapter : public Trainable {
   void check_example(const Example& example) const override;
 
  private:
+  const std::vector<std::string>& scores_of(const TrainRow& row) const {
+    return row.scores.empty() ? options_.scores : row.scores;
+  }
   Group group_of(const Example& example) const;
   void score(const Example& example, Group& group);
   std::vector<Learned> learn_from_scores(std::span<const Example> examples);

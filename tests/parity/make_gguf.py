@@ -16,10 +16,14 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
-from gguf import TokenType, quants
+from gguf import quants
 from safetensors.torch import load_file, save_file
 
-MODEL = Path(__file__).resolve().parents[2] / "models/tiny/model"
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "bench"))
+from gguf_tokenizer import add_tokenizer  # noqa: E402
+
+MODEL = ROOT / "models/tiny/model"
 CONFIG = json.loads((MODEL / "config.json").read_text())
 # Of the language model's matrices and of the encoder's. "mixed" is what llama.cpp's Q4_K_M and Q5_K_M files hold.
 KINDS = {
@@ -102,23 +106,6 @@ class Writer(gguf.GGUFWriter):
         self.close()
 
 
-def add_tokenizer(writer):
-    tokenizer = json.loads((MODEL / "tokenizer.json").read_text())
-    by_id = {id: (token, TokenType.NORMAL) for token, id in tokenizer["model"]["vocab"].items()}
-    for token in tokenizer["added_tokens"]:
-        by_id[token["id"]] = (token["content"], TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED)
-    listed = [by_id.get(id, (f"[PAD{id}]", TokenType.UNUSED)) for id in range(CONFIG["vocab_size"])]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list([token for token, _ in listed])
-    writer.add_token_types([kind for _, kind in listed])
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in tokenizer["model"]["merges"]])
-    writer.add_eos_token_id(CONFIG["eos_token_id"])
-    writer.add_bos_token_id(CONFIG["bos_token_id"])
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(json.loads((MODEL / "chat_template.json").read_text())["chat_template"])
-
-
 def write_text(path, tensors, kind):
     writer = Writer(path, gguf.MODEL_ARCH.QWEN2VL, CONFIG["num_hidden_layers"], kind)
     writer.add_type(gguf.GGUFType.MODEL)
@@ -131,7 +118,7 @@ def write_text(path, tensors, kind):
     writer.add_rope_dimension_sections(CONFIG["rope_scaling"]["mrope_section"] + [0])
     writer.add_rope_freq_base(CONFIG["rope_theta"])
     writer.add_layer_norm_rms_eps(CONFIG["rms_norm_eps"])
-    add_tokenizer(writer)
+    add_tokenizer(writer, MODEL, CONFIG)
     for name, tensor in tensors.items():
         if not name.startswith("visual."):
             writer.add(name, tensor)
