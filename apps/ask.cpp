@@ -124,6 +124,7 @@ int run(AskFlags& flags, Interrupt& interrupt) {
   std::vector<Image> images;
   for (const std::string& path : flags.images)
     images.push_back(load_image(path, flags.common.bounds.decode_options()));
+  flags.common.fetching.provide(flags.common.engine, interrupt);
   const auto engine = Engine::load(flags.common.engine);
   if (!flags.boxes.empty() && flags.common.prune == "auto") flags.common.prune = "reference";
   Request request = flags.common.request(*engine);

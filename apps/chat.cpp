@@ -53,7 +53,8 @@ bool ask(Session& session, const std::string& question, int64_t max_new_tokens, 
   return answer.finish_reason != "cancelled";
 }
 
-int run(const ChatFlags& flags, Interrupt& interrupt) {
+int run(ChatFlags& flags, Interrupt& interrupt) {
+  flags.common.fetching.provide(flags.common.engine, interrupt);
   const auto engine = Engine::load(flags.common.engine);
   Session session(*engine, flags.common.request(*engine));
   for (const std::string& path : flags.images) add_image(session, path, flags.common.bounds);

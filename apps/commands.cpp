@@ -33,9 +33,13 @@ Commands::Commands(Interrupt& interrupt) {
   command("eval", "Compare pruning methods on tasks: scores, masks, times, a report",
           [&](CLI::App& sub) { return add_eval(sub, interrupt); });
   command("inspect", "Show what is in a model and its pruning modules",
-          [&](CLI::App& sub) { return add_inspect(sub); });
+          [&](CLI::App& sub) { return add_inspect(sub, interrupt); });
   command("methods", "List the pruning methods with their settings",
-          [&](CLI::App& sub) { return add_methods(sub); });
+          [&](CLI::App& sub) { return add_methods(sub, interrupt); });
+  command("pull", "Fetch a model from the Hugging Face hub, with its base model, resumable",
+          [&](CLI::App& sub) { return add_pull(sub, interrupt); });
+  command("models", "List the models in the Hugging Face cache, or remove one",
+          [&](CLI::App& sub) { return add_models(sub); });
   command("merge", "Write a checkpoint with PEFT adapters merged into it",
           [&](CLI::App& sub) { return add_merge(sub, interrupt); });
   command("quantize", "Write a checkpoint with weights of 8 or 4 bits",

@@ -22,11 +22,13 @@ using nlohmann::json;
 
 struct EvalFlags {
   EngineOptions engine;
+  Fetching fetching;
   ImageBounds bounds;
   std::vector<std::string> tasks, methods, budgets = {"own"}, sets;
   std::string out, data_root, image_root, budget_from, masks_out;
   std::string judge_key = "OPENAI_API_KEY";
   JudgeOptions judge;
+  ScoreCommandOptions command;
   std::optional<int64_t> max_new_tokens;
   size_t limit = 0, gallery = 6;
   bool overwrite = false, keep_going = false, masks_only = false;
@@ -74,6 +76,8 @@ EvalPlan make_plan(const EvalFlags& flags) {
     task.rows = rows_of(flags, task.task, source, plan.counts);
     check(!needs_judge(task.task.score) || !flags.judge.url.empty(), "task ", task.task.name,
           " is scored by a judge: name a server with --judge-url and --judge-model");
+    check(!needs_command(task.task.score) || !flags.command.command.empty(), "task ", task.task.name,
+          " is scored by a program: name it with --score-command");
     plan.tasks.push_back(std::move(task));
   }
   std::vector<std::string> methods = flags.methods, budgets = flags.budgets;
@@ -152,9 +156,13 @@ int answer(const EvalFlags& flags, const EvalPlan& plan, const Engine& engine, I
 
 json evaluate(const EvalPlan& plan, const EvalFlags& flags, Interrupt& interrupt) {
   std::optional<Judge> judge;
+  std::optional<ScoreCommand> command;
   size_t open = 0;
-  if (std::any_of(plan.tasks.begin(), plan.tasks.end(),
-                  [](const EvalTask& task) { return needs_judge(task.task.score); })) {
+  const auto any = [&](bool (*needs)(const std::string&)) {
+    return std::ranges::any_of(plan.tasks, needs, [](const EvalTask& task) { return task.task.score; });
+  };
+  if (any(needs_command)) command.emplace(flags.command);
+  if (any(needs_judge)) {
     JudgeOptions options = flags.judge;
     if (const char* key = std::getenv(flags.judge_key.c_str())) options.key = key;
     judge.emplace(options, plan.out / "judged.jsonl");
@@ -166,13 +174,15 @@ json evaluate(const EvalPlan& plan, const EvalFlags& flags, Interrupt& interrupt
   const auto step = [&] {
     if (bar) bar->step("");
   };
-  const json results = make_results(plan, judge ? &*judge : nullptr, interrupt.arm(), step);
+  const json results =
+      make_results(plan, {judge ? &*judge : nullptr, command ? &*command : nullptr}, interrupt.arm(), step);
   interrupt.disarm();
   return results;
 }
 
 int run(EvalFlags flags, Interrupt& interrupt) {
   const EvalPlan plan = make_plan(flags);
+  flags.fetching.provide(flags.engine, interrupt);
   const EvalSettings settings = settings_of(flags, plan);
   check_folder(plan, settings, flags.overwrite);
   const EvalProgress before = flags.overwrite ? EvalProgress{.mine_missing = 1} : progress_of(plan, true);
@@ -297,13 +307,23 @@ std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt) {
       ->check(CLI::Range(0.1, 86400.0))
       ->capture_default_str()
       ->group(group);
+  app.add_option("--score-command", flags->command.command,
+                 "program, with its arguments, of tasks with score: command; it reads a JSON line for each "
+                 "answer and writes {\"score\": x}, x from 0 to 1")
+      ->type_name("TEXT")
+      ->group(group);
+  app.add_option("--score-timeout", flags->command.timeout_s, "seconds to wait for a line of it")
+      ->type_name("S")
+      ->check(CLI::Range(0.001, 86400.0))
+      ->capture_default_str()
+      ->group(group);
   app.add_option("-n,--max-new-tokens", flags->max_new_tokens, "longest answer, instead of the tasks' own")
       ->excludes(masks_only)
       ->type_name("N")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->group("Generation");
   add_image_flags(app, flags->bounds);
-  add_model_flags(app, flags->engine);
+  flags->fetching = add_model_flags(app, flags->engine);
   app.footer(
       "Example:\n"
       "  glimpse eval --methods none,random,glimpse,divprune --budgets 0.111,0.222 --out build/eval\n"

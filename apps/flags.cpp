@@ -69,9 +69,12 @@ void SettingFlags::apply(Fields fields) const {
   for (const auto& [name, text] : *values_) fields.set(name, text, "--" + dashed(name));
 }
 
-void add_model_flags(CLI::App& app, EngineOptions& options) {
+Fetching add_model_flags(CLI::App& app, EngineOptions& options) {
   options.threads = 0;
   SettingFlags().add(app, options.fields(), "Model");
+  Fetching fetching;
+  fetching.add(app);
+  return fetching;
 }
 
 nlohmann::json model_settings(const EngineOptions& options) {
@@ -128,7 +131,7 @@ void add_image_flags(CLI::App& app, ImageBounds& bounds) {
 }
 
 void CommonFlags::add(CLI::App& app) {
-  add_model_flags(app, engine);
+  fetching = add_model_flags(app, engine);
   app.add_option("--prune", prune,
                  "none, or methods joined by '+', with settings: divprune(keep=0.5)+glimpse(threshold=0.5); "
                  "known are " +

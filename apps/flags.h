@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "fetching.h"
 #include "glimpse/engine/engine.h"
 
 namespace glimpse::app {
@@ -33,6 +34,7 @@ class SettingFlags {
 /// The flags that ask, chat and infer share.
 struct CommonFlags {
   EngineOptions engine;
+  Fetching fetching;
   SettingFlags sampling, rule;
   SamplingOptions parsed_sampling;  ///< only to check values while parsing
   KeepRule parsed_rule;
@@ -52,8 +54,8 @@ struct CommonFlags {
   Request request(const Engine& loaded) const;
 };
 
-/// Adds the flags that name a model and how to run it.
-void add_model_flags(CLI::App& app, EngineOptions& options);
+/// Adds the flags that name a model, how to run it, and how to come by it.
+Fetching add_model_flags(CLI::App& app, EngineOptions& options);
 
 /// Adds the flags that say how images are prepared.
 void add_image_flags(CLI::App& app, ImageBounds& bounds);
@@ -97,8 +99,10 @@ std::function<int()> add_serve(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_train(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_tune(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt);
-std::function<int()> add_inspect(CLI::App& app);
-std::function<int()> add_methods(CLI::App& app);
+std::function<int()> add_inspect(CLI::App& app, Interrupt& interrupt);
+std::function<int()> add_methods(CLI::App& app, Interrupt& interrupt);
+std::function<int()> add_pull(CLI::App& app, Interrupt& interrupt);
+std::function<int()> add_models(CLI::App& app);
 std::function<int()> add_merge(CLI::App& app, Interrupt& interrupt);
 std::function<int()> add_quantize(CLI::App& app, Interrupt& interrupt);
 

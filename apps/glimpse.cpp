@@ -16,7 +16,7 @@ int main(int argc, char** argv) {
     return commands.exit(error);
   } catch (const Error& error) {
     std::cerr << "glimpse: " << error.what() << "\n";
-    return 1;
+    return error.kind() == Error::Kind::cancelled ? 130 : 1;
   } catch (const std::exception& error) {
     std::cerr << "glimpse: internal error, please report it: " << error.what() << "\n";
     return 70;

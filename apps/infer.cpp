@@ -234,7 +234,7 @@ class Answering {
   bool stopped_ = false;
 };
 
-int run(const InferFlags& flags, Interrupt& interrupt) {
+int run(InferFlags& flags, Interrupt& interrupt) {
   std::vector<Row> rows = read_rows(flags.rows, flags.image_root, flags.limit);
   for (const Row& row : rows)
     check(flags.keep_going || row.problem.empty(), flags.rows, ":", row.line, ": ", row.problem);
@@ -245,6 +245,7 @@ int run(const InferFlags& flags, Interrupt& interrupt) {
   flags.common.check_used(
       std::any_of(rows.begin(), rows.end(), [](const Row& r) { return !r.images.empty(); }));
   const KeptCounts budget = flags.budget_from.empty() ? KeptCounts() : KeptCounts(flags.budget_from);
+  flags.common.fetching.provide(flags.common.engine, interrupt);
   const auto engine = Engine::load(flags.common.engine);
   Request shared = flags.common.request(*engine);
   check(!budget.given() || takes_budget(shared.prune),

@@ -3,6 +3,9 @@
 #include <map>
 
 #include "flags.h"
+#include "glimpse/io/quantization.h"
+#include "glimpse/models/config.h"
+#include "glimpse/models/vision_shape.h"
 #include "glimpse/models/vlm.h"
 
 namespace glimpse::app {
@@ -11,6 +14,7 @@ namespace {
 
 struct InspectFlags {
   EngineOptions engine;
+  Fetching fetching;
   bool json = false;
 };
 
@@ -59,7 +63,8 @@ void print_parts(const nlohmann::json& parts) {
               << "\n";
 }
 
-int run(const InspectFlags& flags) {
+int run(InspectFlags& flags, Interrupt& interrupt) {
+  flags.fetching.provide(flags.engine, interrupt);
   // Loading checks every tensor's name and shape.
   const auto engine = Engine::load(flags.engine);
   const auto source = model_source(flags.engine);
@@ -80,6 +85,11 @@ int run(const InspectFlags& flags) {
       {"vision_encoder",
        {{"layers", engine->model().vision_depth()}, {"hidden_size", engine->model().vision_width()}}},
       {"parts", parts_of(open_weights(*source))}};
+  const nlohmann::json config = source->config();
+  const Quantization packing = Quantization::of(config, source->where("config.json"));
+  if (packing.method != Quantization::Method::none) out["quantization"] = packing.text();
+  if (const auto rope = rope_settings(text_config(config), config, ""); !rope.empty())
+    out["rope_scaling"] = rope;
   const auto tower = engine->model().text_tower();
   if (tower) out["text_tower"] = {{"layers", tower->layers}, {"hidden_size", tower->hidden_size}};
   const GlimpseModules* modules = engine->modules();
@@ -111,6 +121,10 @@ int run(const InspectFlags& flags) {
       concat(c.layers, " layers, hidden ", c.hidden_size, ", ", c.heads, " heads (", c.kv_heads,
              " key/value) of ", c.head_dim, ", MLP ", c.intermediate_size, ", vocabulary ", c.vocab_size,
              c.tied_head ? ", tied head" : "", ", context ", engine->model().max_positions()));
+  if (out.contains("rope_scaling")) row("rotary embedding", out["rope_scaling"]);
+  if (out.contains("quantization"))
+    row("quantised", concat(packing.text(),
+                            packing.is_packed() ? "; used as plain weights, or rounded by --weights" : ""));
   row("vision encoder",
       concat(engine->model().vision_depth(), " layers, hidden ", engine->model().vision_width()));
   row("text tower", tower ? concat(tower->layers, " layers, hidden ", tower->hidden_size)
@@ -133,11 +147,11 @@ int run(const InspectFlags& flags) {
 
 }  // namespace
 
-std::function<int()> add_inspect(CLI::App& app) {
+std::function<int()> add_inspect(CLI::App& app, Interrupt& interrupt) {
   auto flags = std::make_shared<InspectFlags>();
-  add_model_flags(app, flags->engine);
+  flags->fetching = add_model_flags(app, flags->engine);
   app.add_flag("--json", flags->json, "print one JSON object")->group("Output");
-  return [flags] { return run(*flags); };
+  return [flags, &interrupt] { return run(*flags, interrupt); };
 }
 
 }  // namespace glimpse::app

@@ -3,6 +3,7 @@
 #include "checkpoint_out.h"
 #include "flags.h"
 #include "glimpse/base/atomic_file.h"
+#include "glimpse/io/quantization.h"
 #include "glimpse/models/config.h"
 #include "glimpse/models/vision_shape.h"
 
@@ -13,6 +14,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct MergeFlags {
+  Fetching fetching;
   std::string model, out;
   std::vector<std::string> adapters;
   uint64_t max_shard_size = 5'000'000'000;
@@ -30,16 +32,25 @@ void untie(const fs::path& file) {
 }
 
 int run(const MergeFlags& flags, Interrupt& interrupt) {
-  const fs::path model = resolve_model_dir(flags.model);
-  std::vector<fs::path> inputs(flags.adapters.begin(), flags.adapters.end());
+  const std::string model_name = flags.fetching.with_revision(flags.model);
+  std::vector<std::string> names = flags.adapters;
+  names.push_back(model_name);
+  flags.fetching.provide(names, interrupt);
+  const fs::path model = resolve_model_dir(model_name);
+  std::vector<fs::path> inputs;
+  for (const std::string& adapter : flags.adapters) inputs.push_back(resolve_model_dir(adapter));
+  const std::vector<fs::path> adapters = inputs;
   inputs.push_back(model);
   check_model_out(flags.out, flags.overwrite, inputs);
   const std::stop_token stop = interrupt.arm();
   const std::unique_ptr<ModelSource> source = open_model_dir(model);
-  Weights weights = Weights::open(model, canonical_names(model));
   const nlohmann::json config = source->config();
+  const Quantization packing = Quantization::of(config, source->where("config.json"));
+  check(!packing.is_packed(), model.string(), " is quantised (", packing.text(),
+        "): merge into the model that it was made from, or name the adapter with --adapter when it runs");
+  Weights weights = Weights::open(model, canonical_names(model));
   const bool tied = tied_head(text_config(config), config);
-  const bool still_tied = merge_adapters(weights, {flags.adapters.begin(), flags.adapters.end()}, tied);
+  const bool still_tied = merge_adapters(weights, adapters, tied);
   std::vector<TensorOut> tensors;
   for (const std::string& name : weights.names())
     tensors.push_back(
@@ -57,8 +68,7 @@ int run(const MergeFlags& flags, Interrupt& interrupt) {
 
 std::function<int()> add_merge(CLI::App& app, Interrupt& interrupt) {
   auto flags = std::make_shared<MergeFlags>();
-  app.add_option("-m,--model", flags->model,
-                 "base model: directory, or hub id in the local Hugging Face cache")
+  app.add_option("-m,--model", flags->model, "base model: directory, or hub id")
       ->required()
       ->type_name("DIR")
       ->group("Model");
@@ -67,6 +77,7 @@ std::function<int()> add_merge(CLI::App& app, Interrupt& interrupt) {
       ->type_name("DIR")
       ->allow_extra_args(false)
       ->group("Model");
+  flags->fetching.add(app);
   app.add_option("-o,--out", flags->out, "directory of the merged checkpoint")
       ->required()
       ->type_name("DIR")

@@ -9,10 +9,12 @@ namespace {
 
 struct MethodsFlags {
   EngineOptions engine;
+  Fetching fetching;
   bool json = false;
 };
 
-int run(const MethodsFlags& flags) {
+int run(MethodsFlags& flags, Interrupt& interrupt) {
+  flags.fetching.provide(flags.engine, interrupt);
   const EngineOptions& e = flags.engine;
   // Without a model: the defaults for Qwen2.5-VL's 7B, by which most methods were published.
   PrunerContext context{.layers = 28, .modules = nullptr, .shallow_block = 7};
@@ -43,12 +45,12 @@ int run(const MethodsFlags& flags) {
 
 }  // namespace
 
-std::function<int()> add_methods(CLI::App& app) {
+std::function<int()> add_methods(CLI::App& app, Interrupt& interrupt) {
   auto flags = std::make_shared<MethodsFlags>();
-  add_model_flags(app, flags->engine);
+  flags->fetching = add_model_flags(app, flags->engine);
   app.add_flag("--json", flags->json, "print a JSON list")->group("Output");
   app.footer("Defaults are those of --model or, without one, of Qwen2.5-VL's 7B.");
-  return [flags] { return run(*flags); };
+  return [flags, &interrupt] { return run(*flags, interrupt); };
 }
 
 }  // namespace glimpse::app

@@ -12,6 +12,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct QuantizeFlags {
+  Fetching fetching;
   std::string model, mmproj, out, weights = "int8";
   int64_t group = default_group;
   uint64_t max_shard_size = 5'000'000'000;
@@ -32,7 +33,9 @@ void note_in_config(const fs::path& dir, const QuantizeFlags& flags) {
 
 int run(const QuantizeFlags& flags, Interrupt& interrupt) {
   check(flags.group == 32 || flags.group == 64, "--group: expected 32 or 64, got ", flags.group);
-  const std::unique_ptr<ModelSource> source = open_model(flags.model, flags.mmproj);
+  const std::string model_name = flags.fetching.with_revision(flags.model);
+  flags.fetching.provide({model_name}, interrupt);
+  const std::unique_ptr<ModelSource> source = open_model(model_name, flags.mmproj);
   check_model_out(flags.out, flags.overwrite, {source->path(), flags.mmproj});
   const std::stop_token stop = interrupt.arm();
   set_threads(flags.threads);
@@ -92,8 +95,7 @@ int run(const QuantizeFlags& flags, Interrupt& interrupt) {
 
 std::function<int()> add_quantize(CLI::App& app, Interrupt& interrupt) {
   auto flags = std::make_shared<QuantizeFlags>();
-  app.add_option("model", flags->model,
-                 "model: directory, hub id in the local Hugging Face cache, or .gguf file")
+  app.add_option("model", flags->model, "model: directory, hub id, or .gguf file")
       ->required()
       ->type_name("DIR");
   app.add_option("out", flags->out, "directory of the quantised checkpoint")->required()->type_name("OUT");
@@ -116,6 +118,7 @@ std::function<int()> add_quantize(CLI::App& app, Interrupt& interrupt) {
       ->type_name("N")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  flags->fetching.add(app, true, "Options");
   app.add_flag("--overwrite", flags->overwrite, "replace an earlier output");
   return [flags, &interrupt] { return run(*flags, interrupt); };
 }

@@ -11,6 +11,7 @@ namespace glimpse::app {
 namespace {
 
 struct ServeFlags {
+  Fetching fetching;
   serve::ServeOptions options;
   std::vector<std::string> presets;
   std::string key, key_file;
@@ -60,7 +61,8 @@ std::vector<std::string> keys_of(const ServeFlags& flags) {
   return keys;
 }
 
-int run(const ServeFlags& flags, Interrupt& interrupt) {
+int run(ServeFlags& flags, Interrupt& interrupt) {
+  flags.fetching.provide(flags.options.engine, interrupt);
   serve::ServeOptions options = flags.options;
   options.name = name_of(flags);
   options.presets = presets_of(flags, options.name);
@@ -85,7 +87,7 @@ std::function<int()> add_serve(CLI::App& app, Interrupt& interrupt) {
   const auto flags = std::make_shared<ServeFlags>();
   serve::ServeOptions& options = flags->options;
   options.engine.threads = 0;
-  add_model_flags(app, options.engine);
+  flags->fetching = add_model_flags(app, options.engine);
   add_cache_flag(app, options.engine);
   const auto add = [&](const char* name, auto& value, const char* help, const char* type) {
     return app.add_option(name, value, help)->type_name(type)->capture_default_str()->group("Server");

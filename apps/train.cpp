@@ -17,6 +17,7 @@ namespace fs = std::filesystem;
 
 struct TrainFlags {
   const char* command = "train";
+  Fetching fetching;
   std::string config, out, resume;
   std::vector<std::string> data;
   SettingFlags settings;
@@ -112,6 +113,9 @@ std::string note(const StepMetrics& metrics, bool tuned) {
 
 int run(const TrainFlags& flags, Interrupt& interrupt) {
   TrainOptions options = options_of(flags);
+  std::vector<std::string> names = {options.model, options.new_modules, options.teacher};
+  if (options.tune) names.push_back(options.tune->adapter);
+  flags.fetching.provide(names, interrupt);
   const std::unique_ptr<World> world = World::from_environment(parse_device(local_device(options.device)));
   const fs::path folder = run_folder(flags, options);
   Trainer trainer(options, folder, *world, !flags.resume.empty());
@@ -153,6 +157,7 @@ std::function<int()> add_flags(CLI::App& app, Interrupt& interrupt, std::shared_
   app.add_option("-o,--out", flags->out, "the run's directory")->type_name("DIR");
   app.add_option("--resume", flags->resume, "go on with the run in this directory")->type_name("DIR");
   app.add_flag("--overwrite", flags->overwrite, "start a run again that --out already holds");
+  flags->fetching.add(app, false, "Options");
   flags->settings.add(app, flags->parsed.fields(), "Settings");
   return [flags, &interrupt] { return run(*flags, interrupt); };
 }

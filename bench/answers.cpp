@@ -6,6 +6,7 @@
 #include "glimpse/base/json_file.h"
 #include "glimpse/base/timer.h"
 #include "glimpse/engine/engine.h"
+#include "glimpse/io/quantization.h"
 
 namespace glimpse::bench {
 
@@ -120,9 +121,8 @@ Row decode_row(const Question& question, const DecoderConfig& c, const Decoding&
 
 std::string Question::bits() const {
   if (weights != "auto") return weights;
-  const nlohmann::json config = model_config(*this);
-  return config.contains("quantization_config") ? concat("int", config["quantization_config"].at("bits"))
-                                                : "bf16";
+  const auto packing = Quantization::of(model_config(*this), "config.json");
+  return packing.method == Quantization::Method::glimpse ? concat("int", packing.bits) : "bf16";
 }
 
 Question::Goals Question::goals() const {

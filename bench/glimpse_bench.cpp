@@ -11,6 +11,7 @@
 #include "bench/selection.h"
 #include "bench/serving.h"
 #include "bench/training.h"
+#include "bench/tuning.h"
 #include "bench/vit_block.h"
 #include "glimpse/base/check.h"
 #include "glimpse/models/config.h"
@@ -31,12 +32,12 @@ struct Options {
   std::string prefix, json;
   bool append = false;
   int busy = 0;
-  int64_t answer = 20;
+  int64_t answer = 20, prompts = 1;
 };
 
 const std::vector<std::string> kParts = {"startup",   "cold",      "resident", "limits",      "vit",
                                          "flash",     "selection", "answers",  "first_token", "decoder",
-                                         "questions", "batch",     "sizes",    "training"};
+                                         "questions", "batch",     "sizes",    "training",    "tune"};
 
 void greet(const Question& question) {
   const GemmPath path = bf16_gemm_path();
@@ -107,6 +108,7 @@ void run(const Options& options) {
   part("batch", [&] { time_batch(question, engine(), rows); });
   part("sizes", [&] { time_sizes(question, options.sizes, engine(), rows); });
   part("training", [&] { time_training(question, options.answer, rows); });
+  part("tune", [&] { time_tuning(question, {.prompts = options.prompts, .answer = options.answer}, rows); });
 
   for (const std::string& peer : options.peers) {
     const size_t equals = peer.find('=');
@@ -143,8 +145,11 @@ int main(int argc, char** argv) {
   app.add_option("--only", options.only,
                  "parts to run; shares need limits, from this run or the one appended to")
       ->check(CLI::IsMember(kParts));
-  app.add_option("--answer", options.answer, "tokens of the answer that training learns")
-      ->check(CLI::Range(1, 65536));
+  app.add_option("--answer", options.answer,
+                 "tokens of the answer that training learns, and of those that tune draws")
+      ->check(CLI::Range(2, 65536));
+  app.add_option("--prompts", options.prompts, "prompts of a step of tune, with four answers each")
+      ->check(CLI::Range(1, 1024));
   app.add_option("--peer", options.peers,
                  "NAME=FILE: [{name, value, unit}] that somebody else's program wrote");
   app.add_option("--busy", options.busy, "other tasks that were running at the start, noted among the rows");

@@ -3,7 +3,8 @@ import json
 import sys
 from pathlib import Path
 
-SETS = {"tiny": "The test set", "withheld": "Questions with the nine words", "large": "Larger pictures (576 to 1,024 visual tokens)"}
+SETS = {"tiny": "The test set", "withheld": "Questions with the nine words", "large": "Larger pictures (576 to 1,024 visual tokens)",
+        "pairs": "Two pictures, of which one has the answer"}
 
 
 def table(results: dict) -> str:

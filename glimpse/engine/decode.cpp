@@ -54,7 +54,7 @@ at::Tensor decode_step(const Vlm& model, std::span<Sequence* const> sequences,
     LayerHooks hooks;
     hooks.before = [&](int64_t layer, at::Tensor&, RaggedBatch& all) {
       if (turn < std::ssize(turns) && turns[turn] == layer)
-        all.rope = model.rope(in[++turn].expand({components, -1}));
+        all.rope = model.rope(in[++turn].unsqueeze(1).expand({components, -1, 1}));
     };
     return decoder.logits(Forward(decoder, decoder.embed(in[0]), batch, hooks).run());
   };

@@ -48,7 +48,7 @@ Fields EngineOptions::fields() {
   Fields fields;
   fields
       .add("model", model,
-           "model directory, hub id in the local Hugging Face cache, or .gguf file (default: the built-in "
+           "model directory, hub id (org/name, or org/name@revision), or .gguf file (default: the built-in "
            "model)")
       .shown_as("DIR", 'm')
       .add("mmproj", mmproj, "the vision encoder's .gguf file, for a --model that is one")

@@ -117,6 +117,19 @@ std::vector<JudgeQuestion> open_questions(const EvalTask& task, const Answers& a
   return out;
 }
 
+// The same for a program of the user's.
+std::vector<json> answer_lines(const EvalTask& task, const Answers& answers) {
+  std::vector<json> out;
+  for (const TaskRow& row : task.rows) {
+    const json& line = answers.at(row.key());
+    if (is_problem(line)) continue;
+    const JudgeQuestion asked = judge_question(row, line.at("answer"));
+    out.push_back(answer_line(row.id, asked.question, asked.right, asked.answer));
+    out.back().update({{"dataset", row.set}, {"answers", row.answers}, {"bboxs", row.boxes}});
+  }
+  return out;
+}
+
 json cell_of(const EvalTask& task, const GridCell& cell, const Answers& answers,
              const std::set<std::string>& left_out, const std::vector<std::optional<double>>& judged) {
   std::map<std::string, Sums> sets;
@@ -163,7 +176,7 @@ size_t unjudged(const EvalPlan& plan, const Judge& judge) {
   return judge.unknown(questions);
 }
 
-json make_results(const EvalPlan& plan, Judge* judge, const std::stop_token& stop,
+json make_results(const EvalPlan& plan, const Scorers& scorers, const std::stop_token& stop,
                   const std::function<void()>& judged) {
   json results = {{"tasks", json::array()}, {"cells", json::array()}};
   for (const EvalTask& task : plan.tasks) {
@@ -173,8 +186,12 @@ json make_results(const EvalPlan& plan, Judge* judge, const std::stop_token& sto
     for (size_t i = 0; i < plan.cells.size(); ++i) {
       std::vector<std::optional<double>> scores;
       if (needs_judge(task.task.score)) {
-        invariant(judge != nullptr, "a judged task has a judge");
-        scores = judge->scores(open_questions(task, all[i]), stop, judged);
+        invariant(scorers.judge != nullptr, "a judged task has a judge");
+        scores = scorers.judge->scores(open_questions(task, all[i]), stop, judged);
+      } else if (needs_command(task.task.score)) {
+        invariant(scorers.command != nullptr, "a task that a program scores has one");
+        for (const double score : scorers.command->scores(answer_lines(task, all[i])))
+          scores.emplace_back(score);
       }
       results["cells"].push_back(cell_of(task, plan.cells[i], all[i], left_out, scores));
     }

@@ -1,9 +1,16 @@
 #pragma once
 
 #include "glimpse/eval/evaluation.h"
+#include "glimpse/score/command.h"
 #include "glimpse/score/judge.h"
 
 namespace glimpse {
+
+/// Who is asked for scores that no rule gives; null where no task needs it.
+struct Scorers {
+  Judge* judge = nullptr;
+  ScoreCommand* command = nullptr;
+};
 
 /// What all answers of a complete plan come to, as results.json holds it:
 ///   tasks  name, score, sets and number of rows
@@ -11,9 +18,9 @@ namespace glimpse {
 ///          standard error), kept share, masks against the boxes, mean times, operations, bytes of keys and
 ///          values, peak memory of an answer (null where it could not be measured), the settings of its
 ///          `pruning` methods, and how many replies of the judge held no score (`unparsed`; they count 0)
-/// Rows that any way of answering could not answer count nowhere; `left_out` says how many. `judge` may be
-/// null where no task needs one. `judged` is called after each reply of the judge.
-nlohmann::json make_results(const EvalPlan& plan, Judge* judge, const std::stop_token& stop,
+/// Rows that any way of answering could not answer count nowhere; `left_out` says how many. `judged` is
+/// called after each reply of the judge.
+nlohmann::json make_results(const EvalPlan& plan, const Scorers& scorers, const std::stop_token& stop,
                             const std::function<void()>& judged);
 
 /// How many answers the judge still has to see.

@@ -148,6 +148,8 @@ at::Tensor Weights::take(const std::string& name, at::IntArrayRef shape, at::Ten
   const at::ScalarType dtype = options.has_dtype() ? c10::typeMetaToScalarType(options.dtype()) : own;
   check(at::isFloatingType(dtype) == at::isFloatingType(own), "tensor '", name, "' in ", found.file,
         " has dtype ", own, "; expected ", dtype);
+  check(!at::isFloatingType(own) || c10::elementSize(own) > 1, "tensor '", name, "' in ", found.file,
+        " has dtype ", own, ", which means nothing without its scale");
   found.used = true;
   const at::Tensor tensor = found.value(dtype);
   return tensor.to(options.has_device() ? options.device() : tensor.device(), dtype).contiguous();

@@ -24,10 +24,17 @@ struct Dtype {
   const char* name;
   at::ScalarType type;
 };
-constexpr Dtype kDtypes[] = {{"BF16", at::kBFloat16}, {"F16", at::kHalf}, {"F32", at::kFloat},
-                             {"F64", at::kDouble},    {"I64", at::kLong}, {"I32", at::kInt},
-                             {"I16", at::kShort},     {"I8", at::kChar},  {"U8", at::kByte},
-                             {"BOOL", at::kBool}};
+constexpr Dtype kDtypes[] = {{"BF16", at::kBFloat16},
+                             {"F16", at::kHalf},
+                             {"F32", at::kFloat},
+                             {"F64", at::kDouble},
+                             {"I64", at::kLong},
+                             {"I32", at::kInt},
+                             {"I16", at::kShort},
+                             {"I8", at::kChar},
+                             {"U8", at::kByte},
+                             {"BOOL", at::kBool},
+                             {"F8_E4M3", at::kFloat8_e4m3fn}};
 
 /// One entry of the header; offsets are from the end of the header.
 struct Entry {

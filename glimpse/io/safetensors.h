@@ -14,10 +14,10 @@ struct Safetensors {
   std::map<std::string, std::string> metadata;
 };
 
-/// Memory-maps a safetensors file (BF16, F16, F32, F64, I64, I32, I16, I8, U8, BOOL). The tensors are
-/// contiguous CPU tensors that alias the mapping and keep it alive; nothing is read before it is used, and
-/// writing to a tensor changes private memory, never the file. A tensor whose offset is not a multiple of its
-/// element size is copied. Error naming file and tensor when the file is truncated, malformed or holds
+/// Memory-maps a safetensors file (BF16, F16, F32, F64, I64, I32, I16, I8, U8, BOOL, F8_E4M3). The tensors
+/// are contiguous CPU tensors that alias the mapping and keep it alive; nothing is read before it is used,
+/// and writing to a tensor changes private memory, never the file. A tensor whose offset is not a multiple of
+/// its element size is copied. Error naming file and tensor when the file is truncated, malformed or holds
 /// another dtype. The file must not be shortened in place while its tensors are in use (replacing it by
 /// renaming is fine).
 Safetensors load_safetensors(const std::filesystem::path& path);

@@ -19,22 +19,46 @@ json without_nulls(json value) {
   return value;
 }
 
+bool scales_rope(const json& rope) {
+  const auto scales = [&](const char* key) {
+    const json& kind = member(rope, key);
+    return !kind.is_null() && kind != "default" && kind != "mrope";
+  };
+  return scales("type") || scales("rope_type");
+}
+
 json rope_settings(const json& text, const json& top, const std::string& where) {
   json settings = json::object();
-  for (const char* key : {"rope_scaling", "rope_parameters"})
-    for (const json* part : {&top, &text}) {
-      const auto found = part->find(key);
-      if (found == part->end() || found->is_null()) continue;
-      check(found->is_object(), where, ": ", key, " has an unexpected value ", found->dump());
-      // Both names of the kind are in use; "mrope" means plain angles in three components.
-      for (const char* kind : {"type", "rope_type"}) {
-        const json& value = member(*found, kind);
-        check(value.is_null() || value == "default" || value == "mrope", where, ": ", key, ": ", kind, " ",
-              value.dump(), " is not supported: the rotary embedding cannot be scaled");
-      }
-      settings = *found;
+  for (const json* part : {&top, &text}) {
+    const json* other = nullptr;
+    for (const char* key : {"rope_scaling", "rope_parameters"}) {
+      const json& found = member(*part, key);
+      if (found.is_null()) continue;
+      check(found.is_object(), where, ": ", key, " has an unexpected value ", json_text(found));
+      check(!other || scales_rope(*other) == scales_rope(found), where,
+            ": rope_scaling and rope_parameters disagree; leave out one of them");
+      other = &found;
+      settings = found;
     }
+  }
   return settings;
+}
+
+void check_full_attention(const json& text, int64_t layers, int64_t context, const std::string& where) {
+  const json& kinds = member(text, "layer_types");
+  check(kinds.is_null() || kinds.is_array(), where, ": layer_types has an unexpected value ",
+        json_text(kinds));
+  bool slides = setting(text, "use_sliding_window", false, where) &&
+                setting<int64_t>(text, "max_window_layers", 0, where) < layers && kinds.is_null();
+  for (const json& kind : kinds) {
+    check(kind == "full_attention" || kind == "sliding_attention", where, ": layer_types holds ",
+          json_text(kind), ", which is not supported");
+    slides = slides || kind == "sliding_attention";
+  }
+  const auto window = setting<int64_t>(text, "sliding_window", 0, where);
+  check(!slides || window >= context, where, ": ", kinds.is_null() ? "use_sliding_window" : "layer_types",
+        ": sliding-window attention is not supported, and sliding_window (", window,
+        ") is less than the context of ", context, " tokens");
 }
 
 bool tied_head(const json& text, const json& top) {

@@ -50,10 +50,18 @@ inline constexpr const char* no_preprocessor =
 /// `value` without the members that are null, at any depth: there null means that something is not set.
 nlohmann::json without_nulls(nlohmann::json value);
 
-/// The rotary embedding's settings of the language model's part `text` of the config `top`: the member
-/// rope_parameters or, as older files call it, rope_scaling; an empty object if neither is there. Error for
-/// any kind of scaling.
+/// The rotary embedding's settings of the language model's part `text` of the config `top`, or else of `top`
+/// itself: the member rope_parameters or, as older files call it, rope_scaling; an empty object if neither is
+/// there. Error when both are there and only one of them scales.
 nlohmann::json rope_settings(const nlohmann::json& text, const nlohmann::json& top, const std::string& where);
+
+/// Whether they are of a kind that scales the embedding.
+bool scales_rope(const nlohmann::json& rope);
+
+/// Error naming the field unless every layer of the language model attends to all of `context` tokens: where
+/// use_sliding_window and max_window_layers, or layer_types, give layers a sliding window that is shorter.
+void check_full_attention(const nlohmann::json& text, int64_t layers, int64_t context,
+                          const std::string& where);
 
 /// Whether the output head is the input embedding.
 bool tied_head(const nlohmann::json& text, const nlohmann::json& top);

@@ -30,7 +30,6 @@ bool is_unused(std::string_view name) {
 struct Settings {
   json text, vision;
   std::string where;
-  double rope_theta = 0;
   int64_t state = -2;  // hidden state of the encoder that the projector takes
   ImagePlace place{kImagePlace, 0, 1};
   fs::path preprocessor_dir;
@@ -41,7 +40,6 @@ struct Settings {
       read_converted(dir, config);
     else
       read_original(dir, config);
-    rope_theta = rope_settings(text, config, where).value("rope_theta", text.value("rope_theta", 1e4));
     for (const char* key : {"attention_bias", "mlp_bias"})
       check(!text.value(key, false), where, ": ", key, " is not supported with this family");
     expect(text, "hidden_act", "silu");
@@ -53,6 +51,9 @@ struct Settings {
     text = {{"hidden_size", 4096},       {"intermediate_size", 11008},      {"num_hidden_layers", 32},
             {"num_attention_heads", 32}, {"max_position_embeddings", 2048}, {"vocab_size", 32000}};
     text.update(need<json>(config, "text_config", where));
+    const json& kind = member(text, "model_type");
+    check(kind.is_null() || kind == "llama" || kind == "llava", where, ": text_config: model_type ",
+          json_text(kind), " is not supported, only llama");
     vision = need<json>(config, "vision_config", where);
     state = config.value("vision_feature_layer", int64_t{-2});
     expect(config, "vision_feature_select_strategy", "default");
@@ -159,9 +160,9 @@ std::unique_ptr<Vlm> Llava::load(const ModelSource& source, const json& config, 
   auto model = std::make_unique<Llava>();
   model->dir_ = source.path();
   model->place_ = settings.place;
-  model->rope_theta_ = settings.rope_theta;
-  model->max_positions_ = settings.text.value("max_position_embeddings", int64_t{2048});
   DecoderConfig shape = decoder_config(settings.text, config, settings.where);
+  model->rope_ = RopeScaling(settings.text, config, {shape.head_dim, 1e4, 2048}, settings.where, load.device);
+  check_full_attention(settings.text, shape.layers, model->max_positions(), settings.where);
 
   Weights weights = open_weights(source, config);
   shape.tied_head = merge_adapters(weights, load.adapters, shape.tied_head);
@@ -267,7 +268,7 @@ Prompt Llava::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patch
     check(int64_t{image.grid.t} * image.grid.h * image.grid.w == visual_.tokens(),
           "prompt: an image has a grid of ", image.grid.h, " x ", image.grid.w, ", expected ",
           visual_.tokens(), " patches");
-  Prompt out = widen(ids, std::move(patches), place_, decoder_.config().vocab_size, max_positions_);
+  Prompt out = widen(ids, std::move(patches), place_, decoder_.config().vocab_size, max_positions());
   out.next_position = static_cast<int64_t>(out.ids.size());
   out.position_ids = at::arange(out.next_position, at::kLong).unsqueeze(0);
   return out;
@@ -333,7 +334,8 @@ at::Tensor Llava::project(const at::Tensor& embeds) const {
 }
 
 Rope Llava::rope(const at::Tensor& position_ids) const {
-  return rope_tables(position_ids[0], decoder_.config().head_dim, rope_theta_);
+  return rope_.tables(position_ids.flatten(1)[0].to(at::kFloat).unsqueeze(1) *
+                      rope_.frequencies(position_ids));
 }
 
 }  // namespace glimpse

@@ -6,6 +6,7 @@
 #include "glimpse/image/clip_image.h"
 #include "glimpse/models/clip.h"
 #include "glimpse/models/clip_text.h"
+#include "glimpse/models/rope_scaling.h"
 #include "glimpse/models/vision_shape.h"
 #include "glimpse/models/vlm.h"
 
@@ -37,7 +38,7 @@ class Llava : public Vlm {
   int64_t vision_width() const override { return visual_.hidden_size(); }
   int64_t shallow_block() const override { return 5 * visual_.depth() / 24; }  // 5 in CLIP-L's 24 (VScan)
   bool has_class_token() const override { return true; }
-  int64_t max_positions() const override { return max_positions_; }
+  int64_t max_positions() const override { return rope_.context(); }
 
   Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
                 const ImageBounds& bounds) const override;
@@ -59,8 +60,7 @@ class Llava : public Vlm {
   std::unique_ptr<ChatFormat> format_;
   std::optional<ClipImageOptions> image_options_;  // none for checkpoints without
   ImagePlace place_;
-  double rope_theta_ = 1e4;
-  int64_t max_positions_ = 0;
+  RopeScaling rope_;
   ClipVit visual_;
   Linear projector_0_, projector_2_;
   Decoder decoder_;

@@ -52,17 +52,16 @@ MropePositions mrope_positions(const std::vector<int64_t>& ids, const std::vecto
   return out;
 }
 
-Rope mrope_tables(const at::Tensor& positions, const std::vector<int64_t>& sections, int64_t head_dim,
-                  double theta) {
-  const at::Tensor frequencies = inverse_frequencies(head_dim, theta, positions.device());
+at::Tensor mrope_angles(const at::Tensor& positions, const std::vector<int64_t>& sections,
+                        const at::Tensor& frequencies) {
   std::vector<at::Tensor> parts;
   int64_t first = 0;
   for (size_t s = 0; s < sections.size(); ++s) {
-    const at::Tensor own = frequencies.narrow(0, first, sections[s]);
-    parts.push_back(at::outer(positions[static_cast<int64_t>(s) % 3].to(at::kFloat), own));
+    const at::Tensor own = frequencies.narrow(1, first, sections[s]);
+    parts.push_back(positions[static_cast<int64_t>(s) % 3].to(at::kFloat).unsqueeze(1) * own);
     first += sections[s];
   }
-  return rope_from_angles(at::cat(parts, 1));
+  return at::cat(parts, 1);
 }
 
 }  // namespace glimpse

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "glimpse/image/patches.h"
-#include "glimpse/nn/rotary.h"
 
 namespace glimpse {
 
@@ -29,8 +28,9 @@ MropePositions mrope_positions(const std::vector<int64_t>& ids, const std::vecto
                                const std::vector<Grid>& videos, const std::vector<double>& seconds_per_grid,
                                const MropeConfig& config);
 
-/// Rotary tables for positions [3, T]: pair t turns with the component whose section holds it.
-Rope mrope_tables(const at::Tensor& positions, const std::vector<int64_t>& sections, int64_t head_dim,
-                  double theta);
+/// Angles [T, pairs] of positions [3, T]: pair t turns with the component whose section holds it, by its
+/// frequency in `frequencies` [1, pairs] or [T, pairs].
+at::Tensor mrope_angles(const at::Tensor& positions, const std::vector<int64_t>& sections,
+                        const at::Tensor& frequencies);
 
 }  // namespace glimpse

@@ -55,15 +55,14 @@ std::unique_ptr<Vlm> Qwen25Vl::load(const ModelSource& source, const json& confi
   const json rope = rope_settings(text, config, where);
   check(!rope.empty(), where, ": rope_scaling is missing");
   model->mrope_section_ = need<std::vector<int64_t>>(rope, "mrope_section", where);
-  model->rope_theta_ = rope.value("rope_theta", text.value("rope_theta", 1e6));
+  model->rope_ = RopeScaling(text, config, {shape.head_dim, 1e6, 32768}, where, load.device);
   const int64_t pairs =
       std::accumulate(model->mrope_section_.begin(), model->mrope_section_.end(), int64_t{0});
   check(pairs == shape.head_dim / 2, where, ": mrope_section sums to ", pairs,
         ", expected half of the head size ", shape.head_dim);
   for (const int64_t section : model->mrope_section_)
     check(section >= 0, where, ": mrope_section holds ", section);
-  check(!text.value("use_sliding_window", false), where, ": sliding-window attention is not supported");
-  model->max_positions_ = text.value("max_position_embeddings", int64_t{32768});
+  check_full_attention(text, shape.layers, model->max_positions(), where);
   model->mrope_ = {config.value("image_token_id", int64_t{151655}),
                    config.value("video_token_id", int64_t{151656}),
                    vision.value("spatial_merge_size", int64_t{2}), vision.value("tokens_per_second", 2.0)};
@@ -126,7 +125,7 @@ Prompt Qwen25Vl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> pa
   std::vector<Grid> grids;
   for (const Patches& each : patches) grids.push_back(each.grid);
   Prompt out = widen(ids, std::move(patches), {mrope_.image_token, mrope_.image_token, mrope_.merge, true},
-                     decoder_.config().vocab_size, max_positions_);
+                     decoder_.config().vocab_size, max_positions());
   const MropePositions positions = mrope_positions(out.ids, grids, {}, {}, mrope_);
   out.position_ids = positions.ids;
   out.next_position = positions.next;
@@ -139,7 +138,7 @@ std::unique_ptr<Encoding> Qwen25Vl::encoding(const std::vector<Patches>& patches
 }
 
 Rope Qwen25Vl::rope(const at::Tensor& position_ids) const {
-  return mrope_tables(position_ids, mrope_section_, decoder_.config().head_dim, rope_theta_);
+  return rope_.tables(mrope_angles(position_ids.flatten(1), mrope_section_, rope_.frequencies(position_ids)));
 }
 
 }  // namespace glimpse

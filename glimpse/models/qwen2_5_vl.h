@@ -3,6 +3,7 @@
 #include "glimpse/image/qwen_image.h"
 #include "glimpse/models/mrope.h"
 #include "glimpse/models/qwen2_5_vit.h"
+#include "glimpse/models/rope_scaling.h"
 #include "glimpse/models/vision_shape.h"
 #include "glimpse/models/vlm.h"
 
@@ -32,7 +33,7 @@ class Qwen25Vl : public Vlm {
   int64_t vision_width() const override { return visual_.hidden_size(); }
   int64_t shallow_block() const override { return visual_.first_full_block(); }
   bool has_class_token() const override { return false; }
-  int64_t max_positions() const override { return max_positions_; }
+  int64_t max_positions() const override { return rope_.context(); }
 
  private:
   std::filesystem::path dir_;
@@ -40,8 +41,7 @@ class Qwen25Vl : public Vlm {
   std::optional<QwenImageOptions> image_options_;  // none for checkpoints without
   MropeConfig mrope_;
   std::vector<int64_t> mrope_section_;
-  double rope_theta_ = 1e6;
-  int64_t max_positions_ = 0;
+  RopeScaling rope_;
   Qwen25Vit visual_;
   Decoder decoder_;
 };

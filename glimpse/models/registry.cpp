@@ -44,6 +44,20 @@ auto of_family(const json& config, const std::string& file, Function f) {
   fail(file, ": model_type '", type, "' is not supported (known: ", known, ")");
 }
 
+// Modules come with the config that their base had; who makes it read longer texts edits the base's. So the
+// settings of the rotary embedding are those of `own` where these scale it and the modules' do not.
+void settle_rope(json& config, const json& own, const json& overrides, const std::string& file) {
+  const json base = rope_settings(own, own, file), modules = rope_settings(overrides, overrides, file);
+  const bool is_base = modules.empty() || (scales_rope(base) && !scales_rope(modules));
+  const json& from = is_base ? own : overrides;
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    config.erase(key);
+    if (from.contains(key)) config[key] = from[key];
+  }
+  constexpr const char* most = "max_position_embeddings";
+  if (is_base && scales_rope(base) && own.contains(most)) config[most] = own[most];
+}
+
 // Calls f(family, config) with the config of `source` after `overrides`.
 template <class Function>
 auto with_family(const ModelSource& source, const json& overrides, Function f) {
@@ -54,6 +68,7 @@ auto with_family(const ModelSource& source, const json& overrides, Function f) {
   config = without_nulls(std::move(config));
   // Which tensors there are is for the checkpoint to say.
   if (own.contains("tie_word_embeddings")) config["tie_word_embeddings"] = own["tie_word_embeddings"];
+  if (overrides.is_object()) settle_rope(config, own, without_nulls(overrides), file);
   try {
     return of_family(config, file, [&](const Family& family) { return f(family, config); });
   } catch (const json::exception& error) {

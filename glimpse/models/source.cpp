@@ -7,6 +7,7 @@
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/io/model_dir.h"
+#include "glimpse/io/quantization.h"
 #include "glimpse/models/config.h"
 #include "glimpse/models/gguf_tensors.h"
 
@@ -37,7 +38,9 @@ class ModelDir : public ModelSource {
       if (auto nested = nested_preprocessor()) return *nested;
     return fs::exists(dir_ / file) ? without_nulls(read_json(dir_ / file)) : json();
   }
-  Weights weights(Weights::Rename rename) const override { return Weights::open(dir_, std::move(rename)); }
+  Weights weights(Weights::Rename rename) const override {
+    return open_quantized(dir_, Quantization::of(config(), where("config.json")), std::move(rename));
+  }
   std::unique_ptr<Tokenizer> tokenizer() const override {
     for (const char* file : {"tokenizer.json", "tokenizer.model", "vocab.json"})
       if (fs::exists(dir_ / file)) return Tokenizer::load(dir_);

@@ -64,7 +64,7 @@ class Vlm {
   virtual std::optional<TextTower> text_tower() const { return std::nullopt; }
   /// Runs it. May be called from several threads. Error if there is none.
   virtual TextOutput encode_text(const std::string& text) const;
-  /// Rotary tables for position_ids [components, T].
+  /// Rotary tables for position_ids [components, T], or [components, S, T] of S sequences.
   virtual Rope rope(const at::Tensor& position_ids) const = 0;
 
   virtual const Decoder& decoder() const = 0;

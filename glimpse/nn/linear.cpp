@@ -4,6 +4,7 @@
 #include <cpuid.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "glimpse/base/check.h"
 #include "glimpse/nn/cuda_ops.h"
@@ -140,13 +141,22 @@ std::vector<at::Tensor> products(const at::Tensor& x, std::span<const Linear* co
   return out;
 }
 
+thread_local bool drops_anyway = false;
+
 at::Tensor lora_branch(const at::Tensor& x, const Lora& lora) {
   at::Tensor rows = x.to(lora.a.scalar_type());
-  if (lora.dropout > 0 && at::GradMode::is_enabled()) rows = at::dropout(rows, lora.dropout, true);
+  if (lora.dropout > 0 && (at::GradMode::is_enabled() || drops_anyway))
+    rows = at::dropout(rows, lora.dropout, true);
   return at::linear(at::linear(rows, lora.a), lora.b) * lora.scale;
 }
 
 }  // namespace
+
+DropoutGuard::DropoutGuard(bool on) : before_(std::exchange(drops_anyway, on)) {}
+
+DropoutGuard::~DropoutGuard() {
+  drops_anyway = before_;
+}
 
 void linears_into(std::span<at::Tensor> out, const at::Tensor& x, std::span<const Linear* const> layers) {
   const std::vector<at::Tensor> all = products(x.reshape({-1, x.size(-1)}), layers);

@@ -19,7 +19,19 @@ struct Lora {
   at::Tensor a;  ///< [r, in]
   at::Tensor b;  ///< [out, r]
   double scale = 1;
-  double dropout = 0;  ///< probability; nothing is dropped where no gradients are recorded
+  double dropout = 0;  ///< probability, only where gradients are recorded or under a DropoutGuard
+};
+
+/// While it lives, branches that run on this thread drop (Lora::dropout) though no gradients are recorded, as
+/// where answers are drawn in training (method.md section 6).
+class DropoutGuard {
+ public:
+  explicit DropoutGuard(bool on);
+  ~DropoutGuard();
+  DropoutGuard(const DropoutGuard&) = delete;
+
+ private:
+  const bool before_;
 };
 
 /// y = x W^T + b, plus the branch if there is one. The weight is held once, as the checkpoint stores it, so a

@@ -34,13 +34,17 @@ double iou_of(const RightAnswer& right, const std::string& answer, const SeenIma
 
 const std::vector<std::string>& answer_score_names() {
   static const std::vector<std::string> names = {
-      "llm",           "precision_match", "precision_match_or_llm", "normal_match", "vqa", "anls",
-      "single_choice", "one_box_iou",     "one_box_format",         "box_iou"};
+      "llm",           "precision_match", "precision_match_or_llm", "normal_match", "vqa",    "anls",
+      "single_choice", "one_box_iou",     "one_box_format",         "box_iou",      "command"};
   return names;
 }
 
 bool needs_judge(const std::string& score) {
   return score == "llm" || score == "precision_match_or_llm";
+}
+
+bool needs_command(const std::string& score) {
+  return score == "command";
 }
 
 std::optional<double> answer_score(const std::string& rule, const RightAnswer& right,
@@ -50,7 +54,7 @@ std::optional<double> answer_score(const std::string& rule, const RightAnswer& r
     const auto is_right = [&](const std::string& text) { return match(answer, text); };
     return std::any_of(texts.begin(), texts.end(), is_right) ? 1.0 : 0.0;
   };
-  if (rule == "llm") return {};
+  if (rule == "llm" || needs_command(rule)) return {};
   if (rule.starts_with("precision_match")) {
     const double exact = any(precision_match);
     return exact == 0 && rule != "precision_match" ? std::nullopt : std::optional(exact);

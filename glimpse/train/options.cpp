@@ -23,20 +23,26 @@ Fields TuneOptions::fields() {
            "sampled (as "
            "they were drawn)")
       .one_of({"published", "sampled"})
-      .add("cut_layer", cut_layer, "prune behind this layer (none: two thirds of them)", {0, 1e6})
+      .add("cut_layer", cut_layer,
+           "prune behind this layer (none: that of --new-modules, else two thirds of them)", {0, 1e6})
       .add("max_seq_length", max_seq_length, "tokens of a pruned prompt and its answer that count", {2, 1e9})
       .add("max_prompt", max_prompt, "leave out rows with longer prompts, in tokens", {1, 1e9})
       .add("max_pruned_prompt", max_pruned_prompt, "leave out rows whose pruned prompts are longer", {1, 1e9})
       .add("scores", scores,
            "score functions of rows without a member \"score\", which add up: llm, precision_match, "
-           "precision_match_or_llm, single_choice, one_box_iou, one_box_format, ...")
+           "precision_match_or_llm, single_choice, one_box_iou, one_box_format, command, ...")
       .add("judge_url", judge.url, "OpenAI-compatible server that scores free-form answers")
       .shown_as("URL")
       .add("judge_model", judge.model, "the judge's model as that server calls it")
       .add("judge_key_env", judge_key_env, "environment variable that holds the server's key")
       .add("judge_jobs", judge.jobs, "requests to the judge at a time", {1, 1024})
       .add("judge_tries", judge.tries, "tries per answer before giving up", {1, 1000})
-      .add("judge_timeout", judge.timeout_s, "seconds to wait for a reply, per try", {0.001, 86400});
+      .add("judge_timeout", judge.timeout_s, "seconds to wait for a reply, per try", {0.001, 86400})
+      .append(command.fields())
+      .add("held_out", held_out,
+           "rows that are not trained on but answered before and after, for the report; at most a tenth of "
+           "all",
+           {0, 64});
   return fields;
 }
 
@@ -51,12 +57,18 @@ void TuneOptions::check_for(int64_t layers) const {
 
 Fields TrainOptions::fields() {
   Fields fields;
-  fields
-      .add("model", model,
-           "model directory or hub id in the local Hugging Face cache (default: the built-in one)")
-      .shown_as("DIR", 'm');
+  fields.add("model", model, "model directory or hub id (default: the built-in one)").shown_as("DIR", 'm');
   if (tune) {
-    fields.append(tune->fields());
+    fields.append(tune->fields())
+        .add("new_modules", new_modules,
+             "glimpse token and predictor that prune the prompts of rows without boxes, the adapter off")
+        .shown_as("DIR")
+        .add("cache_mb", cache_mb,
+             "MiB for what the frozen encoder gives for pictures, which come again (0: none)", {0, 1e9})
+        .add("cache_dir", cache_dir, "keep it there, too, for further epochs and runs")
+        .shown_as("DIR")
+        .add("cache_disk_gb", cache_disk_gb,
+             "size of --cache-dir, in GiB; what was used least recently leaves", {0, 1e6});
   } else {
     fields.add("new_modules", new_modules, "go on from these modules (default: new ones)")
         .shown_as("DIR")

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "glimpse/score/command.h"
 #include "glimpse/score/judge.h"
 #include "glimpse/train/forward.h"
 #include "glimpse/train/group.h"
@@ -22,11 +23,13 @@ struct TuneOptions {
   GroupOptions group;
   RolloutOptions rollout;
   std::string logprob = "published";
-  std::optional<int64_t> cut_layer;  ///< K; none: two thirds of the layers, as the published modules have it
+  std::optional<int64_t> cut_layer;  ///< K; none: the modules', else two thirds of the layers, as published
   int64_t max_seq_length = 640, max_prompt = 6000, max_pruned_prompt = 512;
   std::vector<std::string> scores = {"precision_match"};  ///< of rows that name none
   JudgeOptions judge;
   std::string judge_key_env = "OPENAI_API_KEY";
+  ScoreCommandOptions command;
+  int64_t held_out = 4;  ///< rows that are answered before and after, and not trained on
 
   Fields fields();
   /// Error for a setting that no run can have. `layers`: of the model.
@@ -35,8 +38,9 @@ struct TuneOptions {
 
 /// Everything that a training run depends on (method.md section 5). Defaults are the reference's.
 struct TrainOptions {
-  std::string model;              ///< directory, hub id, or "" for the built-in model
-  std::string new_modules;        ///< modules to go on from, or "" for new ones
+  std::string model;  ///< directory, hub id, or "" for the built-in model
+  /// Modules to go on from, or "" for new ones; in tuning those that prune prompts of rows without boxes.
+  std::string new_modules;
   std::vector<std::string> data;  ///< JSONL files of Visual-CoT rows
   std::string image_root = ".";
   std::string dataset;  ///< only rows of this set, or "" for all
@@ -55,7 +59,7 @@ struct TrainOptions {
   nlohmann::json modules = nlohmann::json::object();  ///< pruning settings, as in a new-modules config.json
   /// Settings of a scout (ScoutConfig): then that is what is trained.
   nlohmann::json scout = nlohmann::json::object();
-  int64_t cache_mb = 2048;  ///< memory for what a scout's training keeps of pictures
+  int64_t cache_mb = 2048;  ///< memory for what a scout's training, and tuning, keep of pictures
   std::string cache_dir;    ///< folder that keeps what the frozen model makes of rows and pictures; "": none
   double cache_disk_gb = 100;       ///< GiB of it there
   std::optional<TuneOptions> tune;  ///< then an adapter is what is trained

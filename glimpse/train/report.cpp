@@ -13,6 +13,7 @@
 #include "glimpse/base/web_page.h"
 #include "glimpse/base/web_text.h"
 #include "glimpse/train/metrics.h"
+#include "glimpse/train/shown_answers.h"
 
 namespace glimpse {
 namespace fs = std::filesystem;
@@ -35,7 +36,7 @@ std::vector<Curve> curves_of(const std::vector<StepMetrics>& log) {
 
 std::string tiles(const std::vector<Curve>& curves) {
   std::string out;
-  for (const char* name : {"loss", "precision", "recall", "f1", "iou", "kept"})
+  for (const char* name : {"loss", "reward", "precision", "recall", "f1", "iou", "kept"})
     for (const Curve& curve : curves)
       if (curve.name == name)
         out += concat("<div class='card'><b>", short_number(curve.points.back().second), "</b><span>", name,
@@ -157,6 +158,7 @@ void write_report(const fs::path& run_dir) {
       concat("Training report: step ", log.back().step, ", epoch ", short_number(log.back().epoch)),
       tiles(curves) + section("Curves", charts(curves)) +
           section("Examples, before and after", examples(run_dir / "overlays")) +
+          section("Answers to rows that were not trained on, before and after", answers_table(run_dir)) +
           section("Numbers", number_table(curves)) + section("Settings", settings_table(settings)));
   file.commit();
 }

@@ -9,7 +9,8 @@ namespace glimpse {
 ///   metrics.jsonl                          as MetricsLog writes it; without a log step this is an error,
 ///   train.json                          an object of any depth, if there,
 ///   overlays/step-XXXXXX-row-Y.png         examples, if there: of each row the first and the last step,
-///   overlays/row-Y.txt                     what stands above the example (the question), if there.
+///   overlays/row-Y.txt                     what stands above the example (the question), if there,
+///   answers/before.json, after.json        answers to the same questions, if there.
 void write_report(const std::filesystem::path& run_dir);
 
 }  // namespace glimpse

@@ -17,10 +17,8 @@ struct Completion {
   std::vector<int64_t>& ids;
   Sampler first, later;
 
-  void draw(const at::Tensor& logits) {
-    Sampler& sampler = ids.empty() ? first : later;
-    ids.push_back(sampler.draw(sampler.candidates(logits, {}, 0)));
-  }
+  // From the CPU.
+  void draw(const at::Tensor& candidates) { ids.push_back((ids.empty() ? first : later).draw(candidates)); }
 };
 
 }  // namespace
@@ -36,6 +34,7 @@ Fields RolloutOptions::fields() {
 void roll_out(const Vlm& model, std::span<Group> groups, std::span<const at::Tensor> rows,
               std::span<const int64_t> seeds, const GroupLimits& limits, const RolloutOptions& options) {
   const at::NoGradGuard no_grad;
+  const DropoutGuard dropout(options.dropout);
   std::vector<Completion> completions;
   for (size_t i = 0; i < groups.size(); ++i) {
     Group& group = groups[i];
@@ -45,14 +44,16 @@ void roll_out(const Vlm& model, std::span<Group> groups, std::span<const at::Ten
     sequence.next_position = group.prompt.next_position;
     sequence.cache = pass.cache;
     group.completions.assign(static_cast<size_t>(options.completions), {});
+    at::Tensor candidates;  // the same for all
     for (size_t c = 0; c < group.completions.size(); ++c) {
       SamplingOptions sampling;
-      sampling.temperature = 1;
+      sampling.temperature = options.temperature;
       sampling.seed = seeds[i] + static_cast<int64_t>(c);
       const Sampler first(sampling);
       sampling.top_k = options.top_k;
       completions.push_back({sequence, group.completions[c], first, Sampler(sampling)});
-      completions.back().draw(pass.first);
+      if (c == 0) candidates = first.candidates(pass.first, {}, 0).cpu();
+      completions.back().draw(candidates);
     }
   }
   std::vector<Completion*> live;
@@ -65,7 +66,11 @@ void roll_out(const Vlm& model, std::span<Group> groups, std::span<const at::Ten
       tokens.push_back(completion->ids.back());
     }
     const at::Tensor next = decode_step(model, sequences, tokens);
-    for (size_t i = 0; i < live.size(); ++i) live[i]->draw(next[static_cast<int64_t>(i)]);
+    std::vector<at::Tensor> candidates;
+    for (size_t i = 0; i < live.size(); ++i)
+      candidates.push_back(live[i]->later.candidates(next[static_cast<int64_t>(i)], {}, 0));
+    const at::Tensor all = at::stack(candidates).cpu();  // one copy from the device
+    for (size_t i = 0; i < live.size(); ++i) live[i]->draw(all[static_cast<int64_t>(i)]);
     std::erase_if(live, [&](const Completion* completion) {
       return std::ssize(completion->ids) > options.max_new_tokens ||
              std::ranges::count(limits.ends, completion->ids.back()) > 0;

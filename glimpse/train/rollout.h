@@ -9,15 +9,18 @@ struct RolloutOptions {
   int64_t completions = 4;       ///< of each prompt
   int64_t max_new_tokens = 128;  ///< after the first
   int64_t top_k = 50;            ///< from the second token on; 0: all
+  double temperature = 1;        ///< 0: the likeliest tokens
+  bool dropout = true;           ///< that of the adapter, if it has some, acts
 
-  Fields fields();
+  Fields fields();  ///< those of the user: not the last two
 };
 
-/// Draws completions at temperature 1 for several prompts together: each prompt runs once, pruned behind the
-/// cut, and its cache is forked. They end with an end token (which does not end them as the first) or at
-/// their longest. `rows` and `seeds`: of each group its prompt's embedded rows, and a number that gives the
-/// same completions again, whatever others are drawn beside it but for rounding. The model is used as it is,
-/// its adapter without dropout.
+/// Draws completions for several prompts together: each prompt runs once, pruned behind the cut, and its
+/// cache is forked. They end with an end token (which does not end them as the first) or at their longest.
+/// `rows` and `seeds`: of each group its prompt's embedded rows, and a number that gives the same completions
+/// again, whatever others are drawn beside it but for rounding. With dropout, whose mask is one for all
+/// completions in their prompt and each token's own behind it, they depend on the generator and all that is
+/// drawn in the same call.
 void roll_out(const Vlm& model, std::span<Group> groups, std::span<const at::Tensor> rows,
               std::span<const int64_t> seeds, const GroupLimits& limits, const RolloutOptions& options);
 

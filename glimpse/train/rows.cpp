@@ -40,6 +40,7 @@ std::optional<TrainRow> parse_row(const std::string& text, const std::string& da
   QuestionRow parsed = parse_question_row(text);
   if (!dataset.empty() && parsed.dataset != dataset) return std::nullopt;
   TrainRow row;
+  row.id = member(parsed.object, "id");
   row.question = std::move(parsed.question);
   row.answer = text_member(parsed.object, "answer");
   row.dataset = text_member(parsed.object, "dataset");
@@ -88,6 +89,7 @@ void read_source(const DataSource& source, const RowOptions& options, TrainRows&
       if (std::optional<TrainRow> row = parse_row(text, source.dataset, options.boxes_needed)) {
         row->file = file;
         row->line = line;
+        if (row->id.is_null()) row->id = line;
         rows.push_back(*std::move(row));
       }
     });

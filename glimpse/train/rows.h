@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@ namespace glimpse {
 
 /// One sample to learn from: a picture, a question, its answer, and where in the picture the answer is seen.
 struct TrainRow {
+  nlohmann::json id;  ///< as written, else the row's line
   std::string question, answer, dataset;
   std::string image;                         ///< as given in the row
   std::filesystem::path path;                ///< where that image was found

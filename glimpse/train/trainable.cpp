@@ -52,6 +52,30 @@ std::vector<int64_t> answer_ends(const fs::path& base) {
   fail(base.string(), ": neither generation_config.json nor config.json names an eos_token_id");
 }
 
+// What a frozen model's work depends on beside what it works on.
+std::string origin_of(const Vlm& model, const fs::path& base) {
+  return concat(weights_fingerprint(base), " ",
+                c10::toString(model.decoder().options().dtype().toScalarType()));
+}
+
+uint64_t disk_bytes(const TrainOptions& options) {
+  return static_cast<uint64_t>(options.cache_disk_gb * 1024 * 1024 * 1024);
+}
+
+// For what the encoder gives for pictures.
+std::unique_ptr<PrefixCache> picture_cache(const TrainOptions& options, const Vlm& model,
+                                           const fs::path& base) {
+  check(options.cache_dir.empty() || options.cache_mb > 0,
+        "cache_dir: keeps on disk what is in memory first, so cache_mb must be above 0");
+  if (options.cache_mb == 0) return nullptr;
+  std::unique_ptr<PrefixStore> store;
+  if (!options.cache_dir.empty())
+    store = std::make_unique<PrefixStore>(
+        PrefixStoreOptions{options.cache_dir, disk_bytes(options), "pictures " + origin_of(model, base)},
+        model.decoder().options().device());
+  return std::make_unique<PrefixCache>(static_cast<size_t>(options.cache_mb) << 20, std::move(store));
+}
+
 // What a scout learns from: boxes alone, or a teacher, too.
 LessonOptions lessons_of(const TrainOptions& options, const Vlm& model, const fs::path& base) {
   LessonOptions lessons;
@@ -66,9 +90,8 @@ LessonOptions lessons_of(const TrainOptions& options, const Vlm& model, const fs
   }
   if (options.cache_dir.empty()) return lessons;
   lessons.dir = options.cache_dir;
-  lessons.max_bytes = static_cast<uint64_t>(options.cache_disk_gb * 1024 * 1024 * 1024);
-  lessons.origin =
-      concat(weights_fingerprint(base), " ", c10::toString(model.decoder().options().dtype().toScalarType()));
+  lessons.max_bytes = disk_bytes(options);
+  lessons.origin = origin_of(model, base);
   return lessons;
 }
 
@@ -86,13 +109,15 @@ Learned learned(const ExampleLoss& loss) {
 
 std::unique_ptr<Trainable> make_trainable(const TrainOptions& options, Vlm& model, const fs::path& base,
                                           const fs::path& notes) {
-  if (options.tune) {
-    return std::make_unique<TrainableAdapter>(model, *options.tune, answer_ends(base), options.seed,
-                                              fs::path(notes).concat("judged.jsonl"), options.model);
-  }
   const BaseShape shape = base_shape(model);
   const at::Device device = model.decoder().options().device();
   const fs::path start = options.new_modules.empty() ? "" : resolve_model_dir(options.new_modules);
+  if (options.tune) {
+    TuneSetup setup{answer_ends(base), options.seed, fs::path(notes).concat("judged.jsonl"),
+                    options.model,     nullptr,      picture_cache(options, model, base)};
+    if (!start.empty()) setup.modules = GlimpseModules::load(start, shape, model.decoder().options());
+    return std::make_unique<TrainableAdapter>(model, *options.tune, std::move(setup));
+  }
   if (!options.scout.empty()) {
     LessonOptions lessons = lessons_of(options, model, base);
     return start.empty() ? TrainableScout::create(model, options.scout, std::move(lessons), options.seed)

@@ -17,6 +17,12 @@ struct Learned {
   at::Tensor logits;  ///< [N] of visual tokens, by which a predictor that trains decides; or undefined
 };
 
+/// An answer for people.
+struct ShownAnswer {
+  std::string text;
+  std::optional<double> score;  ///< if there is one
+};
+
 /// What a trainer trains: parameters, their losses, and what comes of them.
 class Trainable {
  public:
@@ -34,6 +40,8 @@ class Trainable {
   virtual std::shared_ptr<const Pruner> pruner() const { return nullptr; }
   /// Something that it did last, for people, or "".
   virtual std::string sample() const { return {}; }
+  /// What it answers to an example now, whatever the random numbers; nothing if it answers nothing.
+  virtual std::optional<ShownAnswer> answer(const Example&) { return std::nullopt; }
   /// Writes the modules into `dir` (created), in `dtype`.
   virtual void save(const std::filesystem::path& dir, at::ScalarType dtype) const = 0;
 };

@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <iostream>
+#include <ranges>
 
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/base/json_file.h"
@@ -136,7 +137,8 @@ Trainer::Trainer(TrainOptions options, fs::path run, World& world, bool resume)
   for (const std::string& file : options_.data) sources.push_back({file, options_.dataset, options_.samples});
   TrainRows read =
       read_train_rows(sources, {options_.image_root, options_.seed, options_.max_bad_share,
-                                options_.tune || options_.scout.empty() || options_.loss.distil_weight == 0});
+                                options_.tune ? options_.new_modules.empty()
+                                              : options_.scout.empty() || options_.loss.distil_weight == 0});
   rows_ = std::move(read.rows);
   if (world_.first())
     for (const std::string& problem : read.problems) std::cerr << "glimpse: skipped " << problem << "\n";
@@ -145,6 +147,7 @@ Trainer::Trainer(TrainOptions options, fs::path run, World& world, bool resume)
     weights += ' ' + weights_fingerprint(resolve_model_dir(options_.tune->adapter));
   if (!start.empty()) weights += ' ' + weights_fingerprint(start);
   take_up_beginning(weights, resume);
+  hold_out();
   plan_steps();
   take_up_checkpoint();
   if (world_.first()) {
@@ -180,6 +183,15 @@ void Trainer::take_up_beginning(const std::string& weights, bool resume) {
   processes_ = shared[0][0].item<int64_t>();
   check(shared[0][1].item<int64_t>() == number_of(rows), "training: process ", world_.rank(),
         " has other rows than the first; give all processes the same data files and pictures");
+}
+
+// A few rows for answers before and after; a small set keeps nine tenths.
+void Trainer::hold_out() {
+  if (!options_.tune) return;
+  const size_t count = std::min(static_cast<size_t>(options_.tune->held_out), rows_.size() / 10);
+  const std::vector<size_t> chosen = sample_rows(rows_.size(), count, options_.seed);
+  for (const size_t row : chosen) held_out_.push_back(rows_[row]);
+  for (const size_t row : std::views::reverse(chosen)) rows_.erase(rows_.begin() + static_cast<int64_t>(row));
 }
 
 // A step has the rows that it had when the run began, on however many processes.
@@ -319,6 +331,7 @@ bool Trainer::run(std::stop_token stop, const std::function<void(const StepMetri
       mine, [&](size_t row) { return loaded(rows_[row], bounds); }, options_.loader_threads,
       static_cast<size_t>(2 * options_.batch + options_.loader_threads));
   if (world_.first()) draw_overlays();
+  if (world_.first() && step_ == 0) note_answers(Shown::before);
 
   try {
     while (step_ < total_steps_) {
@@ -404,10 +417,15 @@ void Trainer::note_sample() {
   out << "step " << step_ << ": " << sample << "\n";
 }
 
+void Trainer::note_answers(Shown when) {
+  write_answers(run_, when, *modules_, *model_, held_out_, {options_.min_pixels, options_.max_pixels});
+}
+
 void Trainer::finish() {
   save();
   draw_overlays();
   modules_->save(run_ / "final", parse_save_dtype(options_.save_dtype));
+  note_answers(Shown::after);
   write_report(run_);
 }
 

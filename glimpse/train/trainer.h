@@ -8,6 +8,7 @@
 #include "glimpse/train/loader.h"
 #include "glimpse/train/metrics.h"
 #include "glimpse/train/options.h"
+#include "glimpse/train/shown_answers.h"
 #include "glimpse/train/trainable.h"
 #include "glimpse/train/world.h"
 
@@ -20,6 +21,7 @@ namespace glimpse {
 ///   checkpoints/       parameters and optimiser, written whole or not at all
 ///   overlays/          what is kept of a few fixed rows, every so many steps
 ///   samples.txt        answers that were drawn, and their scores, of a tuning run
+///   answers/           what it answers to a few rows that are held out, before and after
 ///   final/             config.json, new_modules_gp.pt and new_modules_gp.safetensors, or scout.safetensors,
 ///   or a
 ///                      PEFT adapter
@@ -50,6 +52,7 @@ class Trainer {
 
   int64_t step_rows() const { return options_.batch * accumulation_ * world_.size(); }
   void take_up_beginning(const std::string& weights, bool resume);
+  void hold_out();
   void plan_steps();
   void take_up_checkpoint();
   void write_settings();
@@ -60,6 +63,7 @@ class Trainer {
   void report_broken(const std::string& problem);
   void save();
   void draw_overlays();
+  void note_answers(Shown when);
   void finish();
 
   TrainOptions options_;
@@ -72,7 +76,7 @@ class Trainer {
   std::optional<FileLock> lock_;     // of the first process
   nlohmann::json began_;             // of the first process: rows, weights, processes, schedules
   std::vector<std::string> notes_;
-  std::vector<TrainRow> rows_;
+  std::vector<TrainRow> rows_, held_out_;
   std::vector<size_t> order_;  // of the epoch that batch_rows() was asked about last
   int64_t processes_ = 1;      // that the run began on
   int64_t accumulation_ = 1;   // batches of this process per step, now

@@ -2,13 +2,10 @@
 
 #include <ATen/core/grad_mode.h>
 
-#include <algorithm>
-#include <cstdlib>
-
 #include "glimpse/engine/prefill.h"
 #include "glimpse/io/model_dir.h"
+#include "glimpse/prune/keep_rule.h"
 #include "glimpse/prune/registry.h"
-#include "glimpse/score/answer_score.h"
 
 namespace glimpse {
 
@@ -22,64 +19,8 @@ double kept_share(const Group& group) {
   return static_cast<double>(group.kept.size()) / static_cast<double>(group.prompt.visual_rows.size());
 }
 
-// Nothing in it trains.
-at::Tensor embedded(const Vlm& model, const Prompt& prompt) {
-  const at::NoGradGuard no_grad;
-  return embed_prompt(model, prompt, {}).rows;
-}
-
-}  // namespace
-
-TrainableAdapter::TrainableAdapter(Vlm& model, TuneOptions options, std::vector<int64_t> ends, uint64_t seed,
-                                   const std::filesystem::path& judged, std::string base_model)
-    : model_(model),
-      options_(std::move(options)),
-      base_model_(std::move(base_model)),
-      group_options_(options_.group),
-      adapter_(options_.adapter.empty()
-                   ? LoraAdapter::fresh(model.mutable_decoder(), options_.lora, seed)
-                   : LoraAdapter::load(model.mutable_decoder(), resolve_model_dir(options_.adapter),
-                                       options_.lora.dropout)),
-      parameters_(adapter_.parameters()) {
-  const int64_t layers = model.decoder().config().layers;
-  options_.check_for(layers);
-  limits_ = {options_.cut_layer.value_or(default_cut_layer({layers, {}, 0, false, false})), std::move(ends),
-             options_.max_seq_length};
-  group_options_.logprob = options_.logprob == "sampled" ? LogProb::sampled : LogProb::published;
-  adapter_.attach(model_.mutable_decoder());
-  if (options_.judge.url.empty()) return;
-  JudgeOptions asked = options_.judge;
-  if (const char* key = std::getenv(options_.judge_key_env.c_str())) asked.key = key;
-  check_judge(asked);
-  std::filesystem::create_directories(judged.parent_path());
-  judge_.emplace(asked, judged);
-}
-
-std::vector<std::string> TrainableAdapter::value_names() const {
-  if (options_.stage == "sft") return {"answer_loss", "kept"};
-  return {"kd_loss", "reward_loss", "reward", "reward_std", "completion_length", "kept"};
-}
-
-void TrainableAdapter::check_example(const Example& example) const {
-  const Group group = group_of(example);
-  const auto length = std::ssize(group.prompt.ids);
-  const int64_t left = pruned_length(group);
-  check(length <= options_.max_prompt, "its prompt has ", length, " tokens, more than max_prompt ",
-        options_.max_prompt);
-  check(left <= options_.max_pruned_prompt, "its pruned prompt has ", left,
-        " tokens, more than max_pruned_prompt ", options_.max_pruned_prompt);
-  if (options_.stage == "sft") return;
-  for (const std::string& name : scores_of(*example.row)) {
-    const auto& known = answer_score_names();
-    check(std::ranges::count(known, name) > 0, "its score '", name, "' is unknown");
-    check(!needs_judge(name) || judge_, "its score ", name,
-          " asks a judge: name a server with --judge-url and --judge-model");
-  }
-}
-
 // With the visual tokens that the boxes touch, or the first one.
-Group TrainableAdapter::group_of(const Example& example) const {
-  check(example.reference.defined(), "training: a row has no boxes, which say what of its picture stays");
+Group boxed(const Example& example) {
   Group group{example.prompt, {}, {}, {}};
   const at::Tensor mask = example.reference.contiguous();
   for (int64_t i = 0; i < mask.numel(); ++i)
@@ -88,30 +29,102 @@ Group TrainableAdapter::group_of(const Example& example) const {
   return group;
 }
 
+int64_t text_rows(const Prompt& prompt) {
+  return std::ssize(prompt.ids) - std::ssize(prompt.visual_rows);
+}
+
+}  // namespace
+
+TrainableAdapter::TrainableAdapter(Vlm& model, TuneOptions options, TuneSetup setup)
+    : model_(model),
+      options_(std::move(options)),
+      base_model_(std::move(setup.base_model)),
+      modules_(std::move(setup.modules)),
+      group_options_(options_.group),
+      adapter_(options_.adapter.empty()
+                   ? LoraAdapter::fresh(model.mutable_decoder(), options_.lora, setup.seed)
+                   : LoraAdapter::load(model.mutable_decoder(), resolve_model_dir(options_.adapter),
+                                       options_.lora.dropout)),
+      parameters_(adapter_.parameters()),
+      vision_(model, std::move(setup.pictures)),
+      scores_(options_, setup.judged) {
+  const int64_t layers = model.decoder().config().layers;
+  options_.check_for(layers);
+  const int64_t cut =
+      modules_ ? modules_->config.reduce_layer : default_cut_layer({layers, {}, 0, false, false});
+  limits_ = {options_.cut_layer.value_or(cut), std::move(setup.ends), options_.max_seq_length};
+  group_options_.logprob = options_.logprob == "sampled" ? LogProb::sampled : LogProb::published;
+  adapter_.attach(model_.mutable_decoder());
+}
+
+std::vector<std::string> TrainableAdapter::value_names() const {
+  if (options_.stage == "sft") return {"answer_loss", "kept"};
+  return {"kd_loss", "reward_loss", "reward", "reward_std", "completion_length", "kept"};
+}
+
+void TrainableAdapter::check_example(const Example& example) const {
+  const Prompt& prompt = example.prompt;
+  const auto length = std::ssize(prompt.ids);
+  check(length <= options_.max_prompt, "its prompt has ", length, " tokens, more than max_prompt ",
+        options_.max_prompt);
+  check(example.reference.defined() || modules_,
+        "it has no boxes, which say what of its picture stays, and there is no --new-modules to say it");
+  // What the predictor keeps is not known yet: it gets the room that there is.
+  const int64_t left = example.reference.defined() ? pruned_length(boxed(example)) : text_rows(prompt) + 1;
+  check(left <= options_.max_pruned_prompt, "its pruned prompt has ", left,
+        " tokens, more than max_pruned_prompt ", options_.max_pruned_prompt);
+  if (options_.stage == "rl") scores_.check_row(*example.row);
+}
+
+Group TrainableAdapter::group_of(const Example& example) {
+  if (example.reference.defined()) return boxed(example);
+  return {example.prompt, predicted(example), {}, {}};
+}
+
+// What glimpse token and predictor keep, of these the likeliest that there is room for.
+const std::vector<int64_t>& TrainableAdapter::predicted(const Example& example) {
+  const auto [known, fresh] = predicted_.try_emplace(example.row);
+  std::vector<int64_t>& kept = known->second;
+  if (!fresh) return kept;
+  invariant(modules_ != nullptr, "check_example() lets no row without boxes pass where there are no modules");
+  Sequence sequence;
+  sequence.prompt = example.prompt;
+  sequence.pruners.push_back(std::make_shared<GlimpsePruner>(modules_, modules_->config.rule));
+  Sequence* const sequences[] = {&sequence};
+  const at::NoGradGuard no_grad;
+  LoraAdapter::detach(model_.mutable_decoder());
+  prefill(model_, sequences);
+  adapter_.attach(model_.mutable_decoder());
+  kept = sequence.kept;
+  if (kept.empty()) kept.push_back(0);  // as where boxes touch none
+  const int64_t room = options_.max_pruned_prompt - text_rows(example.prompt);
+  if (std::ssize(kept) <= room) return kept;
+  const at::Tensor likely = sequence.scores.index_select(0, at::tensor(kept, at::kLong));
+  std::vector<int64_t> best = top_indices(likely, room);
+  for (int64_t& token : best) token = kept[token];
+  return kept = std::move(best);
+}
+
 void TrainableAdapter::score(const Example& example, Group& group) {
-  const TrainRow& row = *example.row;
-  const RightAnswer right{{row.answer}, row.boxes};
-  group.scores.assign(group.completions.size(), 0.0);
-  std::vector<JudgeQuestion> questions;
-  std::vector<size_t> asked;
-  sample_ = row.question + "\n";
   std::vector<std::string> texts;
-  for (size_t i = 0; i < group.completions.size(); ++i) {
-    texts.push_back(model_.tokenizer().decode(group.completions[i]));
-    for (const std::string& name : scores_of(row)) {
-      if (const auto known = answer_score(name, right, texts[i], example.seen)) {
-        group.scores[i] += *known;
-      } else {
-        questions.push_back({row.question, row.answer, texts[i]});
-        asked.push_back(i);
-      }
-    }
-  }
-  if (!questions.empty()) {
-    const auto replies = judge_->scores(questions, {}, [] {});
-    for (size_t i = 0; i < asked.size(); ++i) group.scores[asked[i]] += replies[i].value_or(0.0);
-  }
+  for (const auto& ids : group.completions) texts.push_back(model_.tokenizer().decode(ids));
+  group.scores = scores_.of(example, texts);
+  sample_ = example.row->question + "\n";
   for (size_t i = 0; i < texts.size(); ++i) sample_ += concat("  ", group.scores[i], "  ", texts[i], "\n");
+}
+
+std::optional<ShownAnswer> TrainableAdapter::answer(const Example& example) {
+  std::vector<Group> groups = {group_of(example)};
+  RolloutOptions greedy = options_.rollout;
+  greedy.completions = 1;
+  greedy.temperature = 0;
+  greedy.dropout = false;
+  const std::vector<at::Tensor> rows = {vision_.rows(example.prompt)};
+  const std::vector<int64_t> seeds = {0};  // nothing is drawn
+  roll_out(model_, groups, rows, seeds, limits_, greedy);
+  ShownAnswer shown{model_.tokenizer().decode(groups[0].completions[0]), {}};
+  if (options_.stage == "rl") shown.score = scores_.of(example, {shown.text})[0];
+  return shown;
 }
 
 std::vector<Learned> TrainableAdapter::learn_from_scores(std::span<const Example> examples) {
@@ -120,7 +133,7 @@ std::vector<Learned> TrainableAdapter::learn_from_scores(std::span<const Example
   std::vector<int64_t> seeds;
   for (const Example& example : examples) {
     groups.push_back(group_of(example));
-    rows.push_back(embedded(model_, example.prompt));
+    rows.push_back(vision_.rows(example.prompt));
     seeds.push_back(example.seed);
   }
   roll_out(model_, groups, rows, seeds, limits_, options_.rollout);
@@ -143,7 +156,7 @@ std::vector<Learned> TrainableAdapter::learn_from_scores(std::span<const Example
 Learned TrainableAdapter::learn_from_answer(const Example& example) {
   Group group = group_of(example);
   group.completions = {example.answer};
-  const at::Tensor rows = embedded(model_, example.prompt);
+  const at::Tensor rows = vision_.rows(example.prompt);
   const at::Tensor loss =
       -completion_logps(model_, rows, group, limits_, group_options_.logprob, true)[0].mean();
   return {loss, values({loss.item<double>(), kept_share(group)}), {}};

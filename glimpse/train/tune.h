@@ -1,18 +1,30 @@
 #pragma once
 
+#include "glimpse/prune/glimpse.h"
+#include "glimpse/train/frozen_vision.h"
 #include "glimpse/train/group.h"
 #include "glimpse/train/rollout.h"
+#include "glimpse/train/row_scores.h"
 #include "glimpse/train/trainable.h"
 
 namespace glimpse {
 
+/// What an adapter's training has beside its settings.
+struct TuneSetup {
+  std::vector<int64_t> ends;                      ///< ids that end an answer
+  uint64_t seed = 0;                              ///< of a new adapter
+  std::filesystem::path judged;                   ///< where a judge's scores are kept
+  std::string base_model;                         ///< noted in the adapter
+  std::shared_ptr<const GlimpseModules> modules;  ///< for rows without boxes; null: there are none
+  std::unique_ptr<PrefixCache> pictures;          ///< as FrozenVision has it
+};
+
 /// An adapter of the language model in training on prompts whose visual tokens outside the rows' boxes are
-/// pruned. `judged`: where a judge's scores are kept. `ends`: ids that end an answer. The model must outlive
-/// it, and has the adapter attached.
+/// pruned; of a row without boxes, those that glimpse token and predictor drop on the base model, the adapter
+/// off. The model must outlive it, and has the adapter attached.
 class TrainableAdapter : public Trainable {
  public:
-  TrainableAdapter(Vlm& model, TuneOptions options, std::vector<int64_t> ends, uint64_t seed,
-                   const std::filesystem::path& judged, std::string base_model);
+  TrainableAdapter(Vlm& model, TuneOptions options, TuneSetup setup);
 
   const std::map<std::string, at::Tensor>& parameters() const override { return parameters_; }
   std::vector<std::string> value_names() const override;
@@ -21,12 +33,11 @@ class TrainableAdapter : public Trainable {
   /// What was drawn last, for people: a prompt's question, its answers and their scores.
   std::string sample() const override { return sample_; }
   void check_example(const Example& example) const override;
+  std::optional<ShownAnswer> answer(const Example& example) override;
 
  private:
-  const std::vector<std::string>& scores_of(const TrainRow& row) const {
-    return row.scores.empty() ? options_.scores : row.scores;
-  }
-  Group group_of(const Example& example) const;
+  Group group_of(const Example& example);
+  const std::vector<int64_t>& predicted(const Example& example);
   void score(const Example& example, Group& group);
   std::vector<Learned> learn_from_scores(std::span<const Example> examples);
   Learned learn_from_answer(const Example& example);
@@ -34,11 +45,14 @@ class TrainableAdapter : public Trainable {
   Vlm& model_;
   const TuneOptions options_;
   const std::string base_model_;
+  const std::shared_ptr<const GlimpseModules> modules_;
   GroupLimits limits_;
   GroupOptions group_options_;
   LoraAdapter adapter_;
   std::map<std::string, at::Tensor> parameters_;
-  std::optional<Judge> judge_;
+  FrozenVision vision_;
+  RowScores scores_;
+  std::map<const TrainRow*, std::vector<int64_t>> predicted_;  // the same in every epoch
   std::string sample_;
 };
 

@@ -204,7 +204,7 @@ class Stream(Iterator[str]):
 class Engine:
     """A model with its pruning modules. Any number of threads may ask it; what is asked at the same time is answered together.
 
-    model: directory, hub id in the local Hugging Face cache or .gguf file; the built-in model if it is empty. new_modules: directory of
+    model: directory, hub id in the local Hugging Face cache (`glimpse pull` fetches it) or .gguf file; the built-in model if it is empty. new_modules: directory of
     glimpse token and predictor, or several as "name=dir". weights: "auto", "bf16", "int8" or "int4". threads: that it answers
     with; None: as many as torch.get_num_threads() says. cache_mb: memory for pictures seen before; cache_dir: a folder that keeps them on disk,
     too. Raises Error.

@@ -1,5 +1,6 @@
 """The benchmark on the built-in model: rows go behind those of an earlier run, whose limits and the goals give verdicts."""
 import json
+import re
 import subprocess
 import sys
 import unittest
@@ -18,6 +19,7 @@ class Bench(CliTest):
                    "--json", self.dir / "rows.json", *flags]  # fmt: skip
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
         self.assertEqual(done.returncode, 0, done.stderr)
+        self.said = done.stderr
         return {row["name"]: row for row in json.loads((self.dir / "rows.json").read_text())}, done.stdout
 
     def table(self, *flags):
@@ -64,6 +66,20 @@ class Bench(CliTest):
         small, large = (rows[f"visual_{size}_memory_per_token"]["value"] for size in (64, 256))
         self.assertGreater(small, 0)
         self.assertAlmostEqual(rows["visual_memory_growth"]["value"], large / small)
+
+    def test_step_of_tuning(self):
+        rows, text = self.bench("--only", "tune", "--prompts", 2, "--answer", 5)
+        self.assertIn("2 prompts, each 4 completions of 5 tokens", rows["tuning_samples_per_s"]["note"])
+        mine, reference = (rows["tuning_samples_per_s"][key] for key in ("value", "peers"))
+        self.assertAlmostEqual(rows["tuning_speedup"]["value"], mine / reference["reference_way"], 6)
+        memory = rows["tuning_memory_mib"]
+        self.assertAlmostEqual(rows["tuning_memory_share"]["value"], memory["value"] / memory["peers"]["reference_way"], 6)
+        self.assertEqual(rows["tuning_speedup"]["goal"]["at_least"], 2.5)
+        self.assertEqual(rows["tuning_memory_share"]["goal"]["at_most"], 0.5)
+        # Both ways learn the same where nothing is pruned; dropout draws other numbers.
+        self.bench("--only", "tune", "--answer", 16, "--keep", 1)
+        mine, reference = map(float, re.findall("gradient ([0-9.]+)", self.said))
+        self.assertAlmostEqual(mine / reference, 1, delta=0.1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""glimpse eval with a judge: a server that works, fails, talks nonsense, is slow, and a program killed meanwhile."""
+"""glimpse eval with a judge: a server that works, fails, talks nonsense, is slow, and a program killed meanwhile; or a program that scores."""
 import json
 import signal
+import sys
 import threading
 import time
 import unittest
@@ -141,6 +142,34 @@ class Judging(EvalTest):
             judge.seen.clear()
             self.ok(*self.command(model))
             self.assertEqual((len(judge.seen), len(self.judged(model))), (count - 2, count))
+
+
+class Commanding(EvalTest):
+    def test_program_that_scores(self):
+        """A program of the user's scores the answers, a line each, in order."""
+        task, scorer = self.dir / "own.yaml", self.dir / "score.py"
+        task.write_text(f"rows: {TEST / 'rows.jsonl'}\nimages: {TEST}\nscore: command\n")
+        scorer.write_text("import json, sys\n"
+                          f"log = open({str(self.dir / 'log')!r}, 'a')\n"
+                          "for line in sys.stdin:\n"
+                          "    log.write(line)\n"
+                          "    row = json.loads(line)\n"
+                          "    print(json.dumps({'score': (row['answer'] == row['completion']) / 4}), flush=True)\n")
+        run = lambda *flags: self.eval("run", "--task", task, *flags, limit=2)
+        self.fails(run(), "is scored by a program", "--score-command")
+        self.assertFalse((self.dir / "run").exists())
+        self.ok(*run("--score-command", f"{sys.executable} {scorer}"))
+        asked = [json.loads(line) for line in (self.dir / "log").read_text().splitlines()]
+        answers = self.answers("run", "own")
+        self.assertEqual(len(asked), len(answers))
+        for way, cell in self.cells("run").items():
+            mine = [(ROWS[id]["answer"], answer) for (each, _, id), (answer, _) in answers.items() if each == way]
+            self.assertAlmostEqual(cell["all"]["score"], sum(right == answer for right, answer in mine) / 4 / len(mine), 4)
+        for row in asked:
+            expected = ROWS[row["id"]]
+            self.assertEqual((row["question"], row["answer"], row["answers"], row["dataset"], row["bboxs"]),
+                             (expected["question"], expected["answer"], [expected["answer"]], expected["dataset"], expected["bboxs"]))
+        self.fails(run("--score-command", "false"), "score_command 'false'", "ended with status 1")
 
 
 if __name__ == "__main__":

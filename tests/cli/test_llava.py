@@ -212,6 +212,12 @@ class Llava(CliTest):
             tower = str(GOLDEN / "vision_tower")
             (broken / "config.json").write_text(json.dumps({**config, "mm_vision_tower": tower, key: value}))
             self.fails(["inspect", "-m", broken], "hidden state -9" if key.endswith("layer") else key)
+        # Other language models have windows, biases and norms that would be left out.
+        converted = self.converted()
+        config = json.loads((converted / "config.json").read_text())
+        config["text_config"]["model_type"] = "mistral"
+        (converted / "config.json").write_text(json.dumps(config))
+        self.fails(["inspect", "-m", converted], "text_config: model_type \"mistral\" is not supported, only llama")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 #include "builtin.h"
 #include "glimpse/base/check.h"
+#include "glimpse/engine/sequence.h"
 
 #undef CHECK
 #include <doctest/doctest.h>
@@ -93,6 +94,31 @@ TEST_CASE("a batch of different requests equals one by one") {
   const std::vector<Answer> reversed = tiny_engine().ask(std::span<const Request>(requests));
   for (size_t i = 0; i < requests.size(); ++i)
     CHECK(reversed[requests.size() - 1 - i].ids == together[i].ids);
+}
+
+TEST_CASE("sequences that dynamic scaling turns differently do not change each other") {
+  const test::BrokenModel folder;
+  folder.edit_json("config.json", [](nlohmann::json& c) {
+    c["max_position_embeddings"] = 32;
+    c["rope_scaling"].update({{"type", "dynamic"}, {"factor", 8}});
+  });
+  const auto model = load_vlm(folder.dir(), {.dtype = at::kFloat, .device = test::test_device()});
+  const std::vector<Ids> ids = {Ids(20, 40), Ids(60, 41)};  // the first passes 32 while it is decoded
+  const auto run = [&](const std::vector<size_t>& which) {
+    std::vector<Sequence> sequences(which.size());
+    std::vector<Sequence*> each;
+    for (size_t i = 0; i < which.size(); ++i) {
+      sequences[i].prompt = model->prompt(ids[which[i]], {});
+      each.push_back(&sequences[i]);
+    }
+    std::vector<at::Tensor> logits = {prefill(*model, each)};
+    for (int64_t step = 0; step < 20; ++step)
+      logits.push_back(decode_step(*model, each, Ids(each.size(), 50 + step)));
+    return at::stack(logits, 1).cpu();  // [sequences, steps, V]
+  };
+  const at::Tensor together = run({0, 1});
+  for (const size_t one : {0, 1})
+    CHECK((run({one})[0] - together[static_cast<int64_t>(one)]).abs().max().item<double>() < 1e-3);
 }
 
 TEST_CASE("no requests, no answers") {

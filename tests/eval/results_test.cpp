@@ -107,7 +107,7 @@ TEST_CASE("sums over rows and sets") {
   plan.shard = {1, 2};
   CHECK(progress_of(plan).mine == 2);
 
-  const json results = make_results(plan, nullptr, {}, [] {});
+  const json results = make_results(plan, {}, {}, [] {});
   const json& none = results["cells"][0];
   CHECK(none["average"] == 0.75);  // of set a 1/2, of set b 1
   CHECK(none["all"]["score"].get<double>() == doctest::Approx(2.0 / 3).epsilon(1e-4));
@@ -139,7 +139,7 @@ TEST_CASE("sums over rows and sets") {
   unmeasured["peak_mib"] = nullptr;
   plan.cells = make_grid({"divprune"}, {"0.5"});
   put(plan, "divprune@0.5.r0.jsonl", {line(rows[0], "x", {0}, 1), line(rows[1], "y", {0}, 1), unmeasured});
-  const json partly = make_results(plan, nullptr, {}, [] {});
+  const json partly = make_results(plan, {}, {}, [] {});
   CHECK(partly["cells"][0]["all"]["peak_mib"].is_null());
   CHECK(partly["cells"][0]["sets"]["a"]["peak_mib"] == 1);
   check_mentions(results_csv(partly), ",1.0,\n");
@@ -151,7 +151,7 @@ TEST_CASE("sums over rows and sets") {
       {{{"id", 1}, {"set", "a"}, {"row", "a1"}, {"problem", "broken"}},
        line(rows[1], "y", {1}, 2),
        line(rows[2], "z", {0}, 3)});
-  const json fewer = make_results(plan, nullptr, {}, [] {});
+  const json fewer = make_results(plan, {}, {}, [] {});
   CHECK(fewer["tasks"][0]["left_out"] == 1);
   for (const json& cell : fewer["cells"]) CHECK(cell["all"]["rows"] == 2);
   CHECK(fewer["cells"][2]["average"] == 1);

@@ -1,36 +1,20 @@
 // What damaged model folders are answered with.
-#include "builtin.h"
 #include "glimpse/base/check.h"
 #include "glimpse/image/qwen_image.h"
 #include "glimpse/io/safetensors.h"
 #include "io/gguf_bytes.h"
 #include "io/scratch.h"
+#include "models/damaged.h"
 
 using namespace glimpse;
 using nlohmann::json;
 using test::BrokenModel;
+using test::contains;
+using test::error_of;
+using test::with_config;
 using Tensors = std::map<std::string, at::Tensor>;
 
 namespace {
-
-std::string error_of(const BrokenModel& model) {
-  try {
-    load_vlm(model.dir(), {.dtype = at::kFloat});
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
-
-std::string with_config(const std::function<void(json&)>& edit) {
-  const BrokenModel model;
-  model.edit_json("config.json", edit);
-  const std::string error = error_of(model);
-  const bool named =
-      error.find(model.dir().string()) != std::string::npos || error.starts_with("vision_config");
-  CHECK_MESSAGE((error == "no error" || named), error);
-  return error;
-}
 
 std::string with_weights(const std::function<void(Tensors&)>& edit) {
   const BrokenModel model;
@@ -39,11 +23,6 @@ std::string with_weights(const std::function<void(Tensors&)>& edit) {
   std::filesystem::remove(model.dir() / "model.safetensors");
   save_safetensors(model.dir() / "model.safetensors", tensors);
   return error_of(model);
-}
-
-void contains(const std::string& error, std::initializer_list<const char*> parts) {
-  for (const char* part : parts)
-    CHECK_MESSAGE(error.find(part) != std::string::npos, error << " lacks: " << part);
 }
 
 }  // namespace
@@ -77,8 +56,6 @@ TEST_CASE("config.json: which model, which fields") {
              c["rope_scaling"]["mrope_section"] = {0, 0, 0};
            }),
            {"head size 1 is odd"});
-  contains(with_config([](json& c) { c["use_sliding_window"] = true; }),
-           {"sliding-window attention is not supported"});
 }
 
 TEST_CASE("null in a settings file means not set") {
@@ -100,28 +77,6 @@ TEST_CASE("null in a settings file means not set") {
   CHECK_THROWS_WITH_AS(Engine::load({.model = model.dir(), .dtype = "fp32"}),
                        doctest::Contains("generation_config.json: top_p has an unexpected value \"0.9\""),
                        Error);
-}
-
-TEST_CASE("a scaled rotary embedding is refused by name") {
-  const auto with_rope = [](const json& rope, const char* key = "rope_scaling", bool nested = false) {
-    return with_config([&](json& c) {
-      json whole = c["rope_scaling"];
-      if (!rope.is_null()) whole.update(rope);
-      c.erase("rope_scaling");
-      if (nested) c["text_config"] = c;
-      c[key] = whole;
-    });
-  };
-  CHECK(with_rope({}) == "no error");
-  CHECK(with_rope({}, "rope_parameters") == "no error");
-  CHECK(with_rope({{"type", "default"}, {"rope_type", "default"}}) == "no error");
-  for (const char* kind : {"type", "rope_type"})
-    for (const char* value : {"linear", "dynamic", "yarn", "longrope", "llama3"}) {
-      const std::string said = std::string(kind) + " \"" + value + "\" is not supported";
-      contains(with_rope({{kind, value}, {"factor", 4}}), {"config.json", "rope_scaling", said.c_str()});
-      contains(with_rope({{kind, value}}, "rope_parameters"), {"rope_parameters", said.c_str()});
-      contains(with_rope({{kind, value}}, "rope_scaling", true), {said.c_str()});
-    }
 }
 
 TEST_CASE("what says how images are prepared") {

@@ -72,8 +72,8 @@ TEST_CASE("positions: errors") {
 
 TEST_CASE("rotary tables take each section from its component") {
   const at::Tensor positions = at::tensor({1, 2, 10, 20, 100, 200}, at::kLong).view({3, 2});
-  const Rope rope = mrope_tables(positions, {1, 2, 1}, 8, 10000.0);
   const at::Tensor f = inverse_frequencies(8, 10000.0);
+  const Rope rope = rope_from_angles(mrope_angles(positions, {1, 2, 1}, f.unsqueeze(0)));
   const int component[] = {0, 1, 1, 2};
   for (int64_t t = 0; t < 2; ++t)
     for (int64_t pair = 0; pair < 4; ++pair) {

@@ -69,6 +69,28 @@ TEST_CASE("rounding to 8 bits errs by half a step at most, to 4 bits by little m
   }
 }
 
+TEST_CASE("weights that AWQ or GPTQ rounded lose half as much again in 4 bits, and little in 8") {
+  at::manual_seed(2);
+  for (const bool symmetric : {false, true}) {
+    const at::Tensor weight = at::randn({64, 1024}), groups = weight.view({64, 8, 128});
+    const at::Tensor top = groups.abs().amax(2, true);
+    const at::Tensor low = symmetric ? -top : groups.amin(2, true),
+                     high = symmetric ? top : groups.amax(2, true);
+    const at::Tensor scale = (high - low) / 15,
+                     zero = symmetric ? at::full_like(low, 8) : (-low / scale).round();
+    const at::Tensor given = (((groups / scale + zero).round().clamp(0, 15) - zero) * scale).view({64, 1024});
+    const auto error = [](const at::Tensor& got, const at::Tensor& expected) {
+      return ((got - expected).norm() / expected.norm()).item<double>();
+    };
+    // Their own error is a tenth; measured: another 4 to 5 percent in 4 bits, which makes 7 to 8 percent more
+    // of it in all, and 0.7 percent in 8 bits.
+    const at::Tensor four = quantise_weight(given, 64).dequantised();
+    CHECK(error(four, given) < 0.055);
+    CHECK(error(four, weight) < 1.1 * error(given, weight));
+    CHECK(error(quantise_weight(given, 0).dequantised(), given) < 0.01);
+  }
+}
+
 TEST_CASE("products of 8- and 4-bit weights on every instruction set") {
   test::on_every_target(low_bit::target_name, [] {
     for (const auto dtype : {at::kFloat, at::kBFloat16})

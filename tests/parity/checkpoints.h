@@ -20,8 +20,7 @@ inline std::string required(const char* variable, const char* meaning) {
 
 /// The random checkpoints and their cases.
 inline std::filesystem::path checkpoints() {
-  return required("GLIMPSE_PARITY_DIR",
-                  "must name the folder that make_checkpoints.py and make_llava.py wrote");
+  return required("GLIMPSE_PARITY_DIR", "must name the folder that make_checkpoints.py and its like wrote");
 }
 
 /// A case's images as the encoder's input.

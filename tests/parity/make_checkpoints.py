@@ -48,12 +48,29 @@ def shape(layers, heads, kv_heads, head_dim, mrope, vit, full, window, **more):
     }  # fmt: skip
 
 
+def scaled(kind, positions, mrope, newer=False, parameters=False, **settings):
+    """`parameters`: the settings are written as rope_parameters."""
+    rope = {"type": kind, "mrope_section": mrope, **settings}
+    return shape(2, 4, 2, 32, mrope, (2, 2, 16), [1], 56, newer=newer, parameters=parameters,
+                 config={"rope_scaling": rope, "max_position_embeddings": positions})
+
+
 SHAPES = {
     "gqa": shape(3, 4, 2, 16, [2, 3, 3], (4, 2, 16), [1, 3], 56),
     "one_kv_tied": shape(4, 4, 1, 32, [4, 6, 6], (3, 4, 8), [2], 112, config={"tie_word_embeddings": True}),
     "sharded": shape(2, 6, 6, 16, [4, 2, 2], (2, 3, 16), [0], 84, shard="200KB"),
     "newer_layout": shape(3, 6, 2, 32, [2, 6, 8], (5, 2, 32), [2, 4], 112, config={"rope_theta": 1e6}, newer=True),
     "all_windows": shape(2, 2, 1, 32, [6, 5, 5], (2, 1, 32), [], 28),
+    # Scaled rotary embeddings; "trained" for so few positions that the cases go beyond.
+    "yarn": scaled("yarn", 160, [4, 6, 6], factor=4.0, original_max_position_embeddings=40),
+    "yarn_factors": scaled("yarn", 120, [6, 5, 5], factor=4.0, original_max_position_embeddings=30, beta_fast=2.0,
+                           beta_slow=0.5, mscale=1.5, mscale_all_dim=0.5, parameters=True),
+    "yarn_attention": scaled("yarn", 100, [4, 6, 6], factor=2.5, attention_factor=1.25, newer=True),
+    "linear": scaled("linear", 60, [2, 8, 6], factor=3.0),
+    "dynamic": scaled("dynamic", 20, [4, 6, 6], factor=6.0),
+    "dynamic_newer": scaled("dynamic", 40, [4, 6, 6], factor=4.0, newer=True, parameters=True),
+    "llama3": scaled("llama3", 160, [6, 4, 6], factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                     original_max_position_embeddings=64),
 }
 # Merged grids (rows, columns) of the images and how many text tokens go before each and after the last.
 CASES = {"text": ([], [23]), "one_image": ([(5, 7)], [4, 9]), "three_images": ([(1, 1), (8, 3), (4, 6)], [3, 0, 2, 7])}
@@ -86,8 +103,15 @@ def make_inputs(grids, texts, generator):
     return inputs
 
 
+def fresh_rope(rotary):
+    """Forgets the longest sequence so far, by which dynamic scaling would turn the next one, too."""
+    rotary.max_seq_len_cached = rotary.original_max_seq_len
+    rotary.register_buffer("inv_freq", rotary.original_inv_freq, persistent=False)
+
+
 def run(model, inputs):
     """The case's tensors."""
+    fresh_rope(model.model.rotary_emb)
     grid = inputs.get("image_grid_thw")
     positions, deltas = model.get_rope_index(inputs["input_ids"], image_grid_thw=grid)
     logits = model(**inputs, position_ids=positions).logits[0]
@@ -156,6 +180,16 @@ def to_newer_layout(folder):
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
+def to_rope_parameters(folder):
+    """What transformers 5 calls rope_scaling and rope_theta."""
+    config = json.loads((folder / "config.json").read_text())
+    part = config.get("text_config", config)
+    rope = part.pop("rope_scaling")
+    rope.pop("type")
+    part["rope_parameters"] = {**rope, "rope_theta": part.pop("rope_theta")}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
 def make(name, spec, out, seed):
     generator = torch.Generator().manual_seed(seed)
     config = Qwen2_5_VLConfig(**json.loads(json.dumps(spec["config"])), torch_dtype="float32")
@@ -167,6 +201,8 @@ def make(name, spec, out, seed):
     model.save_pretrained(out / "model", max_shard_size=spec.get("shard", "1GB"))
     if spec.get("newer"):
         to_newer_layout(out / "model")
+    if spec.get("parameters"):
+        to_rope_parameters(out / "model")
 
     for case, (grids, texts) in CASES.items():
         write_cases(name, case, f"{len(grids)} images, {sum(texts)} text tokens", out,

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from make_checkpoints import STEPS, random_weights, write_cases
+from make_checkpoints import STEPS, fresh_rope, random_weights, write_cases
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, LlavaConfig, LlavaForConditionalGeneration
 
@@ -48,6 +48,13 @@ SHAPES = {
     "llava_newer": shape(2, 4, 2, 32, (5, 3, 8), 3, "newer", config={"vision_feature_layer": -3},
                          tower={"hidden_act": "gelu"}, text={"rope_theta": 5e4, "max_position_embeddings": 300}),
     "llava_original": shape(4, 2, 2, 32, (3, 4, 8), 5, "original"),
+    "llava_linear": shape(2, 4, 2, 32, (2, 2, 16), 4, "older", text={
+        "max_position_embeddings": 40, "rope_scaling": {"type": "linear", "factor": 4.0}}),
+    "llava_dynamic": shape(2, 4, 2, 32, (2, 2, 16), 4, "newer", text={
+        "max_position_embeddings": 40, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}),
+    "llava_yarn": shape(2, 4, 2, 32, (2, 2, 16), 4, "original", text={
+        "max_position_embeddings": 128,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}),
 }
 # Images, and how many text tokens go before each and after the last.
 CASES = {"text": (0, [23]), "one_image": (1, [4, 9]), "three_images": (3, [3, 0, 2, 7])}
@@ -66,6 +73,7 @@ def make_inputs(spec, images, texts, generator):
 
 def run(model, spec, inputs):
     """The case's tensors."""
+    fresh_rope(model.language_model.model.rotary_emb)
     logits = model(**inputs).logits[0]
     out = model.generate(
         **inputs, attention_mask=torch.ones_like(inputs["input_ids"]), max_new_tokens=STEPS, do_sample=False,

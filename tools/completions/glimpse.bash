@@ -2,7 +2,7 @@
 
 _glimpse() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
-  local model='--model --mmproj --new-modules --clip --adapter --dtype --weights --kernels --device --threads --help'
+  local model='--model --mmproj --new-modules --clip --adapter --dtype --weights --kernels --device --threads --download --revision --help'
   local run="$model --prune --keep --threshold --max-keep --min-keep --anchors
     --max-new-tokens --temperature --top-p --top-k --min-p --repetition-penalty --presence-penalty --frequency-penalty --seed --system
     --min-pixels --max-pixels --preprocessing"
@@ -28,28 +28,30 @@ _glimpse() {
     --keep | --threshold | --max-keep | --min-keep | --reference-boxes | --max-new-tokens | -n | --temperature | --top-p | \
       --top-k | --min-p | --repetition-penalty | --presence-penalty | --frequency-penalty | --seed | --system | --min-pixels | --max-pixels | --threads | -t | --limit | \
       --batch | --kv-mb | --cache-mb | --cache-disk-gb | --max-shard-size | --budgets | --sets | --gallery | --judge-url | --judge-model | --judge-key-env | \
-      --judge-jobs | --judge-tries | --judge-timeout | --host | --port | --served-model-name | --preset | --api-key | --parallel | --queue | --max-images | \
-      --max-body-mb | --cors-origin | --grace) return ;;
+      --judge-jobs | --judge-tries | --judge-timeout | --score-command | --score-timeout | --held-out | --host | --port | --served-model-name | --preset | --api-key | --parallel | --queue | --max-images | \
+      --max-body-mb | --cors-origin | --grace | --revision) return ;;
   esac
 
   local words
   if ((COMP_CWORD == 1)); then
-    words='ask chat infer serve eval inspect methods merge quantize train tune --help --version'
+    words='ask chat infer serve eval inspect methods pull models merge quantize train tune --help --version'
   else
     case $command in
       ask) words="$run --image --reference-boxes --mask-out --overlay-out --scores-out --json --quiet" ;;
       chat) words="$run --image --reuse --cache-mb --cache-dir --cache-disk-gb" ;;
       infer) words="$run --out --image-root --limit --batch --kv-mb --reuse --cache-mb --cache-dir --cache-disk-gb --keep-going --overwrite --budget-from" ;;
       serve) words="$model --host --port --served-model-name --preset --api-key --api-key-file --parallel --queue --kv-mb --cache-mb --cache-dir --cache-disk-gb --media-path --allow-domain --allow-private-addresses --fetch-seconds --max-images --max-body-mb --max-new-tokens --cors-origin --ssl-cert-file --ssl-key-file --grace --quiet" ;;
-      train) words="--config --data --out --resume --overwrite --model --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --distil-weight --teacher --cache-mb --cache-dir --cache-disk-gb --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
-      tune) words="--config --data --out --resume --overwrite --model --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --stage --adapter --lora-r --lora-alpha --lora-dropout --lora-targets --reward-weight --kd-weight --completions --max-new-tokens --top-k --logprob --cut-layer --max-seq-length --max-prompt --max-pruned-prompt --scores --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --judge-timeout --help" ;;
-      eval) words="$model --out --task --methods --budgets --budget-from --data-root --image-root --sets --limit --overwrite --keep-going --gallery --masks-only --masks-out --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --judge-timeout --max-new-tokens --min-pixels --max-pixels --preprocessing" ;;
+      train) words="--config --data --out --resume --overwrite --download --model --new-modules --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --loc-weight --le-weight --dice-weight --bce-weight --distil-weight --teacher --cache-mb --cache-dir --cache-disk-gb --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --overlay-every --overlay-rows --save-dtype --help" ;;
+      tune) words="--config --data --out --resume --overwrite --download --model --image-root --dataset --samples --max-bad-share --epochs --batch --accumulation --max-steps --lr --warmup-ratio --weight-decay --beta1 --beta2 --eps --max-grad-norm --seed --dtype --device --threads --loader-threads --min-pixels --max-pixels --log-every --save-every --stage --adapter --lora-r --lora-alpha --lora-dropout --lora-targets --reward-weight --kd-weight --completions --max-new-tokens --top-k --logprob --cut-layer --max-seq-length --max-prompt --max-pruned-prompt --scores --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --judge-timeout --score-command --score-timeout --held-out --new-modules --cache-mb --cache-dir --cache-disk-gb --help" ;;
+      eval) words="$model --out --task --methods --budgets --budget-from --data-root --image-root --sets --limit --overwrite --keep-going --gallery --masks-only --masks-out --judge-url --judge-model --judge-key-env --judge-jobs --judge-tries --judge-timeout --score-command --score-timeout --max-new-tokens --min-pixels --max-pixels --preprocessing" ;;
       inspect | methods) words="$model --json" ;;
-      quantize) words='--mmproj --weights --group --max-shard-size --threads --overwrite --help' ;;
-      merge) words='--model --adapter --out --max-shard-size --overwrite --help' ;;
+      pull) words='--revision --base --no-base --help' ;;
+      models) words='rm --json --help' ;;
+      quantize) words='--mmproj --weights --group --max-shard-size --threads --download --revision --overwrite --help' ;;
+      merge) words='--model --adapter --out --max-shard-size --download --revision --overwrite --help' ;;
     esac
   fi
-  if [[ $cur == -* || $COMP_CWORD == 1 ]]; then
+  if [[ $cur == -* || $COMP_CWORD == 1 || ($command == models && $COMP_CWORD == 2) ]]; then
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
   elif [[ $command == infer || $command == quantize ]]; then
     mapfile -t COMPREPLY < <(compgen -f -- "$cur")
