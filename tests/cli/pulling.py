@@ -43,6 +43,19 @@ class Pull(CliTest):
     def refused(self, *says, args=(BASE,), status=1, **env):
         return self.fails(["pull", *args], *says, status=status, env={**self.env, **env})
 
+    def start_stalling(self, bytes):
+        """A process whose fetch of the weights came so far, and waits."""
+        self.hub.faults["model.safetensors"] = [("stall", bytes)]
+        self.env["HF_HUB_DOWNLOAD_TIMEOUT"] = "60"
+        process = self.start()
+        self.assertTrue(self.hub.stalled.wait(30))
+        self.env["HF_HUB_DOWNLOAD_TIMEOUT"] = "2"
+        self.until(lambda: self.incomplete().exists() and self.incomplete().stat().st_size > bytes - 100_000)
+        return process
+
+    def incomplete(self):
+        return self.folder() / "blobs" / (etag("model.safetensors", CONTENT) + ".incomplete")
+
     def start(self, *args):
         return subprocess.Popen([PROGRAM, "pull", *(args or [BASE])], env={**os.environ, **self.env}, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -129,24 +129,17 @@ class Trouble(Pull):
 
     def test_killed(self):
         self.add()
-        self.hub.faults["model.safetensors"] = [("stall", 2_000_000)]
-        process = self.start()
-        self.assertTrue(self.hub.stalled.wait(30))
-        blobs = self.folder() / "blobs"
-        incomplete = blobs / (etag("model.safetensors", CONTENT) + ".incomplete")
-        self.until(lambda: incomplete.exists() and incomplete.stat().st_size > 1_900_000)
+        process = self.start_stalling(2_000_000)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        size = incomplete.stat().st_size
+        size = self.incomplete().stat().st_size
         self.pull()
         self.check_whole()
         self.assertEqual(self.hub.asked("/model.safetensors")[-1]["range"], f"bytes={size}-")
 
     def test_interrupted(self):
         self.add()
-        self.hub.faults["model.safetensors"] = [("stall", 2_000_000)]
-        process = self.start()
-        self.assertTrue(self.hub.stalled.wait(30))
+        process = self.start_stalling(2_000_000)
         self.fails(["models", "rm", BASE], "(glimpse) is writing there", env=self.env)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=10)
@@ -267,7 +260,7 @@ class Trouble(Pull):
 
     def test_two_at_once(self):
         self.add()
-        self.hub.faults["model.safetensors"] = [("slow", 60_000)]
+        self.hub.faults["model.safetensors"] = [("slow", 30_000)]
         processes = [self.start() for _ in range(3)]
         errors = []
         for process in processes:
@@ -275,7 +268,7 @@ class Trouble(Pull):
             self.assertEqual(process.returncode, 0, error)
             errors.append(error)
         self.check_whole()
-        self.assertEqual(sum("another process is fetching it" in error for error in errors), 2, errors)
+        self.assertEqual(sum("model.safetensors: another process is fetching it" in error for error in errors), 2, errors)
         self.assertEqual(sum("authorization" not in headers for headers in self.hub.asked("/model.safetensors")), 1)
 
 

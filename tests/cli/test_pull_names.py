@@ -9,7 +9,6 @@ from pathlib import Path
 
 from program import ANSWER, IMAGE, KEEP, MODEL, MODULES, PROGRAM, QUESTION, ROOT, TEST
 from pulling import ADDED, BASE, CONTENT, PYTHON, Pull, files_of, small
-from stub_hub import etag
 
 
 @unittest.skipUnless(PYTHON.exists(), "no .venv with huggingface_hub")
@@ -44,21 +43,17 @@ class BesideHuggingfaceHub(Pull):
 
     def test_either_goes_on_with_what_the_other_began(self):
         self.add()
-        self.hub.faults["model.safetensors"] = [("stall", 2_000_000)]
-        process = self.start()
-        self.assertTrue(self.hub.stalled.wait(30))
-        incomplete = self.folder() / "blobs" / (etag("model.safetensors", CONTENT) + ".incomplete")
-        self.until(lambda: incomplete.exists() and incomplete.stat().st_size > 1_900_000)
+        process = self.start_stalling(2_000_000)
         process.kill()
         process.communicate()
-        begun = incomplete.stat().st_size
+        begun = self.incomplete().stat().st_size
         path = self.python(f"from huggingface_hub import snapshot_download; print(snapshot_download('{BASE}'))")
         self.assertEqual((Path(path) / "model.safetensors").read_bytes(), CONTENT)
         self.assertEqual(self.hub.asked("/model.safetensors")[-1]["range"], f"bytes={begun}-")
 
     def test_it_is_waited_for(self):
         self.add()
-        self.hub.faults["model.safetensors"] = [("slow", 100_000)]
+        self.hub.faults["model.safetensors"] = [("slow", 40_000)]
         other = threading.Thread(target=lambda: self.python(f"from huggingface_hub import hf_hub_download; hf_hub_download('{BASE}', 'model.safetensors')"))
         other.start()
         self.until(lambda: self.hub.asked("/model.safetensors"))
@@ -66,7 +61,7 @@ class BesideHuggingfaceHub(Pull):
         _, error = process.communicate(timeout=60)
         other.join()
         self.assertEqual(process.returncode, 0, error)
-        self.assertIn("another process is fetching it", error)
+        self.assertIn("model.safetensors: another process is fetching it", error)
         self.check_whole()
 
 
