@@ -140,7 +140,7 @@ class Trouble(Pull):
     def test_interrupted(self):
         self.add()
         process = self.start_stalling(2_000_000)
-        self.fails(["models", "rm", BASE], "(glimpse) is writing there", env=self.env)
+        self.fails(["models", "rm", BASE], "is writing there; wait until it is done", env=self.env)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=10)
         self.assertEqual(process.returncode, 130, error)
