@@ -36,7 +36,7 @@ int run(const QuantizeFlags& flags, Interrupt& interrupt) {
   const std::string model_name = flags.fetching.with_revision(flags.model);
   flags.fetching.provide({model_name}, interrupt);
   const std::unique_ptr<ModelSource> source = open_model(model_name, flags.mmproj);
-  check_model_out(flags.out, flags.overwrite, {source->path(), flags.mmproj});
+  check_model_out(flags.out, flags.overwrite, {source->path(), source->mmproj()});
   const std::stop_token stop = interrupt.arm();
   set_threads(flags.threads);
 
@@ -58,7 +58,7 @@ int run(const QuantizeFlags& flags, Interrupt& interrupt) {
 
   // A directory's tensors keep their names and types. Those of GGUF files get the published names, and the
   // type that they would be loaded in.
-  const bool is_dir = flags.mmproj.empty();
+  const bool is_dir = source->mmproj().empty();
   const Weights weights = open_weights(*source);
   std::vector<TensorOut> tensors;
   const auto add = [&](const std::string& name, const at::Tensor& tensor) {
@@ -99,7 +99,9 @@ std::function<int()> add_quantize(CLI::App& app, Interrupt& interrupt) {
       ->required()
       ->type_name("DIR");
   app.add_option("out", flags->out, "directory of the quantised checkpoint")->required()->type_name("OUT");
-  app.add_option("--mmproj", flags->mmproj, "the vision encoder's .gguf file, for a MODEL that is one")
+  app.add_option("--mmproj", flags->mmproj,
+                 "the vision encoder's .gguf file, for a MODEL that is one (default: the one *mmproj* file "
+                 "beside it)")
       ->type_name("FILE");
   app.add_option("--weights", flags->weights,
                  "int8 (one scale per output) or int4 (and a multiple of it per group of inputs)")

@@ -51,7 +51,9 @@ Fields EngineOptions::fields() {
            "model directory, hub id (org/name, or org/name@revision), or .gguf file (default: the built-in "
            "model)")
       .shown_as("DIR", 'm')
-      .add("mmproj", mmproj, "the vision encoder's .gguf file, for a --model that is one")
+      .add("mmproj", mmproj,
+           "the vision encoder's .gguf file, for a --model that is one (default: the one *mmproj* file "
+           "beside it)")
       .shown_as("FILE")
       .add("new_modules", new_modules,
            "directory of the pruning modules (config.json, new_modules_gp.pt or .safetensors); with a name, "
@@ -173,8 +175,9 @@ Engine::Engine(std::unique_ptr<Vlm> model, ModuleSets modules, std::unique_ptr<P
       decode_graphs_(std::make_unique<DecodeGraphs>()) {}
 
 json content_of(const EngineOptions& options) {
-  json content = {{"model", weights_fingerprint(model_source(options)->path())}};
-  if (!options.mmproj.empty()) content["mmproj"] = weights_fingerprint(options.mmproj);
+  const auto source = model_source(options);
+  json content = {{"model", weights_fingerprint(source->path())}};
+  if (const auto mmproj = source->mmproj(); !mmproj.empty()) content["mmproj"] = weights_fingerprint(mmproj);
   for (const auto& [name, dir] : module_dirs(options))
     content["new_modules"][name] = weights_fingerprint(dir);
   if (!options.clip.empty()) content["clip"] = weights_fingerprint(resolve_model_dir(options.clip));

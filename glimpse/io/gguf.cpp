@@ -4,6 +4,9 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <iomanip>
+#include <regex>
+#include <sstream>
 #include <string_view>
 
 #include "glimpse/base/check.h"
@@ -178,6 +181,15 @@ uint64_t alignment_of(const json& metadata, const std::string& file) {
   return alignment;
 }
 
+/// A number about the parts of a split file; 0 when it is not there.
+uint64_t split_number(const json& metadata, const char* key, const std::string& file) {
+  const auto found = metadata.find(key);
+  if (found == metadata.end()) return 0;
+  check(found->is_number_unsigned() || (found->is_number_integer() && found->get<int64_t>() >= 0), file,
+        ": metadata '", key, "' is no number");
+  return found->get<uint64_t>();
+}
+
 /// Error when two tensors share bytes.
 void check_no_overlap(const std::map<std::string, Gguf::Entry>& entries, const std::string& file) {
   std::vector<std::pair<const std::string*, const Gguf::Entry*>> ordered;
@@ -193,11 +205,55 @@ void check_no_overlap(const std::map<std::string, Gguf::Entry>& entries, const s
 
 }  // namespace
 
+std::vector<std::filesystem::path> gguf_parts(const std::filesystem::path& first) {
+  const std::string name = first.filename().string();
+  std::smatch numbers;
+  static const std::regex pattern("(.*-)00001(-of-(\\d{5})\\.gguf)");
+  if (!std::regex_match(name, numbers, pattern)) return {first};
+  const int count = std::stoi(numbers[3]);
+  std::vector<std::filesystem::path> parts = {first};
+  for (int part = 2; part <= count; ++part) {
+    std::ostringstream number;
+    number << std::setw(5) << std::setfill('0') << part;
+    parts.push_back(first.parent_path() / concat(numbers[1].str(), number.str(), numbers[2].str()));
+  }
+  return parts;
+}
+
 Gguf Gguf::open(const std::filesystem::path& path) {
-  const auto content = std::make_shared<Content>();
+  const auto content = read_part(path);
+  const std::string& file = content->file;
+  const uint64_t count = split_number(content->metadata, "split.count", file);
+  if (count <= 1) return Gguf(content);
+  check(split_number(content->metadata, "split.no", file) == 0, file,
+        " is one part of several, and not the first; name that one");
+  const auto paths = gguf_parts(path);
+  check(
+      paths.size() == count, file, " is the first part of ", count,
+      ", but not named so: parts keep the names that llama-gguf-split gives them, NAME-00001-of-0000N.gguf");
+  for (size_t i = 1; i < count; ++i) {
+    const auto part = read_part(paths[i]);
+    check(split_number(part->metadata, "split.no", part->file) == i &&
+              split_number(part->metadata, "split.count", part->file) == count,
+          part->file, " is not part ", i + 1, " of ", count, " of ", file);
+    content->parts.push_back(part->parts[0]);
+    for (auto& [name, entry] : part->entries) {
+      entry.part = i;
+      check(content->entries.emplace(name, entry).second, part->file, ": tensor '", name,
+            "' is in another part, too");
+    }
+  }
+  const uint64_t tensors = split_number(content->metadata, "split.tensors.count", file);
+  check(tensors == 0 || tensors == content->entries.size(), file, " is of a model of ", tensors,
+        " tensors, but its parts have ", content->entries.size());
+  return Gguf(content);
+}
+
+std::shared_ptr<Gguf::Content> Gguf::read_part(const std::filesystem::path& path) {
+  auto content = std::make_shared<Content>();
   const std::string& file = content->file = path.string();
   const auto mapping = std::make_shared<Mapping>(path);
-  content->mapping = mapping;
+  content->parts = {mapping};
   Reader reader(*mapping, file);
   check(reader.left() >= 4 && reader.number<uint32_t>() == kMagic, file, " is not a GGUF file");
   const auto version = reader.number<uint32_t>();
@@ -214,9 +270,6 @@ Gguf Gguf::open(const std::filesystem::path& path) {
     const auto kind = static_cast<Kind>(reader.number<uint32_t>());
     content->metadata[key] = reader.value(kind, what);
   }
-  const json& parts = content->metadata.value("split.count", json(1));
-  check(parts == 1 || parts == 0, file, " is one part of several; join them with llama-gguf-split --merge");
-
   for (uint64_t i = 0; i < tensors; ++i) {
     std::string name = reader.text(kMaxTensorName, "a tensor's name");
     const std::string what = concat(file, ": tensor '", name, "'");
@@ -234,16 +287,17 @@ Gguf Gguf::open(const std::filesystem::path& path) {
     entry.begin += data;
   }
   check_no_overlap(content->entries, file);
-  return Gguf(content);
+  return content;
 }
 
 at::Tensor Gguf::read(const std::string& name, at::ScalarType dtype) const {
   const Entry& entry = content_->entries.at(name);
-  char* const data = content_->mapping->data() + entry.begin;
+  const auto& mapping = content_->parts[entry.part];
+  char* const data = mapping->data() + entry.begin;
   if (!entry.type->read_block && entry.type->dtype == dtype &&
       reinterpret_cast<uintptr_t>(data) % c10::elementSize(dtype) == 0)
     return at::from_blob(
-        data, entry.shape, [mapping = content_->mapping](void*) {}, at::TensorOptions(dtype));
+        data, entry.shape, [mapping](void*) {}, at::TensorOptions(dtype));
   const at::Tensor values =
       read_gguf_blocks(*entry.type, reinterpret_cast<const uint8_t*>(data), checked_numel(entry.shape, name),
                        dtype, concat(file(), ": tensor '", name, "'"));
@@ -253,7 +307,7 @@ at::Tensor Gguf::read(const std::string& name, at::ScalarType dtype) const {
 
 void Gguf::release(const std::string& name) const {
   const Entry& entry = content_->entries.at(name);
-  Mapping::release(content_->mapping->data() + entry.begin, entry.bytes);
+  Mapping::release(content_->parts[entry.part]->data() + entry.begin, entry.bytes);
 }
 
 }  // namespace glimpse

@@ -30,13 +30,88 @@ bool read_q8_0(const uint8_t* block, float* values) {
   return std::isfinite(scale);
 }
 
-// Q4_0, 32 values: scale f16, 16 bytes; their low halves are the first 16 values, each 8 too large.
-bool read_q4_0(const uint8_t* block, float* values) {
+// Q4_0, Q4_1, Q5_0 and Q5_1, 32 values: scale f16; an offset f16 (those with a 1; without it values are half
+// of their range too large); 4 bytes with everybody's fifth bit (those of 5 bits); 16 bytes, whose low halves
+// are the first 16 values.
+template <int bits, bool has_offset>
+bool read_plain(const uint8_t* block, float* values) {
+  const float scale = half(block), offset = has_offset ? half(block + 2) : 0;
+  const uint8_t* bytes = block + (has_offset ? 4 : 2);
+  uint32_t fifth = 0;
+  if (bits == 5) {
+    std::memcpy(&fifth, bytes, sizeof fifth);
+    bytes += sizeof fifth;
+  }
+  constexpr int middle = has_offset ? 0 : 1 << (bits - 1);
+  for (int i = 0; i < 32; ++i) {
+    const int low = bytes[i % 16] >> i / 16 * 4 & 15;
+    const int value = (low | static_cast<int>(fifth >> i & 1) << 4) - middle;
+    values[i] = scale * static_cast<float>(value) + offset;
+  }
+  return std::isfinite(scale) && std::isfinite(offset);
+}
+
+// What the 4 bits of IQ4_NL and IQ4_XS stand for.
+constexpr int kSteps[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+// IQ4_NL, 32 values: scale f16, 16 bytes; their low halves are the first 16 values.
+bool read_iq4_nl(const uint8_t* block, float* values) {
   const float scale = half(block);
-  for (int i = 0; i < 16; ++i) {
-    const int byte = block[2 + i];
-    values[i] = scale * static_cast<float>((byte & 15) - 8);
-    values[i + 16] = scale * static_cast<float>((byte >> 4) - 8);
+  for (int i = 0; i < 32; ++i)
+    values[i] = scale * static_cast<float>(kSteps[block[2 + i % 16] >> i / 16 * 4 & 15]);
+  return std::isfinite(scale);
+}
+
+// IQ4_XS, 256 values in groups of 32: scale f16, 2 bytes with the upper 2 bits of the groups' scales, 4 with
+// the lower 4, each scale 32 too large; 16 bytes for each group, as IQ4_NL has them.
+bool read_iq4_xs(const uint8_t* block, float* values) {
+  const float scale = half(block);
+  for (int group = 0; group < 8; ++group) {
+    const int low = block[4 + group / 2] >> group % 2 * 4 & 15,
+              high = block[2 + group / 4] >> group % 4 * 2 & 3;
+    const float group_scale = scale * static_cast<float>((low | high << 4) - 32);
+    const uint8_t* const bytes = block + 8 + 16 * group;
+    for (int i = 0; i < 32; ++i)
+      values[32 * group + i] = group_scale * static_cast<float>(kSteps[bytes[i % 16] >> i / 16 * 4 & 15]);
+  }
+  return std::isfinite(scale);
+}
+
+// Q2_K and Q3_K hold two bits of each value in 64 bytes: either half of 128 values has 32 of them, whose bits
+// 0-1, 2-3, 4-5 and 6-7 are its four runs of 32 values.
+int two_bits(const uint8_t* bytes, int run, int i) {
+  return bytes[run / 4 * 32 + i] >> run % 4 * 2 & 3;
+}
+
+// Q2_K, 256 values in groups of 16: 16 bytes, whose halves are the scale and the offset of a group; 64 bytes
+// of values; scale and scale of the offsets f16.
+bool read_q2_k(const uint8_t* block, float* values) {
+  const float scale = half(block + 80), offset = half(block + 82);
+  for (int run = 0; run < 8; ++run)
+    for (int i = 0; i < 32; ++i) {
+      const int both = block[run * 2 + i / 16];
+      values[32 * run + i] =
+          scale * static_cast<float>(both & 15) * static_cast<float>(two_bits(block + 16, run, i)) -
+          offset * static_cast<float>(both >> 4);
+    }
+  return std::isfinite(scale) && std::isfinite(offset);
+}
+
+// Q3_K, 256 values in groups of 16: 32 bytes whose bit r is the third bit of run r; 64 bytes with the other
+// two; 12 bytes of scales, each 32 too large: eight whose halves are the low 4 bits of scales 0 to 7 and 8 to
+// 15, four with the upper 2 of scales i, i + 4, i + 8 and i + 12; scale f16. Values are 4 too large.
+bool read_q3_k(const uint8_t* block, float* values) {
+  const float scale = half(block + 108);
+  const uint8_t* const scales = block + 96;
+  for (int group = 0; group < 16; ++group) {
+    const int low = scales[group % 8] >> group / 8 * 4 & 15,
+              high = scales[8 + group % 4] >> group / 4 * 2 & 3;
+    const float group_scale = scale * static_cast<float>((low | high << 4) - 32);
+    const int run = group / 2;
+    for (int i = group % 2 * 16; i < group % 2 * 16 + 16; ++i) {
+      const int value = (two_bits(block + 32, run, i) | (block[i] >> run & 1) << 2) - 4;
+      values[32 * run + i] = group_scale * static_cast<float>(value);
+    }
   }
   return std::isfinite(scale);
 }
@@ -102,10 +177,22 @@ bool read_q6_k(const uint8_t* block, float* values) {
 }
 
 constexpr GgufType kTypes[] = {
-    {0, "F32", 1, 4, at::kFloat, nullptr},         {1, "F16", 1, 2, at::kHalf, nullptr},
-    {30, "BF16", 1, 2, at::kBFloat16, nullptr},    {2, "Q4_0", 32, 18, at::kFloat, read_q4_0},
-    {8, "Q8_0", 32, 34, at::kFloat, read_q8_0},    {12, "Q4_K", 256, 144, at::kFloat, read_q4_k},
-    {13, "Q5_K", 256, 176, at::kFloat, read_q5_k}, {14, "Q6_K", 256, 210, at::kFloat, read_q6_k}};
+    {0, "F32", 1, 4, at::kFloat, nullptr},
+    {1, "F16", 1, 2, at::kHalf, nullptr},
+    {30, "BF16", 1, 2, at::kBFloat16, nullptr},
+    {2, "Q4_0", 32, 18, at::kFloat, read_plain<4, false>},
+    {3, "Q4_1", 32, 20, at::kFloat, read_plain<4, true>},
+    {6, "Q5_0", 32, 22, at::kFloat, read_plain<5, false>},
+    {7, "Q5_1", 32, 24, at::kFloat, read_plain<5, true>},
+    {8, "Q8_0", 32, 34, at::kFloat, read_q8_0},
+    {10, "Q2_K", 256, 84, at::kFloat, read_q2_k},
+    {11, "Q3_K", 256, 110, at::kFloat, read_q3_k},
+    {12, "Q4_K", 256, 144, at::kFloat, read_q4_k},
+    {13, "Q5_K", 256, 176, at::kFloat, read_q5_k},
+    {14, "Q6_K", 256, 210, at::kFloat, read_q6_k},
+    {20, "IQ4_NL", 32, 18, at::kFloat, read_iq4_nl},
+    {23, "IQ4_XS", 256, 136, at::kFloat, read_iq4_xs},
+};
 
 }  // namespace
 

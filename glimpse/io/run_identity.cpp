@@ -10,6 +10,7 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/io/gguf.h"
 
 namespace glimpse {
 namespace fs = std::filesystem;
@@ -78,11 +79,15 @@ std::string file_fingerprint(const fs::path& file, uintmax_t whole_below) {
 }
 
 std::string weights_fingerprint(const fs::path& dir_or_file) {
-  if (!fs::is_directory(dir_or_file)) return file_fingerprint(dir_or_file, kWholeWeights);
   std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(dir_or_file))
-    if (entry.is_regular_file() && belongs_to_model(entry.path())) files.push_back(entry.path());
-  std::sort(files.begin(), files.end());
+  if (fs::is_directory(dir_or_file)) {
+    for (const auto& entry : fs::directory_iterator(dir_or_file))
+      if (entry.is_regular_file() && belongs_to_model(entry.path())) files.push_back(entry.path());
+    std::sort(files.begin(), files.end());
+  } else {
+    files = gguf_parts(dir_or_file);
+    if (files.size() == 1) return file_fingerprint(dir_or_file, kWholeWeights);
+  }
   std::string all;
   for (const fs::path& file : files)
     all += concat(file.filename().string(), ' ', file_fingerprint(file, kWholeWeights), '\n');

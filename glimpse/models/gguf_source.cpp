@@ -172,7 +172,7 @@ auto with_metadata(const Gguf& gguf, Function f) {
 class GgufPair : public ModelSource {
  public:
   GgufPair(const fs::path& model, const fs::path& mmproj)
-      : path_(model), text_(Gguf::open(model)), vision_(Gguf::open(mmproj)) {
+      : path_(model), mmproj_(mmproj), text_(Gguf::open(model)), vision_(Gguf::open(mmproj)) {
     check_holds_language_model(text_);
     const std::string other = text_of(vision_, "general.architecture");
     check(other == "clip", vision_.file(), " holds no vision encoder: its architecture is '", other,
@@ -192,6 +192,7 @@ class GgufPair : public ModelSource {
   }
 
   fs::path path() const override { return path_; }
+  fs::path mmproj() const override { return mmproj_; }
   std::string where(const std::string& file) const override {
     return file == "preprocessor_config.json" ? vision_.file() : text_.file();
   }
@@ -218,7 +219,7 @@ class GgufPair : public ModelSource {
   }
 
  private:
-  fs::path path_;
+  fs::path path_, mmproj_;
   Gguf text_, vision_;
   json config_, preprocessor_, generation_;
 };

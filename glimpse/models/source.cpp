@@ -1,5 +1,6 @@
 #include "glimpse/models/source.h"
 
+#include <algorithm>
 #include <fstream>
 #include <optional>
 #include <vector>
@@ -77,15 +78,20 @@ bool is_gguf(const fs::path& file) {
          std::ifstream(file, std::ios::binary).read(begin.data(), 4).good() && begin == "GGUF";
 }
 
-/// What to write to name the one vision encoder beside `model`; "" when there is none or several.
-std::string mmproj_hint(const fs::path& model) {
+/// The one vision encoder beside `model`. Error when there is none or several.
+fs::path mmproj_beside(const fs::path& model) {
   std::vector<fs::path> found;
   std::error_code ignored;
   const fs::path folder = model.has_parent_path() ? model.parent_path() : ".";
   for (const auto& entry : fs::directory_iterator(folder, ignored))
     if (entry.path().filename().string().find("mmproj") != std::string::npos && is_gguf(entry.path()))
       found.push_back(entry.path());
-  return found.size() == 1 ? concat(": --mmproj ", found[0].string()) : " with --mmproj";
+  check(!found.empty(), model.string(),
+        " holds a language model only; name the file of its vision encoder with --mmproj");
+  std::sort(found.begin(), found.end());
+  check(found.size() == 1, model.string(), " holds a language model only, and beside it are ", found.size(),
+        " vision encoders, such as ", found[0].string(), "; name one with --mmproj");
+  return found[0];
 }
 
 }  // namespace
@@ -106,9 +112,7 @@ std::unique_ptr<ModelSource> open_model(const std::string& model, const std::str
     return open_model_dir(resolve_model_dir(model));
   }
   check_holds_language_model(Gguf::open(model));
-  check(!mmproj.empty(), model, " holds a language model only; name the file of its vision encoder",
-        mmproj_hint(model));
-  return open_gguf_pair(model, mmproj);
+  return open_gguf_pair(model, mmproj.empty() ? mmproj_beside(model) : fs::path(mmproj));
 }
 
 }  // namespace glimpse

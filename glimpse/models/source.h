@@ -18,6 +18,8 @@ class ModelSource {
 
   /// The directory, or the GGUF file of the language model.
   virtual std::filesystem::path path() const = 0;
+  /// The GGUF file of the vision encoder; empty for a directory.
+  virtual std::filesystem::path mmproj() const { return {}; }
   /// What errors call the part that the layout keeps in `file`.
   virtual std::string where(const std::string& file) const = 0;
   /// config.json. Error when it is missing or no object.
@@ -40,7 +42,8 @@ std::unique_ptr<ModelSource> open_model_dir(const std::filesystem::path& dir);
 std::unique_ptr<ModelSource> open_gguf_pair(const std::filesystem::path& model,
                                             const std::filesystem::path& mmproj);
 
-/// What `model` means: a .gguf file (which needs `mmproj`), a directory, or a hub id (see resolve_model_dir).
+/// What `model` means: a .gguf file, a directory, or a hub id (see resolve_model_dir). Beside the first
+/// belongs `mmproj`, which, where it is "", is the one file in the same folder that has mmproj in its name.
 std::unique_ptr<ModelSource> open_model(const std::string& model, const std::string& mmproj);
 
 }  // namespace glimpse

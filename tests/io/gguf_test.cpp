@@ -201,7 +201,9 @@ TEST_CASE("damaged and hostile GGUF files are errors that name the problem") {
   with([](GgufBytes& g) { g.key("x", 13, ""); }, "unknown value type 13");
   with([](GgufBytes& g) { g.key("x", kBool, "\2"); }, "a bool stored as 2");
   with([](GgufBytes& g) { g.key("eps", kBool, "\1"); }, "metadata 'eps' is there twice");
-  with([](GgufBytes& g) { g.key("split.count", kU32, bytes_of(uint32_t{3})); }, "one part of several");
+  with([](GgufBytes& g) { g.key("split.count", kU32, bytes_of(uint32_t{3})); },
+       "first part of 3, but not named so");
+  with([](GgufBytes& g) { g.key("split.count", kText, text_bytes("3")); }, "'split.count' is no number");
   for (const uint32_t alignment : {0u, 3u, ~0u})
     with([&](GgufBytes& g) { g.key("general.alignment", kU32, bytes_of(alignment)); }, "power of two");
   with([](GgufBytes& g) { g.key("general.alignment", kText, text_bytes("32")); }, "power of two");

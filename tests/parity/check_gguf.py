@@ -75,6 +75,19 @@ class Gguf(unittest.TestCase):
                 self.assertEqual([r["answer"] for r in self.rows(*flags)], [r["answer"] for r in expected])
         self.rows(*pair("mixed"), "--weights", "int4", rows=1)
 
+    def test_split_files_and_the_encoder_beside(self):
+        parts = sorted((DIR / "split").glob("model-*.gguf"))
+        self.assertGreater(len(parts), 2)
+        self.assertEqual(self.rows("--model", parts[0]), self.rows(*pair("bf16")))
+        ask = ["ask", "--image", IMAGE, QUESTION, "--model"]
+        self.fails([*ask, parts[1]], "is one part of several, and not the first", parts[1].name)
+        with tempfile.TemporaryDirectory() as folder:
+            for file in [*parts[:-1], DIR / "split/mmproj-model.gguf"]:
+                (Path(folder) / file.name).symlink_to(file)
+            self.fails([*ask, Path(folder) / parts[0].name], parts[-1].name)
+            (Path(folder) / parts[-1].name).symlink_to(parts[-2])
+            self.fails([*ask, Path(folder) / parts[0].name], parts[-1].name, "is not part")
+
     def test_quantize(self):
         """The directory answers as the pair does when it is rounded at load, its tokenizer included."""
         for kind, bits in (("bf16", "int8"), ("mixed", "int8"), ("mixed", "int4")):
@@ -115,13 +128,19 @@ class Gguf(unittest.TestCase):
     def test_errors_say_what_to_do(self):
         model, mmproj = (DIR / "q8_0" / name for name in ("model.gguf", "mmproj-model.gguf"))
         ask = ["ask", "--image", IMAGE, QUESTION]
-        self.fails([*ask, "--model", model], "holds a language model only", f"--mmproj {mmproj}")
+        with tempfile.TemporaryDirectory() as folder:
+            alone = Path(folder) / "x.gguf"
+            alone.symlink_to(model)
+            self.fails([*ask, "--model", alone], "holds a language model only", "--mmproj")
+            self.fails(["quantize", alone, DIR / "out"], "holds a language model only", "--mmproj")
+            for name in ("mmproj-a.gguf", "b-mmproj.gguf"):
+                (Path(folder) / name).symlink_to(mmproj)
+            self.fails([*ask, "--model", alone], "beside it are 2 vision encoders", "b-mmproj.gguf", "--mmproj")
         self.fails([*ask, "--model", mmproj, "--mmproj", model], "holds a vision encoder: name it with --mmproj")
         self.fails([*ask, "--model", model, "--mmproj", model], "holds no vision encoder")
         self.fails([*ask, "--model", TINY / "model", "--mmproj", mmproj], "--mmproj belongs to a --model that is a GGUF file")
         self.fails([*ask, "--mmproj", mmproj], "--mmproj belongs to")
         self.fails([*ask, "--model", DIR / "none.gguf", "--mmproj", mmproj], "no such file", "none.gguf")
-        self.fails(["quantize", model, DIR / "out"], "holds a language model only", f"--mmproj {mmproj}")
         self.fails(["quantize", TINY / "model", DIR / "out", "--mmproj", mmproj], "--mmproj belongs to")
         self.fails(["quantize", model, DIR, "--mmproj", mmproj, "--overwrite"], "is no model directory")
 

@@ -3,7 +3,7 @@
 
 Usage: make_gguf.py OUT_DIR
 
-Writes OUT_DIR/<kind>/model.gguf and OUT_DIR/<kind>/mmproj-model.gguf for every kind below, and OUT_DIR/<kind>/expected, the
+Writes OUT_DIR/split, the model of "bf16" in parts of 30 tensors; OUT_DIR/<kind>/model.gguf and OUT_DIR/<kind>/mmproj-model.gguf for every kind below, and OUT_DIR/<kind>/expected, the
 same model as a checkpoint in float32 with the values that the package reads out of those files. OUT_DIR/blocks.gguf has random
 blocks of every type that is read, OUT_DIR/blocks.safetensors what the package reads out of them.
 """
@@ -83,8 +83,8 @@ def quantize(values, kind):
 class Writer(gguf.GGUFWriter):
     """Writes tensors and remembers what they read as."""
 
-    def __init__(self, path, arch, blocks, kind):
-        super().__init__(path, gguf.MODEL_ARCH_NAMES[arch])
+    def __init__(self, path, arch, blocks, kind, part=0):
+        super().__init__(path, gguf.MODEL_ARCH_NAMES[arch], split_max_tensors=part)
         self.names, self.kind, self.read = gguf.get_tensor_name_map(arch, blocks), kind, {}
 
     def add(self, name, values, gguf_name=None, kind=None):
@@ -106,8 +106,8 @@ class Writer(gguf.GGUFWriter):
         self.close()
 
 
-def write_text(path, tensors, kind):
-    writer = Writer(path, gguf.MODEL_ARCH.QWEN2VL, CONFIG["num_hidden_layers"], kind)
+def write_text(path, tensors, kind, part=0):
+    writer = Writer(path, gguf.MODEL_ARCH.QWEN2VL, CONFIG["num_hidden_layers"], kind, part)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_block_count(CONFIG["num_hidden_layers"])
     writer.add_context_length(CONFIG["max_position_embeddings"])
@@ -180,7 +180,8 @@ def write_blocks(out):
     """Random bytes, with float16 scales that are finite."""
     random, expected = np.random.default_rng(5), {}
     writer = gguf.GGUFWriter(out / "blocks.gguf", "qwen2vl")
-    scales_at = {Type.Q8_0: [0], Type.Q4_0: [0], Type.Q4_K: [0, 2], Type.Q5_K: [0, 2], Type.Q6_K: [208]}
+    scales_at = {Type.Q8_0: [0], Type.Q4_0: [0], Type.Q4_1: [0, 2], Type.Q5_0: [0], Type.Q5_1: [0, 2], Type.Q2_K: [80, 82], Type.Q3_K: [108],
+                 Type.Q4_K: [0, 2], Type.Q5_K: [0, 2], Type.Q6_K: [208], Type.IQ4_NL: [0], Type.IQ4_XS: [0]}  # fmt: skip
     for kind in [Type.F32, Type.F16, Type.BF16, *scales_at]:
         values, size = gguf.GGML_QUANT_SIZES[kind]
         if kind in scales_at:
@@ -203,6 +204,10 @@ def main():
     write_blocks(out)
     for name, kinds in KINDS.items():
         write_model(out / name, *kinds)
+    (out / "split").mkdir()
+    tensors = load_file(MODEL / "model.safetensors")
+    write_text(out / "split/model.gguf", tensors, Type.BF16, part=30)
+    write_vision(out / "split/mmproj-model.gguf", tensors, Type.BF16)
 
 
 if __name__ == "__main__":
