@@ -11,6 +11,7 @@
 #include "glimpse/base/timer.h"
 #include "glimpse/io/model_card.h"
 #include "glimpse/io/model_dir.h"
+#include "rows.h"
 
 namespace glimpse::app {
 
@@ -29,24 +30,15 @@ class FetchLine {
     const bool done = now.files == now.all_files;
     if (!(done && terminal_) && ms - shown_ms_ < (terminal_ ? on_terminal_ms : in_log_ms)) return;
     shown_ms_ = ms;
-    constexpr uint64_t width = 24;
-    const uint64_t total = std::max<uint64_t>(now.total, 1),
-                   full = std::min(width, width * now.bytes / total);
     const double rate =
         static_cast<double>(now.bytes - std::min(first_, now.bytes)) / std::max(ms / 1000, 1e-3);
-    std::ostringstream line;
-    if (terminal_)
-      line << "\r" << std::string(full, '#') << std::string(width - full, '.') << " ";
-    else
-      line << "glimpse: ";
-    line << size_text(now.bytes) << "/" << size_text(now.total) << " " << std::fixed << std::setprecision(1)
+    std::ostringstream text;
+    text << size_text(now.bytes) << "/" << size_text(now.total) << " " << std::fixed << std::setprecision(1)
          << rate / 1e6 << " MB/s, "
          << static_cast<double>(now.total - std::min(now.bytes, now.total)) / std::max(rate, 1e-9)
          << " s left, " << now.files << "/" << now.all_files << " files";
-    if (terminal_) line << "  " << now.name << "\x1b[K";
-    if (!terminal_) line << "\n";
     open_ = terminal_;
-    std::cerr << line.str() << std::flush;
+    show_progress(terminal_, now.bytes, now.total, text.str(), now.name);
   }
   /// Before other lines.
   void end() {

@@ -96,6 +96,19 @@ bool ResumableLines::done(const Row& row) const {
   return true;
 }
 
+void show_progress(bool terminal, uint64_t done, uint64_t total, const std::string& text,
+                   const std::string& note) {
+  constexpr uint64_t width = 24;
+  const uint64_t full = std::min(width, width * done / std::max<uint64_t>(total, 1));
+  std::ostringstream line;
+  if (terminal)
+    line << "\r" << std::string(full, '#') << std::string(width - full, '.') << " " << text << "  " << note
+         << "\x1b[K";
+  else
+    line << "glimpse: " << text << "\n";
+  std::cerr << line.str() << std::flush;
+}
+
 Progress::Progress(size_t total, size_t done, std::string unit)
     : total_(total),
       done_(done),
@@ -115,17 +128,10 @@ void Progress::step(const std::string& note) {
   if (!terminal_ && (elapsed < next_line_s_ || done_ == total_)) return;
   next_line_s_ = elapsed + std::clamp(elapsed, kFirstLineAfter_s, kMostBetweenLines_s);
   const double rate = static_cast<double>(done_ - first_) / std::max(elapsed, 1e-9);
-  const int width = 24, full = static_cast<int>(width * done_ / std::max<size_t>(total_, 1));
-  std::ostringstream line;
-  if (terminal_)
-    line << "\r" << std::string(full, '#') << std::string(width - full, '.') << " ";
-  else
-    line << "glimpse: ";
-  line << done_ << "/" << total_ << " " << std::fixed << std::setprecision(1) << rate << " " << unit_
+  std::ostringstream text;
+  text << done_ << "/" << total_ << " " << std::fixed << std::setprecision(1) << rate << " " << unit_
        << "/s, " << static_cast<double>(total_ - done_) / std::max(rate, 1e-9) << " s left";
-  if (terminal_) line << "  " << note << "\x1b[K";
-  if (!terminal_) line << "\n";
-  std::cerr << line.str() << std::flush;
+  show_progress(terminal_, done_, total_, text.str(), note);
 }
 
 }  // namespace glimpse::app

@@ -47,6 +47,11 @@ class ResumableLines {
   std::optional<LineFile> out_;
 };
 
+/// How far a work is, on standard error: on a terminal a bar in place of the last one, then `text` and
+/// `note`; elsewhere a line of `text`.
+void show_progress(bool terminal, uint64_t done, uint64_t total, const std::string& text,
+                   const std::string& note);
+
 /// A progress line on a terminal; elsewhere (a log) a line now and then.
 class Progress {
  public:

@@ -188,22 +188,14 @@ json content_of(const EngineOptions& options) {
 
 namespace {
 
-std::unique_ptr<PrefixCache> make_prefix_cache(const EngineOptions& options, const LoadOptions& load) {
-  check(options.cache_dir.empty() || options.cache_mb > 0,
-        "cache_dir: keeps on disk what is in memory first, so cache_mb must be above 0");
-  if (options.cache_mb == 0) return nullptr;
-  std::unique_ptr<PrefixStore> store;
-  if (!options.cache_dir.empty()) {
-    const json origin = {{"content", content_of(options)},
-                         {"dtype", c10::toString(load.dtype)},
-                         {"weights", options.weights},
-                         {"device", load.device.is_cpu() ? "cpu" : "cuda"},
-                         {"build", options.cache_build}};
-    const auto bytes = static_cast<uint64_t>(options.cache_disk_gb * 1024 * 1024 * 1024);
-    store = std::make_unique<PrefixStore>(PrefixStoreOptions{options.cache_dir, bytes, json_text(origin)},
-                                          load.device);
-  }
-  return std::make_unique<PrefixCache>(options.cache_mb << 20, std::move(store));
+// Beside pictures and questions.
+std::string prefix_origin(const EngineOptions& options, const LoadOptions& load) {
+  const json origin = {{"content", content_of(options)},
+                       {"dtype", c10::toString(load.dtype)},
+                       {"weights", options.weights},
+                       {"device", load.device.is_cpu() ? "cpu" : "cuda"},
+                       {"build", options.cache_build}};
+  return json_text(origin);
 }
 
 }  // namespace
@@ -231,7 +223,9 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
     modules.add(name, glimpse ? GlimpseModules::load(dir, shape, model->decoder().options()) : nullptr,
                 before, within);
   }
-  auto engine = std::make_unique<Engine>(std::move(model), modules, make_prefix_cache(options, load));
+  auto cache = make_prefix_cache(options.cache_mb, options.cache_dir, options.cache_disk_gb, load.device,
+                                 [&] { return prefix_origin(options, load); });
+  auto engine = std::make_unique<Engine>(std::move(model), modules, std::move(cache));
 
   constexpr const char* file = "generation_config.json";
   json generate = source->settings(file);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "glimpse/base/check.h"
 #include "glimpse/engine/hash.h"
 
 namespace glimpse {
@@ -135,6 +136,20 @@ size_t PrefixCache::bytes() const {
 size_t PrefixCache::size() const {
   const std::lock_guard lock(mutex_);
   return entries_.size();
+}
+
+std::unique_ptr<PrefixCache> make_prefix_cache(size_t cache_mb, const std::filesystem::path& cache_dir,
+                                               double cache_disk_gb, at::Device device,
+                                               const std::function<std::string()>& origin) {
+  check(cache_dir.empty() || cache_mb > 0,
+        "cache_dir: keeps on disk what is in memory first, so cache_mb must be above 0");
+  if (cache_mb == 0) return nullptr;
+  std::unique_ptr<PrefixStore> store;
+  if (!cache_dir.empty()) {
+    const auto bytes = static_cast<uint64_t>(cache_disk_gb * 1024 * 1024 * 1024);
+    store = std::make_unique<PrefixStore>(PrefixStoreOptions{cache_dir, bytes, origin()}, device);
+  }
+  return std::make_unique<PrefixCache>(cache_mb << 20, std::move(store));
 }
 
 }  // namespace glimpse

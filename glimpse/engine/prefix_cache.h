@@ -5,6 +5,8 @@
 #include <compare>
 #include <cstdint>
 #include <deque>
+#include <filesystem>
+#include <functional>
 #include <list>
 #include <map>
 #include <memory>
@@ -74,5 +76,12 @@ class PrefixCache {
   std::set<PrefixKey> wanted_;
   std::deque<PrefixKey> wanted_order_;  // the oldest first
 };
+
+/// A cache of `cache_mb` MiB and, where `cache_dir` names a folder, `cache_disk_gb` GiB there; null for 0
+/// MiB. The settings go by these names in errors. `origin`: PrefixStoreOptions::origin, asked for only if
+/// there is a folder.
+std::unique_ptr<PrefixCache> make_prefix_cache(size_t cache_mb, const std::filesystem::path& cache_dir,
+                                               double cache_disk_gb, at::Device device,
+                                               const std::function<std::string()>& origin);
 
 }  // namespace glimpse

@@ -2,6 +2,7 @@
 #include <map>
 #include <set>
 
+#include "glimpse/base/ascii.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/eval/task.h"
 #include "glimpse/io/rows.h"
@@ -86,9 +87,7 @@ std::string stripped(const Task& task, std::string text) {
   for (const std::string& what : task.strip)
     for (size_t at = what.empty() ? text.npos : text.find(what); at != text.npos; at = text.find(what, at))
       text.erase(at, what.size());
-  constexpr const char* space = " \t\r\n";
-  const size_t begin = std::min(text.find_first_not_of(space), text.size());
-  return text.substr(begin, text.find_last_not_of(space) + 1 - begin);
+  return trimmed(text);
 }
 
 // What both formats give, before images are looked for.

@@ -21,6 +21,11 @@ float half(const uint8_t* bytes) {
   return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
 }
 
+// The 4 bits of value i of 32 in 16 bytes, whose low halves are the first 16 values.
+int half_byte(const uint8_t* bytes, int i) {
+  return bytes[i % 16] >> i / 16 * 4 & 15;
+}
+
 // Each block below says how its bytes lie.
 
 // Q8_0, 32 values: scale f16, 32 signed bytes.
@@ -44,8 +49,7 @@ bool read_plain(const uint8_t* block, float* values) {
   }
   constexpr int middle = has_offset ? 0 : 1 << (bits - 1);
   for (int i = 0; i < 32; ++i) {
-    const int low = bytes[i % 16] >> i / 16 * 4 & 15;
-    const int value = (low | static_cast<int>(fifth >> i & 1) << 4) - middle;
+    const int value = (half_byte(bytes, i) | static_cast<int>(fifth >> i & 1) << 4) - middle;
     values[i] = scale * static_cast<float>(value) + offset;
   }
   return std::isfinite(scale) && std::isfinite(offset);
@@ -57,8 +61,7 @@ constexpr int kSteps[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 3
 // IQ4_NL, 32 values: scale f16, 16 bytes; their low halves are the first 16 values.
 bool read_iq4_nl(const uint8_t* block, float* values) {
   const float scale = half(block);
-  for (int i = 0; i < 32; ++i)
-    values[i] = scale * static_cast<float>(kSteps[block[2 + i % 16] >> i / 16 * 4 & 15]);
+  for (int i = 0; i < 32; ++i) values[i] = scale * static_cast<float>(kSteps[half_byte(block + 2, i)]);
   return std::isfinite(scale);
 }
 
@@ -72,7 +75,7 @@ bool read_iq4_xs(const uint8_t* block, float* values) {
     const float group_scale = scale * static_cast<float>((low | high << 4) - 32);
     const uint8_t* const bytes = block + 8 + 16 * group;
     for (int i = 0; i < 32; ++i)
-      values[32 * group + i] = group_scale * static_cast<float>(kSteps[bytes[i % 16] >> i / 16 * 4 & 15]);
+      values[32 * group + i] = group_scale * static_cast<float>(kSteps[half_byte(bytes, i)]);
   }
   return std::isfinite(scale);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iomanip>
 
+#include "glimpse/base/ascii.h"
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/io/hub_connection.h"
@@ -15,12 +16,6 @@ namespace {
 
 constexpr size_t kLargestListing = size_t{64} << 20, kLongestPath = 1024, kLongestPart = 240;
 constexpr uint64_t kLargestFile = uint64_t{1} << 44;
-
-std::string trimmed(const std::string& text) {
-  constexpr const char* spaces = " \t\r\n";
-  const size_t first = text.find_first_not_of(spaces);
-  return first == text.npos ? "" : text.substr(first, text.find_last_not_of(spaces) + 1 - first);
-}
 
 // Stays within a folder that it is joined to.
 bool stays_within(const std::string& name) {

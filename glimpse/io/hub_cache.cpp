@@ -8,6 +8,7 @@
 #include <regex>
 #include <set>
 
+#include "glimpse/base/ascii.h"
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/io/file_lock.h"
@@ -96,8 +97,7 @@ std::string environment(const char* name) {
 }
 
 bool environment_flag(const char* name) {
-  std::string value = environment(name);
-  std::transform(value.begin(), value.end(), value.begin(), [](unsigned char c) { return std::tolower(c); });
+  const std::string value = lowered(environment(name));
   return value == "1" || value == "true" || value == "yes" || value == "on";
 }
 

@@ -1,7 +1,6 @@
 #include "glimpse/io/quantization.h"
 
 #include <algorithm>
-#include <cctype>
 #include <initializer_list>
 #include <map>
 #include <memory>
@@ -9,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "glimpse/base/ascii.h"
 #include "glimpse/base/check.h"
 #include "glimpse/io/layout.h"
 #include "glimpse/io/packed_layer.h"
@@ -48,9 +48,7 @@ class Reader {
     }
   }
   std::string lower(const char* key, const char* fallback) const {
-    auto text = get<std::string>(key, fallback);
-    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
-    return text;
+    return lowered(get<std::string>(key, fallback));
   }
   // Error unless the member is one of these, or not set.
   template <class T>

@@ -1,10 +1,10 @@
 #include "glimpse/io/rows.h"
 
 #include <algorithm>
-#include <cctype>
 #include <charconv>
 #include <fstream>
 
+#include "glimpse/base/ascii.h"
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 
@@ -56,9 +56,7 @@ std::string reason_of(const json::exception& error) {
 bool names_picture(const json& value) {
   if (value.is_array()) return std::any_of(value.begin(), value.end(), names_picture);
   if (!value.is_string()) return false;
-  std::string ending = fs::path(value.get<std::string>()).extension().string();
-  std::transform(ending.begin(), ending.end(), ending.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  const std::string ending = lowered(fs::path(value.get<std::string>()).extension().string());
   constexpr std::string_view known[] = {".jpg", ".jpeg", ".png",  ".webp", ".gif",
                                         ".bmp", ".tif",  ".tiff", ".avif", ".heic"};
   return std::find(std::begin(known), std::end(known), ending) != std::end(known);

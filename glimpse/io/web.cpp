@@ -1,15 +1,13 @@
 #include "glimpse/io/web.h"
 
-#include <curl/curl.h>
-#include <signal.h>
-
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 #include <exception>
-#include <mutex>
 
+#include "glimpse/base/ascii.h"
 #include "glimpse/base/check.h"
+#include "glimpse/base/pipe_signal.h"
+#include "glimpse/io/curl.h"
 #include "glimpse/io/hub_cache.h"
 
 namespace glimpse {
@@ -19,18 +17,6 @@ namespace {
 constexpr long kSlowest = 100;  // bytes per second: what is below is a stall
 constexpr size_t kMostHeaders = 200, kLongestHeader = 16384;
 
-std::string lower(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
-  return text;
-}
-
-std::string trimmed(const std::string& text) {
-  constexpr const char* spaces = " \t\r\n";
-  const size_t first = text.find_first_not_of(spaces);
-  return first == text.npos ? "" : text.substr(first, text.find_last_not_of(spaces) + 1 - first);
-}
-
-// What comes in, with what the callbacks need.
 struct Transfer {
   CURL* curl;
   const WebRequest& request;
@@ -46,7 +32,7 @@ size_t take_header(const char* data, size_t size, size_t count, void* user) {
   if (line.starts_with("HTTP/")) transfer.reply.headers.clear();  // those before were of an interim answer
   const size_t colon = line.find(':');
   if (colon != line.npos && line.size() < kLongestHeader && transfer.reply.headers.size() < kMostHeaders)
-    transfer.reply.headers[lower(line.substr(0, colon))] = trimmed(line.substr(colon + 1));
+    transfer.reply.headers[lowered(line.substr(0, colon))] = trimmed(line.substr(colon + 1));
   return size * count;
 }
 
@@ -70,27 +56,6 @@ size_t take_body(const char* data, size_t size, size_t count, void* user) {
 int stopped(void* user, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
   return static_cast<const Transfer*>(user)->stop.stop_requested();
 }
-
-/// A connection that the other side closed is an error of a call, not the end of the program: OpenSSL writes
-/// without saying so.
-class WithoutSigpipe {
- public:
-  WithoutSigpipe() {
-    sigemptyset(&pipe_);
-    sigaddset(&pipe_, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &pipe_, &before_);
-  }
-  WithoutSigpipe(const WithoutSigpipe&) = delete;
-  WithoutSigpipe& operator=(const WithoutSigpipe&) = delete;
-  ~WithoutSigpipe() {
-    const timespec at_once{};
-    if (sigismember(&before_, SIGPIPE) == 0) sigtimedwait(&pipe_, nullptr, &at_once);
-    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-  }
-
- private:
-  sigset_t pipe_, before_;
-};
 
 bool is_lasting(CURLcode code) {
   switch (code) {
@@ -122,24 +87,18 @@ const std::string& WebReply::header(const std::string& name) const {
 }
 
 struct WebClient::Handle {
-  CURL* curl = nullptr;
+  const Curl curl = start_curl();
 };
 
 WebClient::WebClient(std::string agent) : handle_(std::make_unique<Handle>()), agent_(std::move(agent)) {
   for (const char* name : {"CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"})
     if (certificates_.empty()) certificates_ = environment_path(name).string();
-  static std::once_flag once;
-  std::call_once(once, [] { curl_global_init(CURL_GLOBAL_DEFAULT); });
-  handle_->curl = curl_easy_init();
-  check(handle_->curl != nullptr, "HTTP: libcurl cannot be started");
 }
 
-WebClient::~WebClient() {
-  curl_easy_cleanup(handle_->curl);
-}
+WebClient::~WebClient() = default;
 
 WebReply WebClient::get(const WebRequest& request, const std::stop_token& stop) {
-  CURL* const curl = handle_->curl;
+  CURL* const curl = handle_->curl.get();
   curl_easy_reset(curl);  // the connection stays
   Transfer transfer{curl, request, stop, {}};
   char error[CURL_ERROR_SIZE] = "";
@@ -169,7 +128,7 @@ WebReply WebClient::get(const WebRequest& request, const std::stop_token& stop) 
   set(CURLOPT_WRITEDATA, &transfer);
   const std::string range = concat(request.first_byte, "-");
   if (request.first_byte > 0) set(CURLOPT_RANGE, range.c_str());
-  const WithoutSigpipe guard;
+  const NoPipeSignal guard;  // OpenSSL writes without saying that it wants none
   const CURLcode code = curl_easy_perform(curl);
   curl_slist_free_all(list);
   if (transfer.thrown) std::rethrow_exception(transfer.thrown);
@@ -194,8 +153,8 @@ WebReply WebClient::get(const WebRequest& request, const std::stop_token& stop) 
 std::string web_origin(const std::string& url) {
   const std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> parts(curl_url(), curl_url_cleanup);
   if (curl_url_set(parts.get(), CURLUPART_URL, url.c_str(), 0) != CURLUE_OK) return "";
-  const std::string scheme = lower(part(parts.get(), CURLUPART_SCHEME)),
-                    host = lower(part(parts.get(), CURLUPART_HOST));
+  const std::string scheme = lowered(part(parts.get(), CURLUPART_SCHEME)),
+                    host = lowered(part(parts.get(), CURLUPART_HOST));
   if ((scheme != "http" && scheme != "https") || host.empty()) return "";
   return concat(scheme, "://", host, ":", part(parts.get(), CURLUPART_PORT, CURLU_DEFAULT_PORT));
 }

@@ -171,9 +171,8 @@ auto with_metadata(const Gguf& gguf, Function f) {
 
 class GgufPair : public ModelSource {
  public:
-  GgufPair(const fs::path& model, const fs::path& mmproj)
-      : path_(model), mmproj_(mmproj), text_(Gguf::open(model)), vision_(Gguf::open(mmproj)) {
-    check_holds_language_model(text_);
+  GgufPair(const Gguf& text, const fs::path& mmproj)
+      : mmproj_(mmproj), text_(text), vision_(Gguf::open(mmproj)) {
     const std::string other = text_of(vision_, "general.architecture");
     check(other == "clip", vision_.file(), " holds no vision encoder: its architecture is '", other,
           "', expected 'clip'");
@@ -191,7 +190,7 @@ class GgufPair : public ModelSource {
     }
   }
 
-  fs::path path() const override { return path_; }
+  fs::path path() const override { return text_.file(); }
   fs::path mmproj() const override { return mmproj_; }
   std::string where(const std::string& file) const override {
     return file == "preprocessor_config.json" ? vision_.file() : text_.file();
@@ -219,7 +218,7 @@ class GgufPair : public ModelSource {
   }
 
  private:
-  fs::path path_, mmproj_;
+  fs::path mmproj_;
   Gguf text_, vision_;
   json config_, preprocessor_, generation_;
 };
@@ -234,8 +233,8 @@ void check_holds_language_model(const Gguf& gguf) {
         "' is not supported (known: qwen2vl, which is Qwen2.5-VL's)");
 }
 
-std::unique_ptr<ModelSource> open_gguf_pair(const fs::path& model, const fs::path& mmproj) {
-  return std::make_unique<GgufPair>(model, mmproj);
+std::unique_ptr<ModelSource> open_gguf_pair(const Gguf& text, const fs::path& mmproj) {
+  return std::make_unique<GgufPair>(text, mmproj);
 }
 
 }  // namespace glimpse

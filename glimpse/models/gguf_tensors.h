@@ -5,11 +5,16 @@
 
 #include "glimpse/io/checkpoint.h"
 #include "glimpse/io/gguf.h"
+#include "glimpse/models/source.h"
 
 namespace glimpse {
 
 /// Error unless the file holds a language model of a known architecture.
 void check_holds_language_model(const Gguf& gguf);
+
+/// The pair of files that llama.cpp's converter writes for Qwen2.5-VL: the language model with its tokenizer,
+/// and the vision encoder ("mmproj"). Error naming the file and what it lacks.
+std::unique_ptr<ModelSource> open_gguf_pair(const Gguf& text, const std::filesystem::path& mmproj);
 
 /// The tensor called `name`. Error naming the file when there is none.
 const Gguf::Entry& entry_of(const Gguf& gguf, const std::string& name);

@@ -111,8 +111,9 @@ std::unique_ptr<ModelSource> open_model(const std::string& model, const std::str
     check(mmproj.empty(), "--mmproj belongs to a --model that is a GGUF file, not to '", model, "'");
     return open_model_dir(resolve_model_dir(model));
   }
-  check_holds_language_model(Gguf::open(model));
-  return open_gguf_pair(model, mmproj.empty() ? mmproj_beside(model) : fs::path(mmproj));
+  const Gguf text = Gguf::open(model);
+  check_holds_language_model(text);
+  return open_gguf_pair(text, mmproj.empty() ? mmproj_beside(model) : fs::path(mmproj));
 }
 
 }  // namespace glimpse

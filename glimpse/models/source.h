@@ -37,11 +37,6 @@ class ModelSource {
 /// A directory in the Hugging Face layout.
 std::unique_ptr<ModelSource> open_model_dir(const std::filesystem::path& dir);
 
-/// The pair of files that llama.cpp's converter writes for Qwen2.5-VL: the language model with its tokenizer,
-/// and the vision encoder ("mmproj"). Error naming the file and what it lacks.
-std::unique_ptr<ModelSource> open_gguf_pair(const std::filesystem::path& model,
-                                            const std::filesystem::path& mmproj);
-
 /// What `model` means: a .gguf file, a directory, or a hub id (see resolve_model_dir). Beside the first
 /// belongs `mmproj`, which, where it is "", is the one file in the same folder that has mmproj in its name.
 std::unique_ptr<ModelSource> open_model(const std::string& model, const std::string& mmproj);

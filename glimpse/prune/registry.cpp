@@ -4,6 +4,7 @@
 #include <mutex>
 #include <utility>
 
+#include "glimpse/base/ascii.h"
 #include "glimpse/prune/cdpruner.h"
 #include "glimpse/prune/dart.h"
 #include "glimpse/prune/divprune.h"
@@ -17,6 +18,8 @@
 namespace glimpse {
 
 namespace {
+
+constexpr const char* kBlanks = " \t";  // around the parts of a composition
 
 using Settings = std::vector<std::pair<std::string, std::string>>;
 
@@ -209,11 +212,6 @@ std::vector<Entry> all_entries() {
   return entries;
 }
 
-std::string trimmed(const std::string& text) {
-  const auto begin = text.find_first_not_of(" \t"), end = text.find_last_not_of(" \t");
-  return begin == std::string::npos ? "" : text.substr(begin, end - begin + 1);
-}
-
 // Splits at `separator` outside parentheses.
 std::vector<std::string> split(const std::string& text, char separator) {
   std::vector<std::string> parts(1);
@@ -230,17 +228,18 @@ std::vector<std::string> split(const std::string& text, char separator) {
 
 std::shared_ptr<const Pruner> make_one(const std::string& stage, const PrunerContext& context) {
   const auto open = stage.find('(');
-  const std::string name = trimmed(stage.substr(0, open));
+  const std::string name = trimmed(stage.substr(0, open), kBlanks);
   Settings settings;
   if (open != std::string::npos) {
     check(stage.back() == ')', "pruning: '", stage, "' lacks its closing parenthesis");
     const std::string inside = stage.substr(open + 1, stage.size() - open - 2);
-    if (!trimmed(inside).empty())
+    if (!trimmed(inside, kBlanks).empty())
       for (const std::string& setting : split(inside, ',')) {
         const auto equals = setting.find('=');
         check(equals != std::string::npos, "pruning: expected name=value in '", stage, "', got '", setting,
               "'");
-        settings.emplace_back(trimmed(setting.substr(0, equals)), trimmed(setting.substr(equals + 1)));
+        settings.emplace_back(trimmed(setting.substr(0, equals), kBlanks),
+                              trimmed(setting.substr(equals + 1), kBlanks));
       }
   }
   std::string known = "none";
@@ -294,12 +293,12 @@ int64_t default_cut_layer(const PrunerContext& context) {
 
 PrunerChain make_pruners(const std::string& composition, const PrunerContext& context) {
   PrunerChain chain;
-  if (trimmed(composition) == "none") return chain;
+  if (trimmed(composition, kBlanks) == "none") return chain;
   constexpr size_t most = 16;
   const std::vector<std::string> stages = split(composition, '+');
   check(stages.size() <= most, "pruning: a composition of ", stages.size(), " methods; ", most, " at most");
   for (const std::string& stage : stages) {
-    chain.push_back(make_one(trimmed(stage), context));
+    chain.push_back(make_one(trimmed(stage, kBlanks), context));
     for (const Cut& cut : chain.back()->cuts())
       check(cut.place == Cut::Place::within || cut.layer < context.layers, "pruning: '", stage,
             "' cuts at layer ", cut.layer, " but the model has ", context.layers, " layers");

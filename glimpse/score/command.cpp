@@ -21,6 +21,7 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/base/pipe_signal.h"
 
 namespace glimpse {
 
@@ -65,26 +66,6 @@ struct OwnGroup {
   void on_exec_error(What&&...) {
     ::_exit(127);
   }
-};
-
-// Writing to a program that is gone is an error and does not end this one.
-class NoPipeSignal {
- public:
-  NoPipeSignal() {
-    sigemptyset(&set_);
-    sigaddset(&set_, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &set_, &before_);
-  }
-  ~NoPipeSignal() {
-    const timespec at_once{};
-    while (sigtimedwait(&set_, nullptr, &at_once) > 0) {
-    }
-    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
-  }
-  NoPipeSignal(const NoPipeSignal&) = delete;
-
- private:
-  sigset_t set_, before_;
 };
 
 // Nothing for what is no score.

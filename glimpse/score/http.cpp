@@ -1,10 +1,6 @@
 #include "glimpse/score/http.h"
 
-#include <curl/curl.h>
-
-#include <mutex>
-
-#include "glimpse/base/check.h"
+#include "glimpse/io/curl.h"
 
 namespace glimpse {
 
@@ -32,24 +28,17 @@ bool is_web_address(const std::string& url) {
 }
 
 struct HttpClient::Handle {
-  CURL* curl = nullptr;
+  const Curl curl = start_curl();
 };
 
-HttpClient::HttpClient() : handle_(std::make_unique<Handle>()) {
-  static std::once_flag once;
-  std::call_once(once, [] { curl_global_init(CURL_GLOBAL_DEFAULT); });
-  handle_->curl = curl_easy_init();
-  check(handle_->curl != nullptr, "HTTP: libcurl cannot be started");
-}
+HttpClient::HttpClient() : handle_(std::make_unique<Handle>()) {}
 
-HttpClient::~HttpClient() {
-  curl_easy_cleanup(handle_->curl);
-}
+HttpClient::~HttpClient() = default;
 
 HttpReply HttpClient::post(const std::string& url, const std::string& body,
                            const std::map<std::string, std::string>& headers, double timeout_s,
                            const std::stop_token& stop) {
-  CURL* const curl = handle_->curl;
+  CURL* const curl = handle_->curl.get();
   curl_easy_reset(curl);  // the connection stays
   HttpReply reply;
   char error[CURL_ERROR_SIZE] = "";

@@ -1,17 +1,12 @@
 #include "glimpse/train/example.h"
 
+#include "glimpse/base/ascii.h"
 #include "glimpse/base/check.h"
 #include "glimpse/image/decode.h"
 
 namespace glimpse {
 
 namespace {
-
-std::string trimmed(const std::string& text) {
-  constexpr const char* spaces = " \t\r\n";
-  const size_t first = text.find_first_not_of(spaces);
-  return first == std::string::npos ? "" : text.substr(first, text.find_last_not_of(spaces) - first + 1);
-}
 
 // What the conversation has after the place where the answer begins, its end included.
 std::vector<int64_t> answer_ids(const Vlm& model, std::vector<Message> messages, const std::string& answer) {

@@ -58,22 +58,12 @@ std::string origin_of(const Vlm& model, const fs::path& base) {
                 c10::toString(model.decoder().options().dtype().toScalarType()));
 }
 
-uint64_t disk_bytes(const TrainOptions& options) {
-  return static_cast<uint64_t>(options.cache_disk_gb * 1024 * 1024 * 1024);
-}
-
 // For what the encoder gives for pictures.
 std::unique_ptr<PrefixCache> picture_cache(const TrainOptions& options, const Vlm& model,
                                            const fs::path& base) {
-  check(options.cache_dir.empty() || options.cache_mb > 0,
-        "cache_dir: keeps on disk what is in memory first, so cache_mb must be above 0");
-  if (options.cache_mb == 0) return nullptr;
-  std::unique_ptr<PrefixStore> store;
-  if (!options.cache_dir.empty())
-    store = std::make_unique<PrefixStore>(
-        PrefixStoreOptions{options.cache_dir, disk_bytes(options), "pictures " + origin_of(model, base)},
-        model.decoder().options().device());
-  return std::make_unique<PrefixCache>(static_cast<size_t>(options.cache_mb) << 20, std::move(store));
+  return make_prefix_cache(static_cast<size_t>(options.cache_mb), options.cache_dir, options.cache_disk_gb,
+                           model.decoder().options().device(),
+                           [&] { return "pictures " + origin_of(model, base); });
 }
 
 // What a scout learns from: boxes alone, or a teacher, too.
@@ -90,7 +80,7 @@ LessonOptions lessons_of(const TrainOptions& options, const Vlm& model, const fs
   }
   if (options.cache_dir.empty()) return lessons;
   lessons.dir = options.cache_dir;
-  lessons.max_bytes = disk_bytes(options);
+  lessons.max_bytes = static_cast<uint64_t>(options.cache_disk_gb * 1024 * 1024 * 1024);
   lessons.origin = origin_of(model, base);
   return lessons;
 }

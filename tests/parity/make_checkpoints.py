@@ -11,6 +11,7 @@ Everything is float32 on the CPU with fixed seeds. Inputs are redrawn until ever
 """
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -190,6 +191,12 @@ def to_rope_parameters(folder):
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
+def run_cases(name, model, out, generator):
+    for case, (grids, texts) in CASES.items():
+        write_cases(name, case, f"{len(grids)} images, {sum(texts)} text tokens", out,
+                    lambda: run(model, make_inputs(grids, texts, generator)))
+
+
 def make(name, spec, out, seed):
     generator = torch.Generator().manual_seed(seed)
     config = Qwen2_5_VLConfig(**json.loads(json.dumps(spec["config"])), torch_dtype="float32")
@@ -204,18 +211,21 @@ def make(name, spec, out, seed):
     if spec.get("parameters"):
         to_rope_parameters(out / "model")
 
-    for case, (grids, texts) in CASES.items():
-        write_cases(name, case, f"{len(grids)} images, {sum(texts)} text tokens", out,
-                    lambda: run(model, make_inputs(grids, texts, generator)))
+    run_cases(name, model, out, generator)
+
+
+def make_all(usage, seed, makers):
+    """Calls each maker (name -> function of folder and seed) with a folder of its name below the one that the command line names."""
+    if len(sys.argv) != 2:
+        raise SystemExit(usage)
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        for i, (name, make_one) in enumerate(makers.items()):
+            make_one(Path(sys.argv[1]) / name, seed + i)
 
 
 def main():
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
-    torch.set_num_threads(2)
-    with torch.no_grad():
-        for seed, (name, spec) in enumerate(SHAPES.items(), 1):
-            make(name, spec, Path(sys.argv[1]) / name, seed)
+    make_all(__doc__, 1, {name: partial(make, name, spec) for name, spec in SHAPES.items()})
 
 
 if __name__ == "__main__":

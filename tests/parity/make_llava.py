@@ -9,11 +9,10 @@ and the encoder in a CLIP checkpoint of its own. Differences: pixel_values are [
 the original layout has -200 where an image token stands.
 """
 import json
-import sys
-from pathlib import Path
+from functools import partial
 
 import torch
-from make_checkpoints import STEPS, fresh_rope, random_weights, write_cases
+from make_checkpoints import STEPS, fresh_rope, make_all, random_weights, write_cases
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, LlavaConfig, LlavaForConditionalGeneration
 
@@ -159,12 +158,7 @@ def make(name, spec, out, seed):
 
 
 def main():
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
-    torch.set_num_threads(2)
-    with torch.no_grad():
-        for seed, (name, spec) in enumerate(SHAPES.items(), 101):
-            make(name, spec, Path(sys.argv[1]) / name, seed)
+    make_all(__doc__, 101, {name: partial(make, name, spec) for name, spec in SHAPES.items()})
 
 
 if __name__ == "__main__":

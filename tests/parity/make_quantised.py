@@ -9,11 +9,10 @@ transformers' fine-grained FP8, and transformers computes with what comes out, i
 such checkpoints are published.
 """
 import json
-import sys
-from pathlib import Path
+from functools import partial
 
 import torch
-from make_checkpoints import CASES, make_inputs, random_weights, run, shape, to_newer_layout, write_cases
+from make_checkpoints import make_all, random_weights, run_cases, shape, to_newer_layout
 from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -148,18 +147,11 @@ def make(name, packing, settings, out, seed):
     if settings:
         written["quantization_config"] = settings
     (folder / "config.json").write_text(json.dumps(written, indent=1))
-    for case, (grids, texts) in CASES.items():
-        write_cases(name, case, f"{len(grids)} images, {sum(texts)} text tokens", out,
-                    lambda: run(model, make_inputs(grids, texts, generator)))
+    run_cases(name, model, out, generator)
 
 
 def main():
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
-    torch.set_num_threads(2)
-    with torch.no_grad():
-        for seed, (name, (packing, settings)) in enumerate(FORMATS.items(), 201):
-            make(name, packing, settings, Path(sys.argv[1]) / name, seed)
+    make_all(__doc__, 201, {name: partial(make, name, packing, settings) for name, (packing, settings) in FORMATS.items()})
 
 
 if __name__ == "__main__":
