@@ -3,6 +3,7 @@
 
 #include "flags.h"
 #include "glimpse/base/atomic_file.h"
+#include "glimpse/engine/kept_grids.h"
 #include "glimpse/image/decode.h"
 #include "glimpse/image/overlay.h"
 #include "paths.h"
@@ -34,25 +35,13 @@ std::vector<Box> parse_boxes(const std::string& text, const Image& image) {
   return boxes;
 }
 
-// FILE for one image; FILE with .1, .2, ... before its extension for several.
-std::filesystem::path numbered(const std::filesystem::path& file, size_t index, size_t count) {
-  if (count == 1) return file;
-  return file.parent_path() /
-         (file.stem().string() + "." + std::to_string(index + 1) + file.extension().string());
-}
-
 void write_pictures(const AskFlags& flags, const Answer& answer, const std::vector<Image>& images) {
   for (size_t i = 0; i < images.size(); ++i) {
-    const int rows = static_cast<int>(answer.segments[i].rows),
-              cols = static_cast<int>(answer.segments[i].cols);
+    const std::vector<KeptGrid> grids = kept_grids(answer.segments, answer.keep, static_cast<int64_t>(i));
     if (!flags.overlay_out.empty())
-      save_png(draw_kept(images[i], rows, cols, answer.keep[i], answer.segments[i].area),
-               numbered(flags.overlay_out, i, images.size()));
-    if (flags.mask_out.empty()) continue;
-    std::vector<uint8_t> mask(answer.segments[i].count());
-    for (const int64_t token : answer.keep[i]) mask[token] = 1;
-    save_mask_png(mask, rows, cols, images[i].width, images[i].height,
-                  numbered(flags.mask_out, i, images.size()), answer.segments[i].area);
+      save_png(draw_kept(images[i], grids), numbered(flags.overlay_out, i, images.size()));
+    if (!flags.mask_out.empty())
+      save_mask_png(grids, images[i].width, images[i].height, numbered(flags.mask_out, i, images.size()));
   }
 }
 
@@ -69,13 +58,16 @@ std::vector<NamedPath> outputs_of(const AskFlags& flags, size_t images) {
   return outputs;
 }
 
+// A grid of an image; where one has several it says whose it is.
 nlohmann::json image_json(const Answer& answer, size_t i) {
-  const Segment& image = answer.segments[i];
-  return {{"rows", image.rows},
-          {"cols", image.cols},
-          {"visual_tokens", image.count()},
-          {"kept_tokens", answer.keep[i].size()},
-          {"keep", answer.keep[i]}};
+  const Segment& grid = answer.segments[i];
+  nlohmann::json out = {{"rows", grid.rows},
+                        {"cols", grid.cols},
+                        {"visual_tokens", grid.count()},
+                        {"kept_tokens", answer.keep[i].size()},
+                        {"keep", answer.keep[i]}};
+  if (shares_media(answer.segments)) out["image"] = grid.medium;
+  return out;
 }
 
 void write_scores(const std::string& path, const Answer& answer) {
@@ -125,7 +117,9 @@ int run(AskFlags& flags, Interrupt& interrupt) {
   for (const std::string& path : flags.images)
     images.push_back(load_image(path, flags.common.bounds.decode_options()));
   flags.common.fetching.provide(flags.common.engine, interrupt);
-  const auto engine = Engine::load(flags.common.engine);
+  EngineOptions options = flags.common.engine;
+  if (!options.cache_dir.empty()) options.cache_mb = 1024;  // what goes to the disk is in memory first
+  const auto engine = Engine::load(options);
   if (!flags.boxes.empty() && flags.common.prune == "auto") flags.common.prune = "reference";
   Request request = flags.common.request(*engine);
   Message& message = request.messages.emplace_back();
@@ -172,6 +166,7 @@ std::function<int()> add_ask(CLI::App& app, Interrupt& interrupt) {
       ->allow_extra_args(false)
       ->group("Images");
   flags->common.add(app);
+  add_cache_dir_flags(app, flags->common.engine);
   app.add_option("--reference-boxes", flags->boxes,
                  "keep the tokens inside these boxes instead of asking the predictor: x1,y1,x2,y2[;...] in "
                  "pixels, once "

@@ -67,7 +67,7 @@ bool is_missing(const std::string& name) {
   std::error_code ignored;
   if (name.empty() || fs::exists(name, ignored) || !HubId::parse(name)) return false;
   const auto dir = local_dir(name);
-  return !dir || !missing_file(*dir).empty();
+  return !dir || !missing_file(*dir, HubId::parse(name)->quantisation).empty();
 }
 
 // NAME=DIR names a set of modules.
@@ -75,6 +75,17 @@ std::string without_set_name(const std::string& given) {
   const size_t equals = given.find('=');
   std::error_code ignored;
   return equals == given.npos || fs::exists(given, ignored) ? given : given.substr(equals + 1);
+}
+
+// A relative path that was mistyped looks like a hub id, too.
+HubListing listed(const Hub& hub, const std::string& name, const std::stop_token& stop) {
+  try {
+    return hub.list(HubId::parse(name).value(), noting(), stop);
+  } catch (const Error& error) {
+    std::error_code ignored;
+    fail_as(error.kind(), error.what(), "\nThere is no file or folder ",
+            (fs::current_path(ignored) / name).string(), " either.");
+  }
 }
 
 void add_name(std::vector<std::string>& names, const std::string& name) {
@@ -194,7 +205,8 @@ void Fetching::fetch(const std::vector<std::string>& names, bool base, Interrupt
                                 : "\n--download, or GLIMPSE_DOWNLOAD=1, lets this command fetch it.";
     if (const auto dir = local_dir(names[0]))
       fail("model '", names[0], "' is in the cache only in part: ", dir->string(), " lacks ",
-           missing_file(*dir), ". `glimpse pull ", names[0], "` fetches the rest.", how);
+           missing_file(*dir, HubId::parse(names[0])->quantisation), ". `glimpse pull ", names[0],
+           "` fetches the rest.", how);
     try {
       resolve_model_dir(names[0]);
     } catch (const Error& error) {
@@ -205,7 +217,7 @@ void Fetching::fetch(const std::vector<std::string>& names, bool base, Interrupt
   std::vector<HubListing> listings;
   std::vector<std::string> all = names;
   for (size_t i = 0; i < all.size(); ++i) {
-    listings.push_back(hub.list(HubId::parse(all[i]).value(), noting(), stop));
+    listings.push_back(listed(hub, all[i], stop));
     const auto files = needed_files(listings.back());
     const uint64_t bytes = total_size(missing_files(listings.back(), files));
     std::cerr << "glimpse: " << all[i] << " is not in the cache: " << files.size() << " files of "

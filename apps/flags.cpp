@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "built_from.h"
+#include "glimpse/engine/memory_need.h"
 #include "glimpse/eval/grid.h"
 #include "glimpse/io/model_dir.h"
 #include "glimpse/io/run_identity.h"
@@ -72,6 +73,11 @@ void SettingFlags::apply(Fields fields) const {
 Fetching add_model_flags(CLI::App& app, EngineOptions& options) {
   options.threads = 0;
   SettingFlags().add(app, options.fields(), "Model");
+  app.add_flag_callback(
+         "--no-memory-check", [] { check_memory(false); },
+         "load a model even if it is larger than the memory that is available (or set "
+         "GLIMPSE_MEMORY_CHECK=0)")
+      ->group("Model");
   Fetching fetching;
   fetching.add(app);
   return fetching;
@@ -88,6 +94,7 @@ nlohmann::json model_settings(const EngineOptions& options) {
       {"adapters", options.adapters},
       {"dtype", options.dtype},
       {"weights", options.weights}};
+  if (options.kv != "bf16") settings["kv"] = options.kv;  // runs from before it could be anything else go on
   settings["content"] = content_of(options);
   return settings;
 }
@@ -104,8 +111,15 @@ void add_cache_flag(CLI::App& app, EngineOptions& options) {
       ->check(CLI::Range(size_t{0}, size_t{1} << 30))
       ->capture_default_str()
       ->group("Model");
-  app.add_option("--cache-dir", options.cache_dir,
-                 "folder that keeps what --cache-mb keeps on disk, too, so that it outlives the program")
+  add_cache_dir_flags(app, options);
+}
+
+void add_cache_dir_flags(CLI::App& app, EngineOptions& options) {
+  app.add_option(
+         "--cache-dir", options.cache_dir,
+         "folder that keeps images that were seen before on disk, so that they outlive the program, and "
+         "beside them (not counted in their size) a copy of layers that were stored in few bits, as "
+         "they are used: the next start maps it")
       ->type_name("DIR")
       ->group("Model");
   app.add_option("--cache-disk-gb", options.cache_disk_gb, "size of --cache-dir, in GiB")
@@ -120,7 +134,7 @@ void add_reuse_flag(CLI::App& app, std::string& reuse) {
   app.add_option(
          "--reuse", reuse,
          "with a method that thins out before the language model (scout+glimpse): whether it gives way to "
-         "what --cache-mb keeps of an image; auto: from the second question about it on")
+         "what --cache-mb keeps of an image; auto: from the fifth question about it on")
       ->check(CLI::IsMember({"auto", "never", "always"}))
       ->capture_default_str()
       ->group("Pruning");

@@ -65,7 +65,9 @@ nlohmann::json model_settings(const EngineOptions& options);
 /// Those of its members that only say where the model lies.
 extern const std::set<std::string> kModelPlaces;
 
-/// Adds --cache-mb, for commands that ask more than one question.
+/// Adds --cache-dir and its size.
+void add_cache_dir_flags(CLI::App& app, EngineOptions& options);
+/// The same with --cache-mb, for commands that ask more than one question.
 void add_cache_flag(CLI::App& app, EngineOptions& options);
 /// Adds --reuse, for the same.
 void add_reuse_flag(CLI::App& app, std::string& reuse);

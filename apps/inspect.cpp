@@ -1,8 +1,10 @@
+#include <cmath>
 #include <iomanip>
 #include <iostream>
 #include <map>
 
 #include "flags.h"
+#include "glimpse/engine/memory_need.h"
 #include "glimpse/io/quantization.h"
 #include "glimpse/models/config.h"
 #include "glimpse/models/vision_shape.h"
@@ -63,11 +65,76 @@ void print_parts(const nlohmann::json& parts) {
               << "\n";
 }
 
+constexpr double kMib = 1 << 20, kGib = 1 << 30;
+
+std::string pixels_of(int64_t side) {
+  return concat(side, " x ", side, " pixels");
+}
+
+/// What the model will need of this machine's memory, of whose images the largest.
+nlohmann::json memory_of(const MemoryNeed& need, int64_t context) {
+  const auto available = available_memory();
+  const auto side = [&](int64_t tokens) {
+    return static_cast<int64_t>(std::sqrt(static_cast<double>(tokens * need.token_pixels())));
+  };
+  // Of an encoder that sees tiles, one of them; else a picture of about a megapixel.
+  constexpr int64_t megapixel = 1024 * 1024;
+  const int64_t tokens =
+      need.vision.tile > 0 ? need.vision.tile * need.vision.tile : megapixel / need.token_pixels();
+  nlohmann::json out = {{"weights_bytes", need.weights},
+                        {"mapped_bytes", need.mapped},
+                        {"loaded_bytes", need.loaded()},
+                        {"kv_bytes_per_token", need.kv_token},
+                        {"image",
+                         {{"visual_tokens", tokens},
+                          {"side_pixels", side(tokens)},
+                          {"kv_bytes", tokens * need.kv_token},
+                          {"bytes", need.image(tokens)}}}};
+  if (!available) return out;
+  out["available_bytes"] = *available;
+  const int64_t largest =
+      std::min(context, need.largest_image(*available - std::min(*available, need.loaded())));
+  out["largest_image"] = {{"visual_tokens", largest}, {"side_pixels", side(largest)}};
+  return out;
+}
+
+void print_memory(const nlohmann::json& memory, const std::string& weights, int64_t context) {
+  const auto in = [&](const nlohmann::json& bytes, double unit, int digits) {
+    std::ostringstream text;
+    text << std::fixed << std::setprecision(digits) << bytes.get<double>() / unit;
+    return text.str();
+  };
+  const nlohmann::json& held = memory["weights_bytes"];
+  std::cout << "memory            "
+            << (held.get<double>() < kGib ? in(held, kMib, 1) + " MiB" : in(held, kGib, 2) + " GiB")
+            << " of weights (--weights " << weights << "), " << in(memory["kv_bytes_per_token"], 1024, 1)
+            << " KiB of KV cache per token\n";
+  const auto& image = memory["image"];
+  std::cout << "  an image        " << pixels_of(image["side_pixels"]) << ": " << image["visual_tokens"]
+            << " visual tokens, " << in(image["kv_bytes"], kMib, 1) << " MiB of KV cache, "
+            << in(image["bytes"], kMib, 0) << " MiB while it is read\n";
+  if (!memory.contains("available_bytes")) return;
+  const auto& largest = memory["largest_image"];
+  std::cout << "  here            " << in(memory["available_bytes"], kGib, 1) << " GiB available: ";
+  if (largest["visual_tokens"] == 0)
+    std::cout << "too little for it\n";
+  else
+    std::cout << "room for one image of " << largest["visual_tokens"] << " visual tokens, "
+              << pixels_of(largest["side_pixels"])
+              << (largest["visual_tokens"] == context ? " (as many as the context holds)" : "") << "\n";
+}
+
 int run(InspectFlags& flags, Interrupt& interrupt) {
   flags.fetching.provide(flags.engine, interrupt);
+  const auto source = model_source(flags.engine);
+  const auto need =
+      memory_need(*source, load_options(flags.engine, source->config()), parse_kv_format(flags.engine.kv));
+  // What cannot be loaded here still has its numbers.
+  const auto available = available_memory();
+  if (!flags.json && need && available && need->loaded() > *available)
+    print_memory(memory_of(*need, INT64_MAX), flags.engine.weights, INT64_MAX);
   // Loading checks every tensor's name and shape.
   const auto engine = Engine::load(flags.engine);
-  const auto source = model_source(flags.engine);
   const DecoderConfig& c = engine->model().decoder().config();
   nlohmann::json out = {
       {"model", source->path().string()},
@@ -85,6 +152,7 @@ int run(InspectFlags& flags, Interrupt& interrupt) {
       {"vision_encoder",
        {{"layers", engine->model().vision_depth()}, {"hidden_size", engine->model().vision_width()}}},
       {"parts", parts_of(open_weights(*source))}};
+  if (need) out["memory"] = memory_of(*need, engine->model().max_positions());
   const nlohmann::json config = source->config();
   const Quantization packing = Quantization::of(config, source->where("config.json"));
   if (packing.method != Quantization::Method::none) out["quantization"] = packing.text();
@@ -123,13 +191,17 @@ int run(InspectFlags& flags, Interrupt& interrupt) {
              c.tied_head ? ", tied head" : "", ", context ", engine->model().max_positions()));
   if (out.contains("rope_scaling")) row("rotary embedding", out["rope_scaling"]);
   if (out.contains("quantization"))
-    row("quantised", concat(packing.text(),
-                            packing.is_packed() ? "; used as plain weights, or rounded by --weights" : ""));
+    row("quantised",
+        concat(packing.text(), packing.method == Quantization::Method::fp8
+                                   ? "; used as plain weights, or rounded by --weights"
+                               : packing.is_packed() ? "; kept so on the CPU, or widened by --weights bf16"
+                                                     : ""));
   row("vision encoder",
       concat(engine->model().vision_depth(), " layers, hidden ", engine->model().vision_width()));
   row("text tower", tower ? concat(tower->layers, " layers, hidden ", tower->hidden_size)
                           : "none (cdpruner compares with the words of the question)");
   print_parts(out["parts"]);
+  if (need) print_memory(out["memory"], flags.engine.weights, engine->model().max_positions());
   if (!modules) {
     std::cout << "pruning modules   none (--new-modules)\n";
     return 0;

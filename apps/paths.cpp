@@ -1,6 +1,7 @@
 #include "paths.h"
 
 #include <cctype>
+#include <cstdlib>
 
 #include "glimpse/base/check.h"
 
@@ -16,24 +17,6 @@ bool same_file(const fs::path& a, const fs::path& b) {
   if (there != fs::exists(b, ignored)) return false;
   return there ? fs::equivalent(a, b, ignored)
                : fs::weakly_canonical(a, ignored) == fs::weakly_canonical(b, ignored);
-}
-
-// Quotes and backslashes as a shell reads them.
-std::string unquoted(const std::string& text) {
-  std::string out;
-  char quote = 0;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (quote == 0 && (c == '"' || c == '\''))
-      quote = c;
-    else if (c == quote)
-      quote = 0;
-    else if (c == '\\' && quote != '\'' && i + 1 < text.size())
-      out += text[++i];
-    else
-      out += c;
-  }
-  return out;
 }
 
 // "file:///a%20b" is "/a b".
@@ -62,6 +45,34 @@ void check_outputs(const std::vector<NamedPath>& outputs, const std::vector<Name
   }
 }
 
+std::string unquoted(const std::string& text) {
+  std::string out;
+  char quote = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quote == 0 && (c == '"' || c == '\''))
+      quote = c;
+    else if (c == quote)
+      quote = 0;
+    else if (c == '\\' && quote != '\'' && i + 1 < text.size())
+      out += text[++i];
+    else
+      out += c;
+  }
+  return out;
+}
+
+fs::path numbered(const fs::path& file, size_t index, size_t count) {
+  if (count == 1) return file;
+  return file.parent_path() /
+         (file.stem().string() + "." + std::to_string(index + 1) + file.extension().string());
+}
+
+std::string with_home(const std::string& path) {
+  const char* const home = std::getenv("HOME");
+  return home && (path == "~" || path.starts_with("~/")) ? home + path.substr(1) : path;
+}
+
 std::string pasted_path(const std::string& text) {
   constexpr const char* spaces = " \t\r";
   const size_t first = text.find_first_not_of(spaces);
@@ -73,7 +84,7 @@ std::string pasted_path(const std::string& text) {
     if (fs::exists(name, ignored)) return name;
   for (const std::string& name : {trimmed, plain})
     if (name.starts_with("file://")) return from_url(name);
-  return plain;
+  return with_home(plain);
 }
 
 }  // namespace glimpse::app

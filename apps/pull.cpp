@@ -18,7 +18,8 @@ int run(const PullFlags& flags, Interrupt& interrupt) {
         " both name a revision; leave one of them out");
   const std::string named = flags.revision.empty() ? flags.id : flags.id + "@" + flags.revision;
   check(HubId::parse(named).has_value(), "'", named,
-        "' is no hub id: expected org/name or org/name@revision, such as Qwen/Qwen2.5-VL-3B-Instruct");
+        "' is no hub id: expected org/name, org/name@revision or org/name:QUANTISATION, such as "
+        "Qwen/Qwen2.5-VL-3B-Instruct");
   const Hub hub(HubOptions::from_environment());
   const std::stop_token stop = interrupt.arm();
   std::vector<std::string> names = {named};
@@ -43,7 +44,10 @@ int run(const PullFlags& flags, Interrupt& interrupt) {
 
 std::function<int()> add_pull(CLI::App& app, Interrupt& interrupt) {
   auto flags = std::make_shared<PullFlags>();
-  app.add_option("id", flags->id, "model on the hub: org/name, or org/name@revision")
+  app.add_option(
+         "id", flags->id,
+         "model on the hub: org/name, org/name@revision, or of GGUF files org/name:QUANTISATION, as in "
+         "org/name:Q8_0 (default: Q4_K_M, else the first)")
       ->required()
       ->type_name("ID");
   app.add_option("--revision", flags->revision, "branch, tag or commit (default: main)")->type_name("REV");

@@ -3,6 +3,7 @@
 #include "checkpoint_out.h"
 #include "flags.h"
 #include "glimpse/base/atomic_file.h"
+#include "glimpse/engine/packed_copy.h"
 #include "glimpse/models/vlm.h"
 
 namespace glimpse::app {
@@ -20,11 +21,11 @@ struct QuantizeFlags {
   bool overwrite = false;
 };
 
-void note_in_config(const fs::path& dir, const QuantizeFlags& flags) {
+void note_in_config(const fs::path& dir, const QuantizeFlags& flags, int bits) {
   const fs::path path = dir / "config.json";
   nlohmann::json config = read_json(path);
   nlohmann::json& note = config["quantization_config"];
-  note = {{"quant_method", "glimpse"}, {"bits", flags.weights == "int8" ? 8 : 4}};
+  note = {{"quant_method", "glimpse"}, {"bits", bits}};
   if (flags.weights == "int4") note["group_size"] = flags.group;
   AtomicFile file(path);
   file.stream() << config.dump(2) << "\n";
@@ -44,17 +45,21 @@ int run(const QuantizeFlags& flags, Interrupt& interrupt) {
   std::map<std::string, LowBitWeight> rounded;
   LoadOptions load;
   load.dtype = checkpoint_dtype(source->config());
-  load.weights = {parse_weight_format(flags.weights), flags.group,
-                  [&](const std::string& name, const LowBitWeight& weight) {
-                    if (stop.stop_requested()) throw Cancelled();
-                    rounded.emplace(name + ".weight", weight);
-                  }};
+  load.weights.format = parse_weight_format(flags.weights);
+  load.weights.group = flags.group;
+  load.weights.on_rounded = [&](const std::string& name, const LowBitWeight& weight) {
+    if (stop.stop_requested()) throw Cancelled();
+    rounded.emplace(name + ".weight", weight);
+  };
   try {
     load_vlm(*source, load);
   } catch (const Cancelled&) {
     std::cerr << "glimpse: stopped; nothing was written\n";
     return 130;
   }
+
+  check(!rounded.empty(), source->path().string(),
+        " has no layers in few bits to keep; round its weights with --weights int8 or int4");
 
   // A directory's tensors keep their names and types. Those of GGUF files get the published names, and the
   // type that they would be loaded in.
@@ -66,10 +71,8 @@ int run(const QuantizeFlags& flags, Interrupt& interrupt) {
   };
   for (const auto& [name, weight] : rounded) {
     const std::string in_file = is_dir && weights.contains(name) ? weights.name_in_file(name) : name;
-    add(in_file, weight.data);
-    add(in_file + "_scale", weight.scale);
-    add(in_file + "_correction", weight.correction);
-    if (weight.group) add(in_file + "_multiple", weight.multiple);
+    const std::string layer = in_file.substr(0, in_file.rfind(".weight"));
+    for (const auto& [tensor_name, tensor] : tensors_of(layer, weight)) add(tensor_name, tensor);
   }
   for (const std::string& name : weights.names()) {
     if (rounded.contains(name)) continue;
@@ -83,7 +86,9 @@ int run(const QuantizeFlags& flags, Interrupt& interrupt) {
   }
   const auto finish = [&](const fs::path& dir) {
     write_parts(*source, dir);
-    note_in_config(dir, flags);
+    int bits = 8;
+    for (const auto& [name, weight] : rounded) bits = std::min(bits, weight.bits());
+    note_in_config(dir, flags, bits);
   };
   if (write_model(flags.out, flags.overwrite, *source, tensors, flags.max_shard_size, stop, finish) > 0)
     return 0;
@@ -103,10 +108,12 @@ std::function<int()> add_quantize(CLI::App& app, Interrupt& interrupt) {
                  "the vision encoder's .gguf file, for a MODEL that is one (default: the one *mmproj* file "
                  "beside it)")
       ->type_name("FILE");
-  app.add_option("--weights", flags->weights,
-                 "int8 (one scale per output) or int4 (and a multiple of it per group of inputs)")
+  app.add_option(
+         "--weights", flags->weights,
+         "int8 (one scale per output), int4 (and a multiple of it per group of inputs), or auto: layers "
+         "that a GGUF, AWQ or GPTQ model has in few bits stay so, as --weights auto keeps them at load")
       ->type_name("BITS")
-      ->check(CLI::IsMember({"int8", "int4"}).description(""))
+      ->check(CLI::IsMember({"int8", "int4", "auto"}).description(""))
       ->capture_default_str();
   app.add_option("--group", flags->group, "inputs that share a multiple in int4: 32 or 64")
       ->type_name("N")

@@ -111,11 +111,28 @@ std::string note(const StepMetrics& metrics, bool tuned) {
   return out.str();
 }
 
+// Sees that the models are there. A new run without a model has the one that its modules were made for.
+void provide_models(const TrainFlags& flags, TrainOptions& options, Interrupt& interrupt) {
+  EngineOptions all;
+  all.model = options.model;
+  std::vector<std::string> names = {options.new_modules, options.teacher};
+  if (options.tune) names.push_back(options.tune->adapter);
+  if (flags.resume.empty()) {
+    for (const std::string& name : names)
+      if (!name.empty()) all.new_modules.push_back(name);
+    flags.fetching.provide(all, interrupt);
+    options.model = all.model;
+  } else {
+    check(flags.fetching.with_revision(options.model) == options.model,
+          "--resume goes on with the run's own model; --revision does not go with it");
+    names.push_back(options.model);
+    flags.fetching.provide(names, interrupt);
+  }
+}
+
 int run(const TrainFlags& flags, Interrupt& interrupt) {
   TrainOptions options = options_of(flags);
-  std::vector<std::string> names = {options.model, options.new_modules, options.teacher};
-  if (options.tune) names.push_back(options.tune->adapter);
-  flags.fetching.provide(names, interrupt);
+  provide_models(flags, options, interrupt);
   const std::unique_ptr<World> world = World::from_environment(parse_device(local_device(options.device)));
   const fs::path folder = run_folder(flags, options);
   Trainer trainer(options, folder, *world, !flags.resume.empty());
@@ -157,7 +174,7 @@ std::function<int()> add_flags(CLI::App& app, Interrupt& interrupt, std::shared_
   app.add_option("-o,--out", flags->out, "the run's directory")->type_name("DIR");
   app.add_option("--resume", flags->resume, "go on with the run in this directory")->type_name("DIR");
   app.add_flag("--overwrite", flags->overwrite, "start a run again that --out already holds");
-  flags->fetching.add(app, false, "Options");
+  flags->fetching.add(app, true, "Options");
   flags->settings.add(app, flags->parsed.fields(), "Settings");
   return [flags, &interrupt] { return run(*flags, interrupt); };
 }

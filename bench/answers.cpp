@@ -136,8 +136,8 @@ VisionShape vision_shape(const Question& question) {
   return glimpse::vision_shape(model_config(question));
 }
 
-Grid patch_grid(const Question& question, int64_t merge) {
-  return patch_grid(question.visual, merge);
+Grid patch_grid(const Question& question, const VisionShape& vision) {
+  return patch_grid(question.visual, vision);
 }
 
 Prompt make_prompt(const Question& question, const Vlm& model) {
@@ -185,7 +185,7 @@ void time_answers(const Question& question, const Limits& limits, Rows& rows) {
             .unit = "ms",
             .note = "warm; weights are mapped and read on first use"});
   rows.add({.name = "load_to_first_token_ms", .value = load + full.first_ms, .unit = "ms"});
-  const double seen = vision_flops(vision, patch_grid(question, vision.merge));
+  const double seen = vision_flops(vision, patch_grid(question, vision));
   timed("vision_ms", answers.vision, seen, tera(seen));
   rows.add(prefill_row(question, full.prefill, full_flops, limits));
   rows.add({"prefill_tokens_per_s", tokens / full.prefill.best() * 1e3, "tokens/s",

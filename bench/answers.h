@@ -29,7 +29,7 @@ struct Question {
 
 VisionShape vision_shape(const Question& question);
 /// The patch grid of the image: as near to a square as its visual tokens allow.
-Grid patch_grid(const Question& question, int64_t merge);
+Grid patch_grid(const Question& question, const VisionShape& vision);
 
 /// The question's prompt: random ids and noise, the same in every run.
 Prompt make_prompt(const Question& question, const Vlm& model);

@@ -35,9 +35,9 @@ struct Options {
   int64_t answer = 20, prompts = 1;
 };
 
-const std::vector<std::string> kParts = {"startup",   "cold",      "resident", "limits",      "vit",
-                                         "flash",     "selection", "answers",  "first_token", "decoder",
-                                         "questions", "batch",     "sizes",    "training",    "tune"};
+const std::vector<std::string> kParts = {
+    "startup",     "cold",    "resident",  "limits", "vit",   "flash",    "selection", "answers",
+    "first_token", "decoder", "questions", "batch",  "sizes", "training", "tune",      "kv"};
 
 void greet(const Question& question) {
   const GemmPath path = bf16_gemm_path();
@@ -56,7 +56,7 @@ void run(const Options& options) {
   const VisionShape vision = vision_shape(question);
   const fs::path config_file = question.checkpoint / "model" / "config.json";
   const nlohmann::json config = read_json(config_file), &text = text_config(config);
-  const Grid grid = patch_grid(question, vision.merge);
+  const Grid grid = patch_grid(question, vision);
   greet(question);
 
   Rows rows;
@@ -96,6 +96,7 @@ void run(const Options& options) {
   part("flash", [&] {
     time_flash(decoder_config(text, config, config_file.string()), question.rounds, limits, rows);
   });
+  part("kv", [&] { time_kv(decoder_config(text, config, config_file.string()), question.rounds, rows); });
   part("selection", [&] { time_selection(text.at("hidden_size"), vision, grid, question.rounds, rows); });
 
   if (question.bits() != "bf16") limits = limits.of_int8();

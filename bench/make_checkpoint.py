@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
-"""A Qwen2.5-VL or LLaVA-1.5 checkpoint of a published size with random bfloat16 weights, for timing.
+"""A Qwen2.5-VL, Qwen3-VL, LLaVA-1.5 or LLaVA-NeXT checkpoint of a published size with random bfloat16 weights, for timing.
 
-Usage: make_checkpoint.py --shapes 3b|7b|llava-7b|tiny|llava-tiny --out DIR [--tokenizer MODEL]
+Usage: make_checkpoint.py --shapes 3b|7b|llava-7b|llava-next-7b|qwen3-vl-4b|tiny|llava-tiny --out DIR [--tokenizer MODEL]
 
 Writes DIR/model/ (config.json, safetensors shards) and DIR/new_modules/ (config.json, new_modules_gp.pt, scouts of configs/train). About 7.5 GB
-for 3b, 16.6 GB for 7b and 14.2 GB for llava-7b, streamed: a block of normal(0, 0.02) numbers is repeated, so little memory is needed.
+for 3b, 16.6 GB for 7b, 14.2 GB for llava-7b, 15.2 GB for llava-next-7b and 8.9 GB for qwen3-vl-4b, streamed: a block of normal(0, 0.02) numbers is repeated, so little memory is needed.
 With --tokenizer the checkpoint can be asked about pictures of any size: it has the tokenizer, the chat template and the special ids of that
 model's folder; the ids beyond its vocabulary are words of their own, so that every token of an answer shows.
 """
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 import yaml
 from safetensors.torch import save_file
-from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARD = 4 << 30  # bytes
@@ -39,8 +39,12 @@ def shapes(name):
 
 def base_tensors(config):
     """Name -> shape, as transformers names them."""
-    kinds = {"llava": (LlavaConfig, LlavaForConditionalGeneration)}
-    kind, network = kinds.get(config["model_type"], (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration))
+    name = {"llava": "Llava", "llava_next": "LlavaNext", "qwen3_vl": "Qwen3VL"}.get(config["model_type"], "Qwen2_5_VL")
+    if name == "Qwen3VL":
+        sys.path.insert(0, str(ROOT / ".venv/transformers"))  # a release that has it (tools/setup)
+    import transformers
+
+    kind, network = getattr(transformers, f"{name}Config"), getattr(transformers, f"{name}ForConditionalGeneration")
     config = kind(**json.loads(json.dumps(config)))
     with torch.device("meta"):
         model = network(config)
@@ -194,7 +198,7 @@ def write_new_modules(config, folder, numbers):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", choices=["3b", "7b", "llava-7b", "tiny", "llava-tiny"], required=True)
+    parser.add_argument("--shapes", choices=["3b", "7b", "llava-7b", "llava-next-7b", "qwen3-vl-4b", "tiny", "llava-tiny"], required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, help="folder of a model whose tokenizer, chat template and special ids it gets")
     options = parser.parse_args()

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """The language model or the encoder of a Qwen2.5-VL checkpoint's shapes as a GGUF file with random weights, for timing llama.cpp.
 
-Usage: make_gguf.py --config CONFIG.json --bits bf16|int8|int4 --out FILE [--tokenizer MODEL]
+Usage: make_gguf.py --config CONFIG.json --bits bf16|int8|int4|q4_k_m --out FILE [--tokenizer MODEL]
        make_gguf.py --config CONFIG.json --mmproj --out FILE
 
-int8 is Q8_0 throughout, int4 is Q4_0 with embeddings and head in Q6_K, as llama.cpp's own quantisation leaves them; the encoder has F16.
+int8 is Q8_0 throughout, int4 is Q4_0 with embeddings and head in Q6_K, as llama.cpp's own quantisation leaves them;
+q4_k_m is Q4_K with Q6_K for the head and, in about half of the layers, for attn_v and ffn_down, as in its Q4_K_M; the encoder has F16.
 Streamed: a block of random numbers is repeated, so little memory is needed. Without --tokenizer the vocabulary is empty words and the
 network reads text only; with the folder of a model (make_checkpoint.py --tokenizer writes one) it can be asked about pictures.
 """
@@ -18,9 +19,10 @@ from gguf import GGMLQuantizationType as Type
 from gguf_tokenizer import add_tokenizer
 
 POOL = (1 << 24) + 4099  # bytes at least; no multiple of a row, so that rows differ
-MATRICES = {"bf16": (Type.BF16, Type.BF16), "int8": (Type.Q8_0, Type.Q8_0), "int4": (Type.Q4_0, Type.Q6_K)}
+MATRICES = {"bf16": (Type.BF16, Type.BF16), "int8": (Type.Q8_0, Type.Q8_0), "int4": (Type.Q4_0, Type.Q6_K), "q4_k_m": (Type.Q4_K, Type.Q4_K)}
 HALVES = {Type.BF16: (0x807F, 0x3C80), Type.F16: (0x83FF, 0x2400)}  # bits of sign and mantissa, an exponent of 2^-6
-SCALE_AT = {Type.Q8_0: 0, Type.Q4_0: 0, Type.Q6_K: 208}
+# Where a block's scale and offset, if it has one, lie, and numbers for them.
+SCALES = {Type.Q8_0: {0: 0.0003}, Type.Q4_0: {0: 0.005}, Type.Q6_K: {208: 0.00001}, Type.Q4_K: {0: 0.0001, 2: 0.0008}}
 
 
 def pool(kind):
@@ -31,23 +33,29 @@ def pool(kind):
         words = random.integers(0, 1 << 16, POOL // 2, dtype=np.uint16)
         return ((words & np.uint16(loose)) | np.uint16(exponent)).view(np.uint8)
     blocks = random.integers(0, 256, (POOL // size, size), dtype=np.uint8)
-    scale = {Type.Q8_0: 0.0003, Type.Q4_0: 0.005, Type.Q6_K: 0.00001}[kind]
-    at = SCALE_AT[kind]
-    blocks[:, at : at + 2] = np.full((len(blocks), 1), scale, np.float16).view(np.uint8)
+    for at, scale in SCALES[kind].items():
+        blocks[:, at : at + 2] = np.full((len(blocks), 1), scale, np.float16).view(np.uint8)
     return blocks.reshape(-1)
+
+
+def has_more_bits(layer, layers):
+    """Of which layers a Q4_K_M file has attn_v and ffn_down in Q6_K."""
+    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
 def text_tensors(config, matrix, table):
     """name -> (shape, type), outermost size first."""
     d, wide, vocabulary = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     kv = d // config["num_attention_heads"] * config["num_key_value_heads"]
-    out = {"token_embd.weight": ((vocabulary, d), table), "output_norm.weight": ((d,), Type.F32)}
+    head = Type.Q6_K if table == Type.Q4_K else table
+    out = {"token_embd.weight": ((vocabulary, d), head if config["tie_word_embeddings"] else table), "output_norm.weight": ((d,), Type.F32)}
     if not config["tie_word_embeddings"]:
-        out["output.weight"] = ((vocabulary, d), table)
+        out["output.weight"] = ((vocabulary, d), head)
     for i in range(config["num_hidden_layers"]):
         for name, rows, columns in [("attn_q", d, d), ("attn_k", kv, d), ("attn_v", kv, d), ("attn_output", d, d),
                                     ("ffn_gate", wide, d), ("ffn_up", wide, d), ("ffn_down", d, wide)]:  # fmt: skip
-            out[f"blk.{i}.{name}.weight"] = ((rows, columns), matrix)
+            more = matrix == Type.Q4_K and name in ("attn_v", "ffn_down") and has_more_bits(i, config["num_hidden_layers"])
+            out[f"blk.{i}.{name}.weight"] = ((rows, columns), Type.Q6_K if more else matrix)
         for name, rows in [("attn_norm.weight", d), ("ffn_norm.weight", d), ("attn_q.bias", d), ("attn_k.bias", kv), ("attn_v.bias", kv)]:
             out[f"blk.{i}.{name}"] = ((rows,), Type.F32)
     return out

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Times an engine from a picture file to the first and to the last token of an answer.
 
-Usage: peer_answers.py --engine glimpse|llama.cpp|openvino|transformers --model PATH [--beside PATH] [--program FILE]
-           [--bits bf16|int8|int4] [--prune WHAT] [--keep COUNT] [--threads 2] [--tokens 32] [--json OUT] WARM.png PICTURE.png
+Usage: peer_answers.py --engine glimpse|llama.cpp|openvino|transformers --model PATH [--beside PATH] [--mmproj FILE] [--program FILE]
+           [--bits auto|bf16|int8|int4] [--prune WHAT] [--keep COUNT] [--threads 2] [--tokens 32] [--json OUT] WARM.png PICTURE.png
 
 glimpse is asked as a server, llama.cpp as a chat in its own program (llama-mtmd-cli), OpenVINO (GenAI's VLMPipeline) and transformers
 in this process. Each loads first and is asked about the picture WARM, which is not counted; then the clock starts and it gets the name of the
 file PICTURE: reading, resizing, encoder, prefill and decoding are in the times. Greedy, and the end of an answer is ignored. --beside is
 what the model comes with: glimpse's pruning modules, llama.cpp's mmproj file. --prune is a composition for glimpse (whose
-last method keeps --keep tokens) and the percentage to drop for OpenVINO's CDPruner.
+last method keeps --keep tokens) and the percentage to drop for OpenVINO's CDPruner. --mmproj is for glimpse with a GGUF model. Of programs of their own the
+memory that was resident at most is told, loading included.
 """
 import argparse
 import json
@@ -37,8 +38,16 @@ class Answer:
 
 
 class Engine:
+    process = None  # a program of its own
+
     def warm(self, picture):
         self.ask(picture)
+
+    def resident(self):
+        """MiB at most until now, or nothing."""
+        if self.process:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
     def close(self):
         pass
@@ -49,7 +58,8 @@ class Glimpse(Engine):
         self.options, self.pruning = options, {"prune": options.prune} | ({"keep": options.keep} if options.keep else {})
         self.process = subprocess.Popen(
             [options.program, "serve", "--port", "0", "--quiet", "--served-model-name", "m", "--model", options.model, "--new-modules", options.beside,
-             "--weights", options.bits, "--threads", str(options.threads), "--media-path", Path(options.pictures[0]).resolve().parent],
+             "--weights", options.bits, "--threads", str(options.threads), "--media-path", Path(options.pictures[0]).resolve().parent,
+             *(["--mmproj", options.mmproj] if options.mmproj else [])],
             stderr=subprocess.PIPE, text=True)  # fmt: skip
         self.address = re.match(r"listening on http://(\S+)", self.process.stderr.readline())[1]
         while self.reply("GET", "/health").status != 200:
@@ -210,8 +220,9 @@ def main():
     parser.add_argument("--engine", choices=ENGINES, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--beside")
+    parser.add_argument("--mmproj")
     parser.add_argument("--program")
-    parser.add_argument("--bits", choices=["bf16", "int8", "int4"], default="bf16")
+    parser.add_argument("--bits", choices=["auto", "bf16", "int8", "int4"], default="bf16")
     parser.add_argument("--prune")
     parser.add_argument("--keep", type=int)
     parser.add_argument("--threads", type=int, default=2)
@@ -225,10 +236,12 @@ def main():
         warm, picture = options.pictures
         engine.warm(warm)
         answer = engine.ask(picture)
+        resident = engine.resident()
     finally:
         engine.close()
     rows = [{"name": "first_token_ms", "value": 1e3 * (answer.first - answer.begin), "unit": "ms"},
             {"name": "answer_ms", "value": 1e3 * (answer.last - answer.begin), "unit": "ms"},
+            {"name": "resident_mib", "value": resident, "unit": "MiB"},
             {"name": "tokens", "value": answer.tokens, "unit": "tokens"},
             {"name": "visual_tokens", "value": answer.visual, "unit": "tokens"},
             {"name": "kept_tokens", "value": answer.kept or answer.visual, "unit": "tokens"}]  # fmt: skip

@@ -39,6 +39,47 @@ void time_flash(const DecoderConfig& c, int rounds, const Limits& limits, Rows& 
             share_at_least(0.6)});
 }
 
+void time_kv(const DecoderConfig& c, int rounds, Rows& rows) {
+  const auto random = [&](int64_t count, int64_t heads) {
+    return at::randn({count, heads, c.head_dim}).to(at::kBFloat16);
+  };
+  const at::Tensor q = random(1, c.heads);
+  for (const int64_t length : {4096, 32768}) {
+    // As many layers as together leave no level of the machine's caches a chance.
+    const auto row_bytes = 2 * c.kv_heads * c.head_dim * 2;
+    const int64_t layers = std::max<int64_t>(2, (int64_t{256} << 20) / (length * row_bytes));
+    const at::Tensor k = random(length, c.kv_heads), v = random(length, c.kv_heads);
+    struct Kind {
+      const char* name;
+      KvFormat format;
+      std::vector<LayerCache> caches = {};
+      Samples times = {};
+    };
+    std::vector<Kind> kinds = {{"bf16", KvFormat::plain}, {"int8", KvFormat::int8}, {"int4", KvFormat::int4}};
+    for (Kind& kind : kinds)
+      for (int64_t layer = 0; layer < layers; ++layer) {
+        kind.caches.emplace_back(kind.format).append(k, v);
+        kind.caches.back().close();
+      }
+    for (int round = 0; round < 2 * rounds; ++round)
+      for (Kind& kind : kinds) {  // by turns, as other programs may come in between
+        const Timer timer;
+        for (const LayerCache& cache : kind.caches) causal_attention(q, cache);
+        kind.times.add(timer.ms() / static_cast<double>(layers));
+      }
+    for (const Kind& kind : kinds)
+      rows.add(
+          {.name = concat("kv_", kind.name, "_", length, "_ms"),
+           .value = kind.times.best(),
+           .unit = "ms",
+           .median = kind.times.median(),
+           .note = concat("one row, one layer, ", c.heads, "/", c.kv_heads, " heads of ", c.head_dim, ": ",
+                          2 * c.kv_heads * LayerCache::row_bytes(kind.format, c.head_dim, 2),
+                          " bytes per token and layer"),
+           .goal = kind.format == KvFormat::plain ? std::optional<Goal>() : at_most(kinds[0].times.best())});
+  }
+}
+
 namespace {
 
 // A sequence and what its prefill gave.

@@ -63,9 +63,9 @@ class Tuning {
     return load_vlm(question.checkpoint / "model", load);
   }
 
-  at::Tensor embedded() const {
+  EmbeddedPrompt embedded() const {
     const at::NoGradGuard no_grad;
-    return embed_prompt(*model_, prompt_, {}).rows;
+    return embed_prompt(*model_, prompt_, {});
   }
   Group fresh_group() const { return {prompt_, kept_, {}, {}}; }
   // Some are good, some are not.
@@ -74,17 +74,17 @@ class Tuning {
   // As TrainableAdapter does it.
   void together() {
     std::vector<Group> groups(static_cast<size_t>(work_.prompts), fresh_group());
-    std::vector<at::Tensor> rows;
+    std::vector<EmbeddedPrompt> prompts;
     std::vector<int64_t> seeds;
     for (size_t i = 0; i < groups.size(); ++i) {
-      rows.push_back(embedded());
+      prompts.push_back(embedded());
       seeds.push_back(static_cast<int64_t>(1000 * i));
     }
-    roll_out(*model_, groups, rows, seeds, limits_, rollout_);
+    roll_out(*model_, groups, prompts, seeds, limits_, rollout_);
     at::Tensor total;
     for (size_t i = 0; i < groups.size(); ++i) {
       for (int64_t c = 0; c < work_.completions; ++c) groups[i].scores.push_back(score(c));
-      const at::Tensor loss = group_loss(*model_, adapter_, rows[i], groups[i], limits_, {}).total;
+      const at::Tensor loss = group_loss(*model_, adapter_, prompts[i], groups[i], limits_, {}).total;
       total = total.defined() ? total + loss : loss;
     }
     total.backward();
@@ -99,17 +99,17 @@ class Tuning {
     for (int64_t i = 0; i < work_.prompts; ++i)
       for (int64_t c = 0; c < work_.completions; ++c) {
         std::vector<Group> group = {fresh_group()};
-        const std::vector<at::Tensor> rows = {embedded()};
-        roll_out(*model_, group, rows, std::vector<int64_t>{1000 * i + c}, limits_, one);
+        const std::vector<EmbeddedPrompt> prompts = {embedded()};
+        roll_out(*model_, group, prompts, std::vector<int64_t>{1000 * i + c}, limits_, one);
         const std::vector<int64_t>& ids = group[0].completions[0];
         at::Tensor base;
         {
           const at::NoGradGuard no_grad;
           LoraAdapter::detach(model_->mutable_decoder());
-          base = whole_logps(rows[0], ids);
+          base = whole_logps(prompts[0].rows, ids);
           adapter_.attach(model_->mutable_decoder());
         }
-        const at::Tensor lp = whole_logps(rows[0], ids), off = base - lp;
+        const at::Tensor lp = whole_logps(prompts[0].rows, ids), off = base - lp;
         const GroupOptions weights;
         const at::Tensor reward = -(lp - lp.detach()).exp() * gains[static_cast<size_t>(c)],
                          kd = off.exp() - off - 1;

@@ -1,8 +1,9 @@
-// What rounding the weights costs on real questions: weight_quality --help.
+// What rounding the weights or the KV cache costs on real questions: weight_quality --help.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <set>
 
@@ -44,6 +45,7 @@ std::vector<Question> read_questions(const std::string& file, const std::filesys
 at::Tensor distributions(const Engine& engine, const Request& request, const std::vector<int64_t>& ids) {
   const at::NoGradGuard no_grad;
   Sequence sequence;
+  sequence.kv = engine.kv();
   sequence.prompt = engine.model().prompt(request.messages, request.images, request.bounds);
   sequence.pruners = make_pruners(engine.default_prune(), engine.pruner_context());
   Sequence* const sequences[] = {&sequence};
@@ -63,16 +65,27 @@ double overlap(const std::vector<std::vector<int64_t>>& a, const std::vector<std
   return either == 0 ? 1.0 : static_cast<double>(both) / static_cast<double>(either);
 }
 
-void run(EngineOptions options, const std::vector<Question>& questions) {
+// Whether the model can be kept as it is stored, in few bits.
+bool has_few_bits(const EngineOptions& options) {
+  const Weights weights = open_weights(*model_source(options));
+  const std::vector<std::string> names = weights.names();
+  return std::any_of(names.begin(), names.end(),
+                     [&](const std::string& name) { return weights.few_bits(name) != nullptr; });
+}
+
+void run(EngineOptions options, bool of_cache, const std::vector<Question>& questions) {
   const auto count = static_cast<double>(questions.size());
   std::printf(
-      "| weights | exact answers | answers as bf16 | kept tokens, IoU with bf16 | mean KL of bf16's "
+      "| %s | exact answers | answers as bf16 | kept tokens, IoU with bf16 | mean KL of bf16's "
       "next-token "
-      "distributions |\n|---|---|---|---|---|\n");
+      "distributions |\n|---|---|---|---|---|\n",
+      of_cache ? "KV cache" : "weights");
   std::vector<Answer> plain;
   std::vector<at::Tensor> distributions_of_plain;
-  for (const char* weights : {"bf16", "int8", "int4"}) {
-    options.weights = weights;
+  std::vector<const char*> formats = {"bf16", "int8", "int4"};
+  if (!of_cache && has_few_bits(options)) formats.insert(formats.begin() + 1, "auto");
+  for (const char* bits : formats) {
+    (of_cache ? options.kv : options.weights) = bits;
     const auto engine = Engine::load(options);
     size_t exact = 0, same = 0;
     double iou = 0, divergence = 0;
@@ -88,7 +101,7 @@ void run(EngineOptions options, const std::vector<Question>& questions) {
       iou += overlap(answer.keep, plain[i].keep);
       divergence += (p.exp() * (p - own)).sum(1).mean().item<double>();
     }
-    std::printf("| %s | %zu/%zu = %.2f %% | %zu | %.3f | %.5f |\n", weights, exact, questions.size(),
+    std::printf("| %s | %zu/%zu = %.2f %% | %zu | %.3f | %.5f |\n", bits, exact, questions.size(),
                 100 * static_cast<double>(exact) / count, same, iou / count, divergence / count);
     std::fflush(stdout);
   }
@@ -102,6 +115,7 @@ int main(int argc, char** argv) {
   const std::string tiny = GLIMPSE_SOURCE_DIR "/models/tiny/test";
   std::string rows = tiny + "/rows.jsonl", root = tiny;
   size_t limit = 0;
+  bool of_cache = false;
   CLI::App app{
       "Answers, kept tokens and next-token distributions with weights of 8 and 4 bits against bf16, all "
       "with the model's own pruning",
@@ -111,11 +125,13 @@ int main(int argc, char** argv) {
   app.add_option("--new-modules", options.new_modules, "pruning modules");
   app.add_option("--rows", rows, "JSONL file of questions with answers");
   app.add_option("--image-root", root, "folder of the images");
+  app.add_flag("--kv", of_cache, "KV caches of 8 and 4 bits instead");
+  app.add_option("--cache-mb", options.cache_mb, "with this memory for images that were seen before");
   app.add_option("--limit", limit, "the first N rows only (0: all)");
   app.add_option("--threads", options.threads, "CPU threads (0: one per core)");
   CLI11_PARSE(app, argc, argv);
   try {
-    run(options, read_questions(rows, root, limit));
+    run(options, of_cache, read_questions(rows, root, limit));
   } catch (const std::exception& error) {
     std::fprintf(stderr, "weight_quality: %s\n", error.what());
     return 1;

@@ -2,12 +2,14 @@
 
 #include <string>
 
+#include "glimpse/models/vision_shape.h"
 #include "glimpse/models/vlm.h"
 
 namespace glimpse::bench {
 
-/// The patch grid of an image: as near to a square as its visual tokens allow.
-Grid patch_grid(int64_t visual, int64_t merge);
+/// The patch grid of an image: as near to a square as its visual tokens allow, or a frame for each of its
+/// tiles.
+Grid patch_grid(int64_t visual, const VisionShape& vision);
 
 /// The prompt that everything is timed with: one image of `visual` tokens and `text` others, those around the
 /// image included; random ids and noise, the same in every run. `config`: the model's config.json.

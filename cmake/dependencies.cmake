@@ -36,6 +36,8 @@ pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(yaml REQUIRED IMPORTED_TARGET yaml-cpp)
 pkg_check_modules(ssl REQUIRED IMPORTED_TARGET openssl)
 pkg_check_modules(curl REQUIRED IMPORTED_TARGET libcurl)
+pkg_check_modules(edit REQUIRED IMPORTED_TARGET libedit)
+pkg_check_modules(sixel REQUIRED IMPORTED_TARGET libsixel)
 find_path(GLOO_INCLUDE_DIR gloo/context.h REQUIRED)  # libtorch has Gloo in it, but not its headers
 pkg_check_modules(isal REQUIRED IMPORTED_TARGET libisal)
 find_path(PROTOZERO_INCLUDE_DIR protozero/pbf_writer.hpp REQUIRED)  # headers only, and no pkg-config file

@@ -44,6 +44,7 @@ py::dict to_dict(const Answer& answer) {
     const Segment& segment = answer.segments[i];
     const auto count = static_cast<size_t>(segment.count());
     py::dict image;
+    image["picture"] = segment.medium;
     image["rows"] = segment.rows;
     image["cols"] = segment.cols;
     image["area"] = py::make_tuple(segment.area.x1, segment.area.y1, segment.area.x2, segment.area.y2);

@@ -74,11 +74,14 @@ at::Tensor clip_pixels(const py::handle& from, const std::string& preprocessor_c
       .pixel_values.view({3, options.crop_size, options.crop_size});
 }
 
-// PNG of the picture with its kept tokens tinted and the others dimmed.
-py::bytes overlay(const py::handle& from, int rows, int cols, const std::vector<int64_t>& keep,
-                  const std::array<double, 4>& area) {
-  const Box box{area[0], area[1], area[2], area[3]};
-  const std::vector<uint8_t> png = encode_png(draw_kept(picture(from, {}), rows, cols, keep, box));
+// PNG of the picture with what its grids (rows, cols, kept tokens, area) keep tinted and the rest dimmed.
+py::bytes overlay(
+    const py::handle& from,
+    const std::vector<std::tuple<int64_t, int64_t, std::vector<int64_t>, std::array<double, 4>>>& grids) {
+  std::vector<KeptGrid> kept;
+  for (const auto& [rows, cols, keep, area] : grids)
+    kept.push_back({rows, cols, keep, {area[0], area[1], area[2], area[3]}});
+  const std::vector<uint8_t> png = encode_png(draw_kept(picture(from, {}), kept));
   return {reinterpret_cast<const char*>(png.data()), png.size()};
 }
 

@@ -6,6 +6,8 @@
 #include <mutex>
 
 #include "glimpse/base/json_file.h"
+#include "glimpse/engine/memory_need.h"
+#include "glimpse/engine/packed_copy.h"
 #include "glimpse/engine/scheduler.h"
 #include "glimpse/io/run_identity.h"
 #include "glimpse/models/config.h"
@@ -47,9 +49,10 @@ void choose_kernels(const std::string& name) {
 Fields EngineOptions::fields() {
   Fields fields;
   fields
-      .add("model", model,
-           "model directory, hub id (org/name, or org/name@revision), or .gguf file (default: the built-in "
-           "model)")
+      .add(
+          "model", model,
+          "model directory, hub id (org/name, org/name@revision, or of GGUF files org/name:Q4_K_M), or .gguf "
+          "file (default: the built-in model)")
       .shown_as("DIR", 'm')
       .add("mmproj", mmproj,
            "the vision encoder's .gguf file, for a --model that is one (default: the one *mmproj* file "
@@ -68,9 +71,12 @@ Fields EngineOptions::fields() {
       .add("dtype", dtype, "arithmetic; auto: fp32 for a checkpoint saved in it, else bf16")
       .one_of({"auto", "bf16", "fp32"})
       .add("weights", weights,
-           "bits of the linear layers' weights; auto: as stored, bf16: not quantised, int8 and int4: rounded "
-           "at load (`glimpse quantize` does it once)")
+           "bits of the linear layers' weights; auto: as stored, which on the CPU keeps what GGUF, AWQ and "
+           "GPTQ have in few bits in 4 or 8, bf16: not quantised, int8 and int4: rounded at load (`glimpse "
+           "quantize` does it once)")
       .one_of({"auto", "bf16", "int8", "int4"})
+      .add("kv", kv, "bits of the KV cache; bf16: as computed, in --dtype; int8 and int4: rounded, CPU only")
+      .one_of({"bf16", "int8", "int4"})
       .add("device", device, "cpu, cuda or cuda:i")
       .add("kernels", kernels, "best instruction set for our own CPU kernels")
       .one_of({"auto", "avx512", "avx2", "sse4", "scalar"})
@@ -188,11 +194,21 @@ json content_of(const EngineOptions& options) {
 
 namespace {
 
+// What layers that are kept in few bits depend on.
+std::string weights_origin(const EngineOptions& options, const ModelSource& source) {
+  std::string origin = weights_fingerprint(source.path());
+  if (!source.mmproj().empty()) origin += concat(" ", weights_fingerprint(source.mmproj()));
+  for (const std::string& adapter : options.adapters)
+    origin += concat(" ", weights_fingerprint(resolve_model_dir(adapter)));
+  return origin;
+}
+
 // Beside pictures and questions.
 std::string prefix_origin(const EngineOptions& options, const LoadOptions& load) {
   const json origin = {{"content", content_of(options)},
                        {"dtype", c10::toString(load.dtype)},
                        {"weights", options.weights},
+                       {"kv", options.kv},
                        {"device", load.device.is_cpu() ? "cpu" : "cuda"},
                        {"build", options.cache_build}};
   return json_text(origin);
@@ -208,9 +224,15 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
 
   const json config = source->config();
   LoadOptions load = load_options(options, config);
+  const KvFormat kv = parse_kv_format(options.kv);
   if (!sets.empty()) load.config_overrides = read_json(sets[0].second / "config.json");
 
+  check_fits(*source, load, kv);
+  PackedCopy copy(options.cache_dir, options.cache_dir.empty() ? "" : weights_origin(options, *source),
+                  load.weights);
   std::unique_ptr<Vlm> model = load_vlm(*source, load);
+  copy.finish();
+  check_kv_format(kv, model->decoder().config().head_dim, load.device);
   ModuleSets modules;
   for (const auto& [name, dir] : sets) {
     const BaseShape shape = base_shape(*model);
@@ -226,6 +248,7 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   auto cache = make_prefix_cache(options.cache_mb, options.cache_dir, options.cache_disk_gb, load.device,
                                  [&] { return prefix_origin(options, load); });
   auto engine = std::make_unique<Engine>(std::move(model), modules, std::move(cache));
+  engine->kv_ = kv;
 
   constexpr const char* file = "generation_config.json";
   json generate = source->settings(file);

@@ -25,6 +25,7 @@ struct EngineOptions {
   std::vector<std::string> adapters;  ///< PEFT directories, merged at load
   std::string dtype = "auto";         ///< auto (fp32 for a checkpoint saved in it, else bf16), bf16 or fp32
   std::string weights = "auto";  ///< of the linear layers: auto (as stored), bf16 (not quantised), int8, int4
+  std::string kv = "bf16";       ///< of the KV cache: bf16 (in the arithmetic's own type), int8 or int4
   std::string device = "cpu";    ///< cpu, cuda or cuda:i
   std::string kernels = "auto";  ///< best instruction set for the CPU kernels (nn/target.h), of the process:
                                  ///< the first engine chooses, auto accepts its choice, another is an Error
@@ -40,8 +41,8 @@ struct EngineOptions {
 };
 
 /// When a composition's shortcuts (Pruner::is_shortcut) give way to an image prefix, for which all rows of
-/// the image go through the layers before the next cut once: `automatic` from the second question about the
-/// same images on, which it is cheaper for, `always` or `never`. Without a cache they never do.
+/// the image go through the layers before the next cut once: `automatic` from the fifth question about the
+/// same images on, when it has been worth it, `always` or `never`. Without a cache they never do.
 enum class Reuse { automatic, never, always };
 /// Of "auto", "never" and "always"; Error for anything else.
 Reuse parse_reuse(const std::string& name);
@@ -122,6 +123,8 @@ class Engine {
     return {model_->decoder().config().layers, modules_, model_->shallow_block(), model_->has_class_token(),
             model_->text_tower().has_value()};
   }
+  /// How it holds keys and values.
+  KvFormat kv() const { return kv_; }
   /// Image prefixes, or null if none are kept.
   PrefixCache* prefix_cache() const { return prefix_cache_.get(); }
   /// Recorded decoding steps, on a CUDA device.
@@ -136,6 +139,7 @@ class Engine {
  private:
   std::unique_ptr<Vlm> model_;
   ModuleSets modules_;
+  KvFormat kv_ = KvFormat::plain;
   std::unique_ptr<PrefixCache> prefix_cache_;
   std::unique_ptr<DecodeGraphs> decode_graphs_;
   SamplingOptions default_sampling_;

@@ -8,26 +8,16 @@ namespace {
 
 // Calls visit(name, tensor) for every tensor but those of the layers' caches.
 template <class Prefix, class Visit>
-void for_tensors(Prefix& prefix, const Visit& visit) {
+void visit_tensors(Prefix& prefix, const Visit& visit) {
   visit("hidden", prefix.hidden);
   visit("position_ids", prefix.position_ids);
   visit("scores", prefix.scores);
-  auto& vision = prefix.vision;
-  visit("vision.embeds", vision.embeds);
-  visit("vision.shared", vision.shared);
-  visit("vision.structure", vision.structure);
-  for (size_t i = 0; i < vision.states.size(); ++i) visit(concat("vision.states.", i), vision.states[i]);
-  for (size_t i = 0; i < vision.additions.size(); ++i)
-    visit(concat("vision.additions.", i), vision.additions[i]);
-  for (size_t i = 0; i < vision.attention.size(); ++i) {
-    visit(concat("vision.attention.", i, ".received"), vision.attention[i].received);
-    visit(concat("vision.attention.", i, ".keys"), vision.attention[i].keys);
-  }
+  for_tensors(prefix.vision, [&](const std::string& name, auto& tensor) { visit("vision." + name, tensor); });
 }
 
 // The same for lists of numbers.
 template <class Prefix, class Visit>
-void for_lists(Prefix& prefix, const Visit& visit) {
+void visit_lists(Prefix& prefix, const Visit& visit) {
   visit("rows", prefix.rows);
   visit("visual", prefix.visual);
   visit("source", prefix.source);
@@ -40,14 +30,14 @@ void for_lists(Prefix& prefix, const Visit& visit) {
 
 size_t ImagePrefix::bytes() const {
   size_t sum = 0;
-  for_tensors(*this, [&](const std::string&, const at::Tensor& tensor) {
+  visit_tensors(*this, [&](const std::string&, const at::Tensor& tensor) {
     if (tensor.defined()) sum += tensor.storage().nbytes();
   });
-  for_lists(*this, [&](const std::string&, const std::vector<int64_t>& list) {
+  visit_lists(*this, [&](const std::string&, const std::vector<int64_t>& list) {
     sum += list.size() * sizeof(int64_t);
   });
   for (const LayerCache& layer : layers) sum += layer.bytes();
-  return sum;
+  return sum + (encoding ? encoding->bytes() : 0);
 }
 
 std::map<std::string, at::Tensor> tensors_of(const ImagePrefix& prefix) {
@@ -55,17 +45,20 @@ std::map<std::string, at::Tensor> tensors_of(const ImagePrefix& prefix) {
   const auto add = [&](const std::string& name, const at::Tensor& tensor) {
     if (tensor.defined()) out[name] = tensor.detach().cpu();
   };
-  for_tensors(prefix, add);
-  for_lists(prefix, [&](const std::string& name, const std::vector<int64_t>& list) {
+  visit_tensors(prefix, add);
+  visit_lists(prefix, [&](const std::string& name, const std::vector<int64_t>& list) {
     add(name, at::tensor(list, at::kLong));
   });
   for (size_t i = 0; i < prefix.layers.size(); ++i) {
-    add(concat("layers.", i, ".keys"), prefix.layers[i].keys());
-    add(concat("layers.", i, ".values"), prefix.layers[i].values());
+    add(concat("layers.", i, ".keys"), prefix.layers[i].stored_keys());
+    add(concat("layers.", i, ".values"), prefix.layers[i].stored_values());
   }
-  add("counts", at::tensor(std::vector<int64_t>{
-                    prefix.tokens, std::ssize(prefix.layers), std::ssize(prefix.vision.states),
-                    std::ssize(prefix.vision.additions), std::ssize(prefix.vision.attention)}));
+  const bool any = !prefix.layers.empty();
+  add("counts",
+      at::tensor(std::vector<int64_t>{
+          prefix.tokens, std::ssize(prefix.layers), std::ssize(prefix.vision.states),
+          std::ssize(prefix.vision.additions), std::ssize(prefix.vision.attention),
+          any ? static_cast<int64_t>(prefix.layers[0].format()) : 0, any ? prefix.layers[0].head_dim() : 0}));
   return out;
 }
 
@@ -81,25 +74,25 @@ ImagePrefix prefix_of(const std::map<std::string, at::Tensor>& tensors, at::Devi
                                 flat.const_data_ptr<int64_t>() + flat.numel());
   };
   const std::vector<int64_t> counts = list_of(get("counts"));
-  check(counts.size() == 5, "an image prefix with other counts");
+  check(counts.size() == 7 && counts[5] >= 0 && counts[5] <= static_cast<int64_t>(KvFormat::int4),
+        "an image prefix with other counts");
   ImagePrefix prefix;
   prefix.tokens = counts[0];
   prefix.layers.resize(static_cast<size_t>(counts[1]));
   prefix.vision.states.resize(static_cast<size_t>(counts[2]));
   prefix.vision.additions.resize(static_cast<size_t>(counts[3]));
   prefix.vision.attention.resize(static_cast<size_t>(counts[4]));
-  for_tensors(prefix, [&](const std::string& name, at::Tensor& tensor) {
+  visit_tensors(prefix, [&](const std::string& name, at::Tensor& tensor) {
     // The positions stay on the CPU (Prompt).
     if (const auto found = tensors.find(name); found != tensors.end())
       tensor = found->second.clone().to(name == "position_ids" ? at::Device(at::kCPU) : device);
   });
-  for_lists(prefix, [&](const std::string& name, std::vector<int64_t>& list) { list = list_of(get(name)); });
+  visit_lists(prefix,
+              [&](const std::string& name, std::vector<int64_t>& list) { list = list_of(get(name)); });
   for (size_t i = 0; i < prefix.layers.size(); ++i) {
-    const at::Tensor keys = get(concat("layers.", i, ".keys")).to(device).transpose(0, 1),
-                     values = get(concat("layers.", i, ".values")).to(device).transpose(0, 1);
-    LayerCache layer;
-    layer.append(keys, values);
-    prefix.layers[i] = layer.first(keys.size(0));
+    const at::Tensor keys = get(concat("layers.", i, ".keys")), values = get(concat("layers.", i, ".values"));
+    prefix.layers[i] =
+        LayerCache::restored(static_cast<KvFormat>(counts[5]), counts[6], keys.to(device), values.to(device));
   }
   return prefix;
 }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -12,7 +13,8 @@
 namespace glimpse {
 
 /// What a prompt's beginning, up to and including its last visual token, leaves in the language model before
-/// the first cut that may depend on what follows. Never changed once made.
+/// the first cut that may depend on what follows. Where that lies within the encoder it is a prefix of no
+/// rows, the encoder's part alone. Never changed once made.
 struct ImagePrefix {
   int64_t tokens = 0;                         ///< prompt rows it stands for
   VisionOutput vision;                        ///< what later cuts read of the encoder
@@ -23,6 +25,7 @@ struct ImagePrefix {
   std::vector<int64_t> shift;                 ///< as Sequence has it
   std::vector<int64_t> left;                  ///< as Sequence has it
   at::Tensor scores;                          ///< as Sequence has them
+  std::shared_ptr<const Encoding> encoding;   ///< on its way, before that cut; not in tensors_of()
 
   /// Bytes of all tensors.
   size_t bytes() const;

@@ -4,6 +4,8 @@
 #include <iterator>
 #include <utility>
 
+#include "glimpse/engine/kept_grids.h"
+
 namespace glimpse {
 
 namespace {
@@ -38,6 +40,7 @@ Job::Job(const Engine& engine, const Request& request)
   sequence.budget = request.budget;
   sequence.boxes = request.boxes;
   sequence.stop = request.stop;
+  sequence.kv = engine.kv();
   sequence.next_position = sequence.prompt.next_position;
   if (PrefixCache* cache = engine.prefix_cache()) choose_prefix(*cache, request.reuse);
   seen_ = sequence.prompt.ids;
@@ -61,13 +64,16 @@ void Job::choose_prefix(PrefixCache& cache, Reuse reuse) {
   if (reuse == Reuse::never) return choose();
   const PrunerChain all = std::exchange(sequence.pruners, std::move(lasting));
   choose();
+  // With a shortcut, and what is kept of the encoder, a further question costs a fourth of a prefix or less.
+  constexpr int64_t before_prefix = 4;
   if (sequence.prefix_key && (reuse == Reuse::always || cache.find(*sequence.prefix_key) ||
-                              cache.wanted_before(*sequence.prefix_key))) {
+                              cache.times_wanted(*sequence.prefix_key) >= before_prefix)) {
     answer_.shortcut = false;
     return;
   }
   sequence.prefix_key.reset();
   sequence.pruners = all;
+  choose();
 }
 
 Job::Job(const Job& first, const Request& request, int64_t choice)
@@ -181,12 +187,7 @@ void Job::prefilled() {
   answer.visual_tokens = std::ssize(sequence.prompt.visual_rows);
   answer.kept_tokens = std::ssize(sequence.kept);
   answer.left = sequence.left;
-  answer.keep.resize(answer.segments.size());
-  for (const int64_t token : sequence.kept)
-    if (token < answer.visual_tokens) {
-      const int64_t segment = place_of(answer.segments, token).segment;
-      answer.keep[segment].push_back(token - answer.segments[segment].first);
-    }
+  answer.keep = by_segment(answer.segments, sequence.kept);
   if (sequence.scores.defined()) {
     const float* score = sequence.scores.const_data_ptr<float>();
     answer.scores.assign(score, score + sequence.scores.numel());

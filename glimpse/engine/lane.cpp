@@ -7,6 +7,7 @@
 #include "glimpse/nn/attention.h"
 #include "glimpse/nn/device.h"
 #include "glimpse/nn/index_tensor.h"
+#include "glimpse/prune/keep_rule.h"
 #include "glimpse/prune/similarity.h"
 
 namespace glimpse {
@@ -40,7 +41,7 @@ Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
   if (end_) prefix_ = cache_->find(*sequence_.prefix_key);
 
   const Prompt& prompt = sequence_.prompt;
-  sequence_.cache = KvCache(layers());
+  sequence_.cache = KvCache(layers(), sequence_.kv);
   sequence_.position_ids = prompt.position_ids;
   sequence_.next_position = prompt.next_position;
   sequence_.shift.clear();
@@ -51,20 +52,42 @@ Lane::Lane(const Vlm& model, Sequence& sequence, PrefixCache* cache)
   if (prefix_)
     resume();
   else if (!prompt.segments.empty())
-    encoding_ = model_.encoding(prompt.patches, taps_);
-  if (within.empty()) return;
+    start_encoder(within);
+}
+
+void Lane::start_encoder(const std::vector<int64_t>& cut_after) {
+  const std::vector<Patches>& patches = sequence_.prompt.patches;
+  encoding_ = model_.encoding(patches, taps_);
+  if (cut_after.empty()) return;
   check(encoding_->blocks_run().has_value(),
         "pruning: this model's encoder drops no tokens between its blocks, so there can be no cut within it");
-  check(within.size() == 1 && !taps_.class_tokens,
+  check(cut_after.size() == 1 && !taps_.class_tokens,
         "pruning: a cut within the encoder goes with no other one there or at the encoder's output");
-  check(within[0] + 1 < model.vision_depth(), "pruning: a cut after block ", within[0],
-        " of the encoder, which has ", model.vision_depth(), " and needs another one to follow");
+  check(cut_after[0] + 1 < model_.vision_depth(), "pruning: a cut after block ", cut_after[0],
+        " of the encoder, which has ", model_.vision_depth(), " and needs another one to follow");
+  cut_block_ = cut_after[0];
+  if (!cache_) return;
+  const PrefixKey key =
+      encoder_key(sequence_.prompt, taps_, *cut_block_ + 1, model_.weights_version(), cache_->seed());
+  if (const auto kept = cache_->find(key))
+    encoding_ = kept->encoding->copy();
+  else
+    encoder_key_ = key;
+}
+
+// Other questions about the images go on from where the encoder is now.
+void Lane::keep_encoder() {
+  auto kept = std::make_shared<ImagePrefix>();
+  kept->encoding = encoding_->copy();
+  cache_->insert(*encoder_key_, std::move(kept));
+  encoder_key_.reset();
 }
 
 void Lane::encode() {
   const Timer timer;
   const double pruned = sequence_.times.prune;
   if (encoder_steps() > 0) {
+    cut_within_encoder();  // one that was kept stands before its cut
     encoding_->step();
     cut_within_encoder();
   }
@@ -107,16 +130,19 @@ at::Tensor Lane::embed() {
   return at::cat(rows);
 }
 
-// Runs the cut that is due after the block of the encoder that has just run. Nothing else has begun then.
+// Runs the cut within the encoder if it stands there. Nothing else has begun then.
 void Lane::cut_within_encoder() {
+  if (!cut_block_ || encoding_->blocks_run() != *cut_block_ + 1) return;
+  if (encoder_key_) keep_encoder();
+  cut_block_.reset();
   for (Stage& stage : stages_)
     for (const Cut& cut : stage.cuts) {
-      if (cut.place != Cut::Place::within || cut.layer + 1 != encoding_->blocks_run()) continue;
+      if (cut.place != Cut::Place::within) continue;
       const Timer timer;
       const at::Device device = model_.decoder().options().device();
       const std::vector<int64_t>& ids = sequence_.prompt.ids;
       std::vector<int64_t> words;
-      for (const int64_t row : others(std::ssize(ids), sequence_.prompt.visual_rows))
+      for (const int64_t row : others(std::ssize(ids), sequence_.prompt.media_rows()))
         words.push_back(ids[row]);
       View view = encoder_view(stage, encoding_->recorded(), {}, index_tensor(living_->source, device));
       view.text_hidden = model_.decoder().embed(index_tensor(words, device));
@@ -201,6 +227,8 @@ void Lane::leave_prefix(const at::Tensor& hidden) const {
   if (hidden.defined()) {  // else nothing is cut any more
     prefix->hidden = hidden.narrow(0, 0, rows).clone();
     prefix->vision = vision_;
+    std::vector<at::Tensor>& additions = prefix->vision.additions;  // those of layers run are in its rows
+    for (int64_t l = 0; l < std::min(end_->when.layers_run, std::ssize(additions)); ++l) additions[l].reset();
   }
   prefix->position_ids = sequence_.position_ids.narrow(1, 0, rows).clone();
   prefix->shift = sequence_.shift;
@@ -214,10 +242,13 @@ Rope Lane::rope() const {
   return model_.rope(to_device(positions, model_.decoder().options().device()));
 }
 
-void Lane::add(int64_t layer, at::Tensor rows) {
+void Lane::add_features(int64_t layer, at::Tensor rows) {
   const std::vector<at::Tensor>& additions = vision_.additions;
   if (layer < std::ssize(additions) && additions[layer].defined() && joined_)
     rows.index_add_(0, indices().visual, additions[layer].index_select(0, indices().living));
+}
+
+void Lane::add_guides(int64_t layer, at::Tensor rows) {
   if (layer == 0) return;  // the guide tokens' first vectors are what was embedded
   for (int64_t i = 0; i < guides(); ++i) {
     const at::Tensor& added = guides_[i]->taps.guide->added[layer];
@@ -290,8 +321,10 @@ void Lane::finish() {
 const Lane::Indices& Lane::indices() {
   if (!indices_) {
     const std::vector<int64_t> visual = living_->visual_positions();
+    const std::vector<int64_t> media =
+        merge_indices(visual, living_->positions(sequence_.prompt.structure_rows));
     const auto made = index_tensors(
-        {living_->source, visual, others(std::ssize(living_->rows), visual), sequence_.prompt.question_rows},
+        {living_->source, visual, others(std::ssize(living_->rows), media), sequence_.prompt.question_rows},
         model_.decoder().options().device());
     indices_ = {made[0], made[1], made[2], made[3]};
   }

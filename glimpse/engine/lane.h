@@ -32,9 +32,11 @@ class Lane {
   int64_t rows() const { return std::ssize(living_->rows) - skipped() + guides(); }
   /// Rotary tables of these.
   Rope rope() const;
-  /// Adds to the rows [rows(), D] what enters them before this layer: the guide tokens' vectors, the
-  /// encoder's features for the visual tokens.
-  void add(int64_t layer, at::Tensor rows);
+  /// Adds the encoder's features for the visual tokens to the rows [rows(), D], before the cuts that are due
+  /// before this layer.
+  void add_features(int64_t layer, at::Tensor rows);
+  /// Adds the guide tokens' vectors, after them.
+  void add_guides(int64_t layer, at::Tensor rows);
   /// These rows as a layer takes them.
   SequenceRows sequence_rows(int64_t layer);
   /// Notes what a layer that has just run leaves in the cache and the attention that was asked for.
@@ -65,6 +67,8 @@ class Lane {
 
   int64_t layers() const { return model_.decoder().config().layers; }
   int64_t skipped() const { return joined_ ? 0 : static_cast<int64_t>(prefix_->rows.size()); }
+  void start_encoder(const std::vector<int64_t>& cut_after);
+  void keep_encoder();
   void cut_within_encoder();
   at::Tensor cut_encoder(const at::Tensor& embeds);
   void resume();
@@ -75,7 +79,7 @@ class Lane {
   int64_t prompt_rows() const { return rows() - guides(); }
   struct Indices {
     at::Tensor living;        // source indices of the living visual tokens
-    at::Tensor visual, text;  // positions of these, and of the other rows of the prompt
+    at::Tensor visual, text;  // positions of these, and of the text rows
     at::Tensor question;      // places among the text rows
   };
   const Indices& indices();
@@ -94,8 +98,10 @@ class Lane {
   std::vector<const Stage*> guides_;  // whose guide tokens are the last rows
   const Stage* last_ = nullptr;
   VisionTaps taps_;
-  uint64_t pictures_ = 0;               // their hash, if a pruner wants it
-  std::unique_ptr<Encoding> encoding_;  // until it has ended
+  uint64_t pictures_ = 0;                 // their hash, if a pruner wants it
+  std::unique_ptr<Encoding> encoding_;    // until it has ended
+  std::optional<int64_t> cut_block_;      // of the encoder, after which there is a cut
+  std::optional<PrefixKey> encoder_key_;  // of its state there, which is to be kept
   VisionOutput vision_;
   at::Tensor embedded_;
   TextOutput question_;

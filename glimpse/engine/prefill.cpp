@@ -141,11 +141,17 @@ void PrefillBatch::pass(Moment when, at::Tensor& rows, RaggedBatch& batch) {
 }
 
 void PrefillBatch::before_layer(int64_t layer, at::Tensor& rows, RaggedBatch& batch) {
-  pass(Moment::before(layer), rows, batch);
+  // Methods that cut before a layer look at its input.
   int64_t first = 0;
+  for (Lane& lane : lanes_) {
+    lane.add_features(layer, rows.narrow(0, first, lane.rows()));
+    first += lane.rows();
+  }
+  pass(Moment::before(layer), rows, batch);
+  first = 0;
   auto sequence = batch.sequences.begin();
   for (Lane& lane : lanes_) {
-    lane.add(layer, rows.narrow(0, first, lane.rows()));
+    lane.add_guides(layer, rows.narrow(0, first, lane.rows()));
     *sequence++ = lane.sequence_rows(layer);
     first += lane.rows();
   }

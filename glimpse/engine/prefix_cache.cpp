@@ -14,6 +14,21 @@ PrefixKey key_of(const Hash& hash) {
   return {sum.high64, sum.low64};
 }
 
+void add_pictures(Hash& hash, const Prompt& prompt) {
+  for (const Patches& image : prompt.patches) {
+    hash.add(std::vector<int64_t>{image.grid.t, image.grid.h, image.grid.w, image.width, image.height});
+    hash.add(image.pixel_values);
+  }
+}
+
+void add_taps(Hash& hash, const std::vector<VisionAttentionTap>& taps) {
+  hash.add(taps.size());
+  for (const VisionAttentionTap& tap : taps) {
+    hash.add(tap.block);
+    hash.add(tap.rotate_twice);
+  }
+}
+
 bool early(const Cut& cut) {
   return cut.when() <= Moment::before(0);
 }
@@ -22,7 +37,7 @@ bool early(const Cut& cut) {
 
 std::optional<PrefixEnd> prefix_end(const Prompt& prompt, const PrunerChain& pruners, int64_t layers) {
   if (prompt.visual_rows.empty()) return std::nullopt;
-  PrefixEnd end{Moment::before(layers), prompt.visual_rows.back() + 1};
+  PrefixEnd end{Moment::before(layers), prompt.media_rows().back() + 1};
   if (end.tokens == static_cast<int64_t>(prompt.ids.size())) return std::nullopt;
   // Cuts inside the model end the prefix whatever they read: text rows still see all visual tokens before.
   // Those at the encoder's output see no text. One within the encoder that does leaves nothing to keep.
@@ -43,20 +58,13 @@ PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t we
   hash.add(std::vector<int64_t>{end.when.layers_run, static_cast<int64_t>(end.when.side)});
   hash.add(std::vector(prompt.ids.begin(), prompt.ids.begin() + end.tokens));
   hash.add(prompt.position_ids.narrow(1, 0, end.tokens));
-  for (const Patches& image : prompt.patches) {
-    hash.add(std::vector<int64_t>{image.grid.t, image.grid.h, image.grid.w});
-    hash.add(image.pixel_values);
-  }
+  add_pictures(hash, prompt);
   bool cut_already = false;
   for (const auto& pruner : sequence.pruners) {
     const Taps taps = pruner->taps();
     hash.add(taps.vision_layers);
     hash.add(taps.shared_space);
-    hash.add(taps.vision_attention.size());
-    for (const VisionAttentionTap& tap : taps.vision_attention) {
-      hash.add(tap.block);
-      hash.add(tap.rotate_twice);
-    }
+    add_taps(hash, taps.vision_attention);
     const std::vector<Cut> cuts = pruner->cuts();
     cut_already |=
         std::any_of(cuts.begin(), cuts.end(), [&](const Cut& cut) { return cut.when() < end.when; });
@@ -78,6 +86,22 @@ PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t we
   return key_of(hash);
 }
 
+PrefixKey encoder_key(const Prompt& prompt, const VisionTaps& taps, int64_t blocks, uint64_t weights_version,
+                      uint64_t seed) {
+  Hash hash(seed);
+  hash.add(std::string("encoder"));
+  hash.add(weights_version);
+  hash.add(blocks);
+  add_pictures(hash, prompt);
+  // Separators between segments come with the pictures.
+  for (const Segment& segment : prompt.segments) hash.add(std::vector<int64_t>{segment.rows, segment.cols});
+  hash.add(taps.states);
+  add_taps(hash, taps.attention);
+  hash.add(taps.shared);
+  hash.add(taps.class_tokens);
+  return key_of(hash);
+}
+
 PrefixCache::PrefixCache(size_t max_bytes, std::unique_ptr<PrefixStore> store)
     : max_bytes_(max_bytes), store_(std::move(store)), seed_(store_ ? store_->seed() : random_word()) {}
 
@@ -94,20 +118,21 @@ std::shared_ptr<const ImagePrefix> PrefixCache::find(const PrefixKey& key) {
   return found->second->prefix;
 }
 
-bool PrefixCache::wanted_before(const PrefixKey& key) {
+int64_t PrefixCache::times_wanted(const PrefixKey& key) {
   constexpr size_t most = 4096;
   const std::lock_guard lock(mutex_);
-  if (!wanted_.insert(key).second) return true;
+  if (const auto found = wanted_.find(key); found != wanted_.end()) return found->second++;
+  wanted_[key] = 1;
   wanted_order_.push_back(key);
   if (wanted_order_.size() > most) {
     wanted_.erase(wanted_order_.front());
     wanted_order_.pop_front();
   }
-  return false;
+  return 0;
 }
 
 void PrefixCache::insert(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix) {
-  if (store_) store_->save(key, prefix);
+  if (store_ && !prefix->encoding) store_->save(key, prefix);
   hold(key, std::move(prefix));
 }
 

@@ -12,7 +12,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <vector>
 
 #include "glimpse/engine/image_prefix.h"
@@ -34,6 +33,11 @@ std::optional<PrefixEnd> prefix_end(const Prompt& prompt, const PrunerChain& pru
 PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t weights_version,
                      uint64_t seed = 0);
 
+/// The hash of what an encoder's state depends on that has run `blocks` (-1: all): the images' pixels and
+/// what is recorded.
+PrefixKey encoder_key(const Prompt& prompt, const VisionTaps& taps, int64_t blocks, uint64_t weights_version,
+                      uint64_t seed);
+
 /// Image prefixes by their keys; the least recently used leave when they together exceed a number of bytes.
 /// With a store they are kept on disk, too, where they outlive the process. May be used from several threads.
 class PrefixCache {
@@ -49,8 +53,8 @@ class PrefixCache {
   /// Keeps an entry, in place of an earlier one with its key. One that alone exceeds the bound is not kept.
   void insert(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix);
 
-  /// Notes that a prefix was of use here, and says whether that is known already. The latest 4096 are.
-  bool wanted_before(const PrefixKey& key);
+  /// Notes that a prefix was of use here, and says how often it was before. The latest 4096 are known.
+  int64_t times_wanted(const PrefixKey& key);
 
   size_t max_bytes() const { return max_bytes_; }
   size_t bytes() const;
@@ -73,7 +77,7 @@ class PrefixCache {
   Entries entries_;
   std::map<PrefixKey, Entries::iterator> by_key_;
   size_t bytes_ = 0;
-  std::set<PrefixKey> wanted_;
+  std::map<PrefixKey, int64_t> wanted_;
   std::deque<PrefixKey> wanted_order_;  // the oldest first
 };
 

@@ -26,17 +26,19 @@ Scheduler::Scheduler(const Engine& engine, SchedulerOptions options) : engine_(e
 }
 
 // Of one layer's cache when it has grown to `rows`.
-size_t Scheduler::layer_bytes(int64_t rows) const {
+size_t Scheduler::layer_bytes(int64_t rows, KvFormat format) const {
   const Decoder& decoder = engine_.model().decoder();
   const DecoderConfig& c = decoder.config();
-  return static_cast<size_t>(LayerCache::capacity_of(rows) * 2 * c.kv_heads * c.head_dim) *
-         decoder.options().dtype().itemsize();
+  return static_cast<size_t>(LayerCache::capacity_of(rows) * 2 * c.kv_heads) *
+         LayerCache::row_bytes(format, c.head_dim, decoder.options().dtype().itemsize());
 }
 
 size_t Scheduler::most_kv_bytes(const Job& job) const {
   const int64_t rows = std::ssize(job.sequence.prompt.ids) + 1 + job.tokens_left();
-  return static_cast<size_t>(engine_.model().decoder().config().layers) * layer_bytes(rows) *
-         (1 + job.forks.size());
+  // A layer that a prompt runs through holds its rows as they came, beside their codes.
+  const size_t open = engine_.kv() == KvFormat::plain ? 0 : layer_bytes(rows, KvFormat::plain);
+  return open + static_cast<size_t>(engine_.model().decoder().config().layers) *
+                    layer_bytes(rows, engine_.kv()) * (1 + job.forks.size());
 }
 
 std::future<Answer> Scheduler::submit(const Request& request) {
@@ -296,7 +298,7 @@ bool Scheduler::begin_decoding(Job& job, const at::Tensor& candidates, const at:
     job.prefilled();
     size_t bytes = 0;
     for (const LayerCache& layer : job.sequence.cache.layers)
-      bytes += layer_bytes(layer.length() + job.tokens_left());
+      bytes += layer_bytes(layer.length() + job.tokens_left(), engine_.kv());
     shrink(job, std::min(bytes, job.reserved));
   } catch (...) {
     fail(job, std::current_exception());

@@ -33,6 +33,7 @@ struct SchedulerOptions {
 ///
 /// Memory: an admitted request sets aside the most that its KV cache can come to,
 ///   layers * capacity(prompt + 1 + new tokens) rows, with capacity(n) = n + max(64, n / 4),
+/// and one layer's rows as they come where the cache is of 8 or 4 bits (nn/kv_cache.h),
 /// and after its prefill gives back what its cuts have freed: then it is the sum over layers of
 /// capacity(rows left in the layer + new tokens). Requests are admitted in the order of submission as soon as
 /// they fit; what is set aside never exceeds `kv_bytes`. Not counted there are
@@ -83,7 +84,7 @@ class Scheduler {
     std::vector<JobPtr> jobs = {};  // in the batch's order
     bool closed = false;            // to further jobs
   };
-  size_t layer_bytes(int64_t rows) const;
+  size_t layer_bytes(int64_t rows, KvFormat format) const;
   int64_t chunk_work() const;
   JobPtr admit();
   void start(JobPtr job);

@@ -38,6 +38,7 @@ struct Sequence {
   std::stop_token stop;
   std::optional<PrefixKey> prefix_key;  ///< under which its image prefix may be found and left (PrefixCache)
 
+  KvFormat kv = KvFormat::plain;  ///< of the cache that prefill makes
   KvCache cache;
   at::Tensor position_ids;    ///< of the rows that are left after prefill [components, T']
   std::vector<int64_t> left;  ///< visual tokens that each cut left, in the order of the cuts

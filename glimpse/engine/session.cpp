@@ -27,4 +27,11 @@ void Session::clear() {
   pending_.clear();
 }
 
+void Session::set_pruning(const std::string& composition, const Budget& budget) {
+  for (Request* const request : {&settings_, &request_}) {
+    request->prune = composition;
+    request->budget = budget;
+  }
+}
+
 }  // namespace glimpse

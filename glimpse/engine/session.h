@@ -23,10 +23,19 @@ class Session {
              std::function<void(const std::string&)> on_text = {});
   /// Forgets the turns and the images.
   void clear();
+  /// Answers the questions to come with this pruning, of the images of earlier turns, too.
+  void set_pruning(const std::string& composition, const Budget& budget);
+
+  /// What every turn is asked with.
+  const Request& settings() const { return settings_; }
+  /// The images of the turns so far: an answer's media, in their order.
+  const std::vector<Image>& images() const { return request_.images; }
+  /// Images that wait for the next question.
+  size_t waiting() const { return pending_.size(); }
 
  private:
   const Engine& engine_;
-  const Request settings_;
+  Request settings_;
   Request request_;  // the conversation so far
   std::vector<Image> pending_;
 };

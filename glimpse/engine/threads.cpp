@@ -7,10 +7,10 @@
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
-#include <iterator>
 #include <set>
 #include <sstream>
 
+#include "glimpse/engine/cgroup.h"
 #include "glimpse/engine/engine.h"
 
 namespace glimpse {
@@ -33,11 +33,6 @@ int physical_cores() {
   return static_cast<int>(cores.size());
 }
 
-std::string text_of(const std::filesystem::path& file) {
-  std::ifstream in(file);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
 }  // namespace
 
 std::optional<double> cpu_quota(const std::string& text) {
@@ -49,23 +44,12 @@ std::optional<double> cpu_quota(const std::string& text) {
 
 std::optional<double> cgroup_cpus(const std::filesystem::path& root) {
   std::optional<double> least;
-  std::ifstream groups(root / "proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {  // ID:CONTROLLERS:PATH; version 2 names none
-    const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    const bool unified = controllers.empty();
-    if (!unified && ("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
-    const std::filesystem::path mount = root / "sys/fs/cgroup" / (unified ? "" : "cpu");
-    // In a container the path may be the host's, while what is mounted begins with the own group.
-    for (std::filesystem::path group = line.substr(second + 1);; group = group.parent_path()) {
-      const auto file = [&](const char* name) { return text_of(mount / group.relative_path() / name); };
-      const auto own =
-          cpu_quota(unified ? file("cpu.max") : file("cpu.cfs_quota_us") + " " + file("cpu.cfs_period_us"));
-      if (own) least = std::min(*own, least.value_or(*own));
-      if (!group.has_relative_path()) break;
-    }
-  }
+  for_each_cgroup(root, "cpu", [&](const Cgroup& group) {
+    const auto own =
+        cpu_quota(group.unified ? group.text("cpu.max")
+                                : group.text("cpu.cfs_quota_us") + " " + group.text("cpu.cfs_period_us"));
+    if (own) least = std::min(*own, least.value_or(*own));
+  });
   return least;
 }
 

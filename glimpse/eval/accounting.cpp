@@ -27,6 +27,20 @@ std::vector<Step> steps_of(const PrunerChain& pruners) {
   return steps;
 }
 
+// Padding goes through the encoder with the tiles that have it, but not through the projector.
+double segment_vision_flops(const VisionShape& shape, const Segment& segment) {
+  const Grid frames = shape.frames(segment.rows, segment.cols);
+  const int64_t run = int64_t{frames.t} * frames.h * frames.w / (shape.merge * shape.merge);
+  return vision_flops(shape, frames) - 2.0 * static_cast<double>(run - segment.count()) * shape.projector;
+}
+
+double segment_vision_flops_saved(const VisionShape& shape, const Segment& segment, int64_t block,
+                                  double share) {
+  const Grid frames = shape.frames(segment.rows, segment.cols);
+  const int64_t tokens = int64_t{frames.h} * frames.w / (shape.merge * shape.merge);
+  return frames.t * vision_flops_saved(shape, tokens, block, share);
+}
+
 }  // namespace
 
 Accounting::Accounting(const Engine& engine, const ModelSource& source)
@@ -57,9 +71,10 @@ double Accounting::overhead(const Pruner& pruner, const Cut& cut, const Answer& 
   if (cut.layer == 0 && vision_)
     for (size_t tap = 0; tap < taps.vision_attention.size(); ++tap)
       for (const Segment& image : answer.segments) {
-        const double patches = static_cast<double>(image.count() * vision_->merge * vision_->merge);
-        // The class token's row, or all patches' rows.
-        sum += vision_->extra_tokens ? 2 * (patches + 1) * static_cast<double>(vision_->hidden)
+        const Grid frames = vision_->frames(image.rows, image.cols);
+        const double patches = static_cast<double>(int64_t{frames.t} * frames.h * frames.w);
+        // The class tokens' rows, or all patches' rows.
+        sum += vision_->extra_tokens ? 2 * (patches + frames.t) * static_cast<double>(vision_->hidden)
                                      : 2 * patches * patches * static_cast<double>(vision_->hidden);
       }
   if (const auto tower = engine_.model().text_tower(); tower && taps.shared_space && vision_) {
@@ -76,9 +91,7 @@ AnswerFlops Accounting::of(const Answer& answer, const PrunerChain& pruners) con
   const int64_t layers = decoder_.layers, total = answer.visual_tokens, text = answer.prompt_tokens - total;
   if (vision_) {
     out.vision = 0;
-    for (const Segment& image : answer.segments)
-      *out.vision += vision_flops(*vision_, {1, static_cast<int>(image.rows * vision_->merge),
-                                             static_cast<int>(image.cols * vision_->merge)});
+    for (const Segment& image : answer.segments) *out.vision += segment_vision_flops(*vision_, image);
   }
   // Rows that each layer runs on, and those its cache holds in the end.
   std::vector<int64_t> rows(layers, text + total), cached(layers, text + total);
@@ -93,8 +106,8 @@ AnswerFlops Accounting::of(const Answer& answer, const PrunerChain& pruners) con
     out.prune += overhead(*step.pruner, step.cut, answer, sizes, static_cast<double>(text + living));
     if (step.cut.place == Cut::Place::within && out.vision)
       for (const Segment& image : answer.segments)
-        *out.vision -= vision_flops_saved(*vision_, image.count(), step.cut.layer,
-                                          static_cast<double>(kept) / static_cast<double>(living));
+        *out.vision -= segment_vision_flops_saved(*vision_, image, step.cut.layer,
+                                                  static_cast<double>(kept) / static_cast<double>(living));
     // What leaves before the projector is not projected.
     if (step.cut.place == Cut::Place::encoder && out.vision)
       *out.vision -= 2 * static_cast<double>(living - kept) * vision_->projector;

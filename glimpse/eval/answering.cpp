@@ -47,8 +47,9 @@ json line_of(const TaskRow& row, const Request& request, const Answer& answer, c
   json images = json::array();
   for (size_t i = 0; i < answer.segments.size(); ++i) {
     const Segment& span = answer.segments[i];
+    const Image& picture = request.images[span.medium];
     images.push_back({{"grid", {span.rows, span.cols}},
-                      {"size", {request.images[i].width, request.images[i].height}},
+                      {"size", {picture.width, picture.height}},
                       {"area", {span.area.x1, span.area.y1, span.area.x2, span.area.y2}}});
   }
   line["images"] = images;

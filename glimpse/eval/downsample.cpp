@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "glimpse/engine/kept_grids.h"
 #include "glimpse/image/resize.h"
 
 namespace glimpse {
@@ -14,6 +15,7 @@ PrunerChain compared_pruners(const std::string& method, const PrunerContext& con
 Downsampled downsampled(const Request& request, const Vlm& model, int64_t side) {
   const std::vector<Segment> segments =
       model.prompt(request.messages, request.images, request.bounds).segments;
+  check(!shares_media(segments), kDownsample, ": pictures in tiles are as large as they are");
   const auto room = request.budget.of(segments);
   check(room.has_value(), kDownsample, ": needs a budget, as in ", kDownsample, "@0.1");
   Downsampled out{request, total_tokens(segments)};

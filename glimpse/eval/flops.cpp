@@ -17,7 +17,7 @@ double vision_linears_flops(const VisionShape& v, double rows) {
 
 double vision_flops(const VisionShape& v, const Grid& grid) {
   const int64_t unit = v.merge * v.merge, patches = int64_t{grid.t} * grid.h * grid.w;
-  const double rows = static_cast<double>(patches + v.extra_tokens);
+  const double rows = static_cast<double>(patches + grid.t * v.extra_tokens);
   const int64_t full = std::ssize(v.full_blocks);
   double attention = static_cast<double>(full) *
                      segment_flops(std::vector<int64_t>(grid.t, patches / grid.t + v.extra_tokens), v.hidden);

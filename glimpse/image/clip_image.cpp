@@ -30,17 +30,6 @@ void check_options(const ClipImageOptions& options) {
   check_normalisation(options.mean, options.std);
 }
 
-/// The part of `image` from (left, top), in a picture of `width` x `height` filled with `colour`.
-Image framed(const Image& image, int left, int top, int width, int height, std::array<uint8_t, 3> colour) {
-  Image out{width, height, std::vector<uint8_t>(size_t{3} * width * height)};
-  for (size_t i = 0; i < out.rgb.size(); ++i) out.rgb[i] = colour[i % 3];
-  const int first = std::max(left, 0), count = std::min(left + width, image.width) - first;
-  for (int y = std::max(top, 0); y < std::min(top + height, image.height); ++y)
-    std::copy_n(&image.rgb[(static_cast<size_t>(y) * image.width + first) * 3], size_t{3} * count,
-                &out.rgb[(static_cast<size_t>(y - top) * width + first - left) * 3]);
-  return out;
-}
-
 /// Resized size whose shorter side is `shortest`; the longer one is cut to whole pixels.
 Size resized_size(int width, int height, int shortest) {
   const int shorter = std::min(width, height), longer = std::max(width, height);
@@ -63,6 +52,25 @@ ClipImageOptions ClipImageOptions::from_json(const json& config) {
   check(crop, "do_center_crop false is not supported");
   check_options(options);
   return options;
+}
+
+Image framed(const Image& image, int left, int top, int width, int height, std::array<uint8_t, 3> colour) {
+  Image out{width, height, std::vector<uint8_t>(size_t{3} * width * height)};
+  for (size_t i = 0; i < out.rgb.size(); ++i) out.rgb[i] = colour[i % 3];
+  const int first = std::max(left, 0), count = std::min(left + width, image.width) - first;
+  for (int y = std::max(top, 0); y < std::min(top + height, image.height); ++y)
+    std::copy_n(&image.rgb[(static_cast<size_t>(y) * image.width + first) * 3], size_t{3} * count,
+                &out.rgb[(static_cast<size_t>(y - top) * width + first - left) * 3]);
+  return out;
+}
+
+at::Tensor normalised(const Image& image, const ClipImageOptions& options) {
+  const auto table = normalisation_table(options.mean, options.std);
+  at::Tensor pixels = at::empty({3, image.height, image.width}, at::kFloat);
+  float* to = pixels.data_ptr<float>();
+  for (int c = 0; c < 3; ++c)
+    for (size_t i = c; i < image.rgb.size(); i += 3) *to++ = table[c][image.rgb[i]];
+  return pixels;
 }
 
 Image clip_resize(const Image& image, const ClipImageOptions& options) {
@@ -96,14 +104,7 @@ Patches cut_patches(const at::Tensor& pixels, int64_t patch) {
 }
 
 Patches clip_patches(const Image& image, const ClipImageOptions& options, int64_t patch) {
-  const Image resized = clip_resize(image, options);
-  const auto table = normalisation_table(options.mean, options.std);
-  const int64_t side = options.crop_size;
-  at::Tensor pixels = at::empty({3, side, side}, at::kFloat);
-  float* to = pixels.data_ptr<float>();
-  for (int c = 0; c < 3; ++c)
-    for (size_t i = c; i < resized.rgb.size(); i += 3) *to++ = table[c][resized.rgb[i]];
-  Patches out = cut_patches(pixels, patch);
+  Patches out = cut_patches(normalised(clip_resize(image, options), options), patch);
 
   // The crop in the resized picture, and the resized picture in the given one.
   const int longer = std::max(image.width, image.height);

@@ -27,6 +27,13 @@ struct ClipImageOptions {
 /// an aspect ratio above 200 and for a square too large to decode.
 Image clip_resize(const Image& image, const ClipImageOptions& options);
 
+/// The part of `image` from (left, top), which may lie outside of it, in a picture of `width` x `height`
+/// filled with `colour`.
+Image framed(const Image& image, int left, int top, int width, int height, std::array<uint8_t, 3> colour);
+
+/// The picture's values [3, H, W], normalised.
+at::Tensor normalised(const Image& image, const ClipImageOptions& options);
+
 /// Cuts pixels [3, H, W] into a row-major grid of patches [h*w, 3*patch*patch]. H and W must be multiples of
 /// `patch`.
 Patches cut_patches(const at::Tensor& pixels, int64_t patch);

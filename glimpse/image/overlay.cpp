@@ -23,6 +23,27 @@ std::vector<int> cell_of_pixel(int length, int cells, double from, double to) {
   return cell;
 }
 
+/// [height * width] of 0/1, row-major: the pixels in a kept cell of any of the grids.
+std::vector<uint8_t> kept_pixels(std::span<const KeptGrid> grids, int width, int height) {
+  std::vector<uint8_t> pixels(static_cast<size_t>(width) * height);
+  for (const auto& [rows, cols, keep, area] : grids) {
+    check(rows > 0 && cols > 0, "a token grid needs rows and columns, got ", rows, " x ", cols);
+    std::vector<uint8_t> mask(static_cast<size_t>(rows * cols));
+    for (const int64_t token : keep) {
+      check(token >= 0 && token < std::ssize(mask), "kept token ", token, " lies outside the grid of ", rows,
+            " x ", cols);
+      mask[token] = 1;
+    }
+    const std::vector<int> row_of = cell_of_pixel(height, static_cast<int>(rows), area.y1, area.y2);
+    const std::vector<int> column_of = cell_of_pixel(width, static_cast<int>(cols), area.x1, area.x2);
+    for (int y = 0; y < height; ++y)
+      for (int x = 0; x < width && row_of[y] >= 0; ++x)
+        if (column_of[x] >= 0)
+          pixels[static_cast<size_t>(y) * width + x] |= mask[row_of[y] * cols + column_of[x]];
+  }
+  return pixels;
+}
+
 void write_whole_file(const std::filesystem::path& path, const std::vector<uint8_t>& bytes) {
   AtomicFile file(path);
   file.stream().write(reinterpret_cast<const char*>(bytes.data()),
@@ -53,20 +74,9 @@ std::vector<uint8_t> encode(const std::vector<uint8_t>& pixels, int width, int h
 
 }  // namespace
 
-Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_t>& keep, const Box& area) {
-  check(rows > 0 && cols > 0, "a token grid needs rows and columns, got ", rows, " x ", cols);
-  std::vector<uint8_t> mask(static_cast<size_t>(rows) * cols, 0);
-  for (const int64_t token : keep) {
-    check(token >= 0 && token < std::ssize(mask), "kept token ", token, " lies outside the grid of ", rows,
-          " x ", cols);
-    mask[token] = 1;
-  }
-  const std::vector<int> row_of = cell_of_pixel(image.height, rows, area.y1, area.y2);
-  const std::vector<int> column_of = cell_of_pixel(image.width, cols, area.x1, area.x2);
-  const auto kept = [&](int y, int x) {
-    return row_of[y] >= 0 && column_of[x] >= 0 &&
-           mask[static_cast<size_t>(row_of[y]) * cols + column_of[x]] != 0;
-  };
+Image draw_kept(const Image& image, std::span<const KeptGrid> grids) {
+  const std::vector<uint8_t> mask = kept_pixels(grids, image.width, image.height);
+  const auto kept = [&](int y, int x) { return mask[static_cast<size_t>(y) * image.width + x] != 0; };
   const int line = std::max(1, std::min(image.width, image.height) / 400);
 
   Image out = image;
@@ -87,6 +97,11 @@ Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_
   return out;
 }
 
+Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_t>& keep, const Box& area) {
+  const KeptGrid grid{rows, cols, keep, area};
+  return draw_kept(image, std::span(&grid, 1));
+}
+
 std::vector<uint8_t> encode_png(const Image& image) {
   return encode(image.rgb, image.width, image.height, PNG_FORMAT_RGB, "PNG");
 }
@@ -95,18 +110,21 @@ void save_png(const Image& image, const std::filesystem::path& path) {
   write_whole_file(path, encode(image.rgb, image.width, image.height, PNG_FORMAT_RGB, path.string()));
 }
 
+void save_mask_png(std::span<const KeptGrid> grids, int width, int height,
+                   const std::filesystem::path& path) {
+  std::vector<uint8_t> grey = kept_pixels(grids, std::max(width, 0), std::max(height, 0));
+  for (uint8_t& value : grey) value = value != 0 ? 255 : 0;
+  write_whole_file(path, encode(grey, width, height, PNG_FORMAT_GRAY, path.string()));
+}
+
 void save_mask_png(const std::vector<uint8_t>& mask, int rows, int cols, int width, int height,
                    const std::filesystem::path& path, const Box& area) {
   check(rows > 0 && cols > 0 && std::ssize(mask) == static_cast<int64_t>(rows) * cols, path.string(),
         ": a mask of ", mask.size(), " tokens does not fill a grid of ", rows, " x ", cols);
-  const std::vector<int> row_of = cell_of_pixel(std::max(height, 0), rows, area.y1, area.y2);
-  const std::vector<int> column_of = cell_of_pixel(std::max(width, 0), cols, area.x1, area.x2);
-  std::vector<uint8_t> grey;
-  grey.reserve(row_of.size() * column_of.size());
-  for (const int row : row_of)
-    for (const int column : column_of)
-      grey.push_back(row >= 0 && column >= 0 && mask[static_cast<size_t>(row) * cols + column] ? 255 : 0);
-  write_whole_file(path, encode(grey, width, height, PNG_FORMAT_GRAY, path.string()));
+  KeptGrid grid{rows, cols, {}, area};
+  for (int64_t token = 0; token < std::ssize(mask); ++token)
+    if (mask[token] != 0) grid.keep.push_back(token);
+  save_mask_png(std::span(&grid, 1), width, height, path);
 }
 
 }  // namespace glimpse

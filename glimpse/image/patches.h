@@ -9,7 +9,7 @@
 
 namespace glimpse {
 
-/// Size of the patch grid: frames, rows and columns.
+/// Size of the patch grid: frames (or tiles), rows and columns.
 struct Grid {
   int t = 1;
   int h = 0;
@@ -26,6 +26,9 @@ struct Patches {
   Grid grid;
   /// What the grid covers, in parts of the picture's sides: inside 0..1 after a crop, beyond after padding.
   Box area = whole_image;
+  /// The picture's own size in pixels, where the tokens' places follow from it: of pictures in tiles, whose
+  /// grid has a frame per tile.
+  int width = 0, height = 0;
 };
 
 /// A hash of the pictures' values, the same anywhere.

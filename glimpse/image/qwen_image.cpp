@@ -30,9 +30,23 @@ void check_options(const QwenImageOptions& options) {
 
 }  // namespace
 
-QwenImageOptions QwenImageOptions::from_json(const json& config) {
-  check_pipeline(config);
+QwenImageOptions QwenImageOptions::qwen3() {
   QwenImageOptions options;
+  options.patch_size = 16;
+  options.min_pixels = 256 * 256;
+  options.max_pixels = 4096 * 4096;
+  options.mean = options.std = {0.5f, 0.5f, 0.5f};
+  options.thin_grows = true;
+  return options;
+}
+
+QwenImageOptions QwenImageOptions::from_json(const json& config) {
+  return from_json(config, {});
+}
+
+QwenImageOptions QwenImageOptions::from_json(const json& config, const QwenImageOptions& defaults) {
+  check_pipeline(config);
+  QwenImageOptions options = defaults;
   if (const auto size = config.find("size"); size != config.end() && size->is_object()) {
     read_setting(*size, "shortest_edge", options.min_pixels);
     read_setting(*size, "longest_edge", options.max_pixels);
@@ -54,7 +68,8 @@ Image qwen_resize(const Image& image, const QwenImageOptions& options) {
   check_options(options);
   const int factor = options.patch_size * options.merge_size;
   if (!options.reference) {
-    const Size size = smart_resize(image.height, image.width, factor, options.min_pixels, options.max_pixels);
+    const Size size = smart_resize(image.height, image.width, factor, options.min_pixels, options.max_pixels,
+                                   options.thin_grows);
     // A very long picture keeps at least one row of tokens.
     return resize(image, std::max(size.width, factor), std::max(size.height, factor));
   }

@@ -11,7 +11,7 @@
 
 namespace glimpse {
 
-/// Settings of the Qwen2-VL image processor.
+/// Settings of the image processor of Qwen's vision-language models, by default Qwen2-VL's.
 struct QwenImageOptions {
   int64_t min_pixels = 56 * 56;
   int64_t max_pixels = 28 * 28 * 16384;
@@ -20,13 +20,19 @@ struct QwenImageOptions {
   int merge_size = 2;
   std::array<float, 3> mean{0.48145466f, 0.4578275f, 0.40821073f};
   std::array<float, 3> std{0.26862954f, 0.26130258f, 0.27577711f};
+  bool thin_grows = false;  ///< see smart_resize
   /// The published evaluation's preprocessing: a first resize with the default bounds, then the image
   /// processor with these. It leaves EXIF orientation alone (DecodeOptions).
   bool reference = false;
 
   /// From a preprocessor_config.json; bounds may stand at the top or in `size` (as shortest_edge/longest_edge
-  /// or min_pixels/max_pixels). Throws Error naming the field that is wrong or not supported.
+  /// or min_pixels/max_pixels); what it leaves out is as in `defaults`. Throws Error naming the field that is
+  /// wrong or not supported.
+  static QwenImageOptions from_json(const nlohmann::json& preprocessor_config,
+                                    const QwenImageOptions& defaults);
   static QwenImageOptions from_json(const nlohmann::json& preprocessor_config);
+  /// Of Qwen3-VL: larger patches, other bounds and values.
+  static QwenImageOptions qwen3();
 };
 
 /// The picture as it goes into patches: resized to whole merge units within the pixel bounds. Throws Error

@@ -136,14 +136,16 @@ Image resize(const Image& image, int width, int height, Filter filter) {
   return resize_height(resize_width(image, width, filter), height, filter);
 }
 
-Size smart_resize(int height, int width, int factor, int64_t min_pixels, int64_t max_pixels) {
+Size smart_resize(int height, int width, int factor, int64_t min_pixels, int64_t max_pixels,
+                  bool thin_grows) {
   check(height > 0 && width > 0, "an image of ", width, " x ", height, " pixels has no content");
   const double ratio = static_cast<double>(std::max(height, width)) / std::min(height, width);
   check(ratio <= 200, "the image is ", width, " x ", height, " pixels, an aspect ratio of ", ratio,
         "; at most 200 is supported");
   const double area = static_cast<double>(height) * width;
-  int h = std::max(factor, nearest_multiple(height, factor));
-  int w = std::max(factor, nearest_multiple(width, factor));
+  const int least = thin_grows ? 0 : factor;
+  int h = std::max(least, nearest_multiple(height, factor));
+  int w = std::max(least, nearest_multiple(width, factor));
   const int64_t rounded_area = static_cast<int64_t>(h) * w;
   if (rounded_area > max_pixels) {
     const double shrink = std::sqrt(area / static_cast<double>(max_pixels));

@@ -19,8 +19,10 @@ struct Size {
 /// The size nearest to `height` x `width` whose sides are multiples of `factor` and whose area lies between
 /// `min_pixels` and `max_pixels`, as the Qwen2-VL data loader (qwen_vl_utils) computes it. A very long
 /// picture under a small `max_pixels` can come out with a side of 0. Throws Error for a side below 1 and for
-/// an aspect ratio above 200.
-Size smart_resize(int height, int width, int factor, int64_t min_pixels, int64_t max_pixels);
+/// an aspect ratio above 200. `thin_grows`: as later Hugging Face image processors do, a picture with a side
+/// that rounds to 0 is enlarged like one below `min_pixels`.
+Size smart_resize(int height, int width, int factor, int64_t min_pixels, int64_t max_pixels,
+                  bool thin_grows = false);
 
 /// The same as the Hugging Face image processor computes it: also throws Error for a side below `factor`.
 Size smart_resize_strict(int height, int width, int factor, int64_t min_pixels, int64_t max_pixels);

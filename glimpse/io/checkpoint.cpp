@@ -143,8 +143,7 @@ at::Tensor Weights::take(const std::string& name, at::IntArrayRef shape, at::Ten
   if (make_ && !contains(name)) entries_.emplace(name, Entry{make_(name, shape), "new parameters", name});
   const Entry& found = entry(name);
   const at::ScalarType own = found.tensor.scalar_type();
-  check(found.tensor.sizes() == shape, "tensor '", name, "' in ", found.file, " has shape ",
-        shape_text(found.tensor.sizes()), "; expected ", shape_text(shape));
+  found.check_shape(name, shape);
   const at::ScalarType dtype = options.has_dtype() ? c10::typeMetaToScalarType(options.dtype()) : own;
   check(at::isFloatingType(dtype) == at::isFloatingType(own), "tensor '", name, "' in ", found.file,
         " has dtype ", own, "; expected ", dtype);
@@ -153,6 +152,26 @@ at::Tensor Weights::take(const std::string& name, at::IntArrayRef shape, at::Ten
   found.used = true;
   const at::Tensor tensor = found.value(dtype);
   return tensor.to(options.has_device() ? options.device() : tensor.device(), dtype).contiguous();
+}
+
+void Weights::Entry::check_shape(const std::string& name, at::IntArrayRef shape) const {
+  check(tensor.sizes() == shape, "tensor '", name, "' in ", file, " has shape ", shape_text(tensor.sizes()),
+        "; expected ", shape_text(shape));
+}
+
+const FewBits* Weights::few_bits(const std::string& name) const {
+  const auto found = entries_.find(name);
+  if (found == entries_.end() || !found->second.changes.empty()) return nullptr;
+  const std::optional<Lazy>& lazy = found->second.lazy;
+  return lazy && lazy->few_bits ? &*lazy->few_bits : nullptr;
+}
+
+const FewBits* Weights::take_few_bits(const std::string& name, at::IntArrayRef shape) const {
+  const FewBits* found = few_bits(name);
+  if (!found) return nullptr;
+  entry(name).check_shape(name, shape);
+  entry(name).used = true;
+  return found;
 }
 
 void Weights::release(const std::string& name) const {

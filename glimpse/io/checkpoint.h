@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "glimpse/base/json_file.h"
+#include "glimpse/io/few_bits.h"
 #include "glimpse/io/model_dir.h"
 
 namespace glimpse {
@@ -35,6 +36,7 @@ class Weights {
     std::string file, name_in_file;
     std::function<at::Tensor(at::ScalarType dtype)> read;
     std::function<void()> release;  ///< gives back the memory of the file
+    std::optional<FewBits> few_bits = {};
   };
   /// Tensors by the names that a file of the published layout has for them.
   static Weights lazy(const std::map<std::string, Lazy>& tensors, const std::string& source, Rename rename);
@@ -68,6 +70,12 @@ class Weights {
   /// when nothing changes), and marked as used. Error naming tensor and file when it is missing, when its
   /// shape is not `shape`, or when an integer tensor is asked for as floating point or the other way round.
   at::Tensor take(const std::string& name, at::IntArrayRef shape, at::TensorOptions options) const;
+
+  /// How to read a matrix row by row that the file stores in few bits; null for every other tensor, and for
+  /// one that an adapter changes.
+  const FewBits* few_bits(const std::string& name) const;
+  /// The same, marked as used; Error when there is such a tensor of another shape.
+  const FewBits* take_few_bits(const std::string& name, at::IntArrayRef shape) const;
 
   /// Gives back the memory of a mapped tensor that is no longer needed: it is read from the file again if it
   /// is used after all. Does nothing for tensors that are not mapped.
@@ -103,6 +111,7 @@ class Weights {
     std::optional<Lazy> lazy = {};
 
     at::Tensor value(at::ScalarType wanted) const;
+    void check_shape(const std::string& name, at::IntArrayRef shape) const;
     size_t bytes() const { return lazy ? lazy->bytes : tensor.nbytes(); }
   };
 

@@ -191,12 +191,12 @@ class FileFetch {
 
   void link(const fs::path& blob) const {
     const fs::path snapshot = folder_ / "snapshots" / listing_.commit, name = snapshot / file_.name;
-    make_folder(snapshot);
+    make_folder(name.parent_path());
     std::error_code error;
-    const fs::path target = fs::path("..") / ".." / "blobs" / blob.filename();
+    const fs::path target = (folder_ / "blobs" / blob.filename()).lexically_relative(name.parent_path());
     if (fs::read_symlink(name, error) == target) return;
     // Under another name first, so that the name is never without a file.
-    const fs::path fresh = snapshot / concat(".", file_.name, ".", ::getpid());
+    const fs::path fresh = name.parent_path() / concat(".", name.filename().string(), ".", ::getpid());
     fs::remove(fresh, error);
     fs::create_symlink(target, fresh, error);
     if (!error) fs::rename(fresh, name, error);

@@ -305,6 +305,13 @@ at::Tensor Gguf::read(const std::string& name, at::ScalarType dtype) const {
   return values.view(entry.shape);
 }
 
+std::optional<FewBits> Gguf::few_bits(const std::string& name) const {
+  const Entry& entry = content_->entries.at(name);
+  const auto& mapping = content_->parts[entry.part];
+  return gguf_few_bits(*entry.type, reinterpret_cast<const uint8_t*>(mapping->data()) + entry.begin,
+                       entry.shape, concat(file(), ": tensor '", name, "'"), mapping);
+}
+
 void Gguf::release(const std::string& name) const {
   const Entry& entry = content_->entries.at(name);
   Mapping::release(content_->parts[entry.part]->data() + entry.begin, entry.bytes);

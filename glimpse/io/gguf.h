@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,8 @@ class Gguf {
   /// The tensor in `dtype` (float32, bfloat16 or float16): the file's memory if it is stored so, else
   /// converted (see read_gguf_blocks), and the pages of the file that were read for it are given back.
   at::Tensor read(const std::string& name, at::ScalarType dtype) const;
+  /// How to read a matrix of a type that is not plain row by row; nothing for other tensors.
+  std::optional<FewBits> few_bits(const std::string& name) const;
   /// Gives back the pages of the file that hold this tensor; they are read again when they are used after
   /// all.
   void release(const std::string& name) const;

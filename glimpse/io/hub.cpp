@@ -7,6 +7,7 @@
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/io/hub_connection.h"
+#include "glimpse/io/hub_gguf.h"
 
 namespace glimpse {
 namespace fs = std::filesystem;
@@ -118,6 +119,32 @@ HubListing Hub::list(const HubId& id, const FetchWatch& watch, const std::stop_t
   return listing;
 }
 
+namespace {
+
+// f(), with the model before what an Error of it says.
+template <class Function>
+auto named_model(const HubId& id, Function f) {
+  try {
+    return f();
+  } catch (const Error& error) {
+    fail("model '", id.text(), "': ", error.what());
+  }
+}
+
+// The files of a listing's GGUF model; none where there is none.
+std::vector<HubFile> gguf_files(const HubListing& listing) {
+  std::vector<std::string> names;
+  for (const HubFile& file : listing.files) names.push_back(file.name);
+  const auto chosen = named_model(listing.id, [&] { return choose_gguf(names, listing.id.quantisation); });
+  std::vector<HubFile> files;
+  for (const HubFile& file : listing.files)
+    if (chosen && (file.name == chosen->mmproj || std::ranges::count(chosen->parts, file.name) > 0))
+      files.push_back(file);
+  return files;
+}
+
+}  // namespace
+
 std::vector<HubFile> needed_files(const HubListing& listing) {
   const auto has = [&](const auto& test) {
     return std::any_of(listing.files.begin(), listing.files.end(),
@@ -152,11 +179,9 @@ std::vector<HubFile> needed_files(const HubListing& listing) {
     any |= heavy && !name.ends_with(".json");
     if (settings || heavy || (!whole && name == "README.md")) needed.push_back(file);
   }
-  check(any, "model '", listing.id.text(),
-        "' has no weights that this program fetches (*.safetensors, pytorch_model*.bin)",
-        has([](const std::string& name) { return name.ends_with(".gguf"); })
-            ? "; download one of its .gguf files and name that with --model"
-            : "");
+  if (!any || !listing.id.quantisation.empty()) needed = gguf_files(listing);
+  check(!needed.empty(), "model '", listing.id.text(), "' has no weights that this program fetches ",
+        listing.id.quantisation.empty() ? "(*.safetensors, pytorch_model*.bin, *.gguf)" : "(*.gguf)");
   return needed;
 }
 

@@ -40,7 +40,8 @@ struct HubListing {
 };
 
 /// Of these files those that a program needs: settings, tokenizer, weights; of weights in several formats
-/// safetensors; the card of what is no whole model. Error when there are no weights.
+/// safetensors; the card of what is no whole model. Where there are only GGUF files, or a quantisation is
+/// named, those of one model (choose_gguf) with its vision encoder. Error when there are no weights.
 std::vector<HubFile> needed_files(const HubListing& listing);
 /// Those that are not in the cache.
 std::vector<HubFile> missing_files(const HubListing& listing, const std::vector<HubFile>& files);

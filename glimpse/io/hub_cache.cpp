@@ -12,6 +12,7 @@
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/io/file_lock.h"
+#include "glimpse/io/hub_gguf.h"
 
 namespace glimpse {
 namespace fs = std::filesystem;
@@ -81,9 +82,17 @@ bool is_commit(const std::string& revision) {
 }
 
 std::optional<HubId> HubId::parse(const std::string& text) {
-  const size_t at = text.find('@');
-  HubId id{text.substr(0, at)};
-  if (at != text.npos) id.revision = text.substr(at + 1);
+  // A colon is part of neither names nor revisions.
+  const size_t colon = text.find(':'),
+               end = std::min(text.find('@', std::min(colon, text.size())), text.size());
+  const std::string plain = colon == text.npos ? text : text.substr(0, colon) + text.substr(end);
+  const size_t at = plain.find('@');
+  HubId id{plain.substr(0, at)};
+  if (at != plain.npos) id.revision = plain.substr(at + 1);
+  if (colon != text.npos) {
+    id.quantisation = text.substr(colon + 1, end - colon - 1);
+    if (!is_plain_name(id.quantisation)) return {};
+  }
   const size_t slash = id.repo.find('/');
   if (slash == id.repo.npos || !is_plain_name(id.repo.substr(0, slash)) ||
       !is_plain_name(id.repo.substr(slash + 1)) || !is_revision(id.revision))
@@ -194,6 +203,25 @@ std::string missing_file(const fs::path& snapshot) {
       return "";
     }
   return has_weights(".safetensors") || has_weights(".bin") || has_weights(".pt") ? "" : "model.safetensors";
+}
+
+std::vector<std::string> snapshot_files(const fs::path& snapshot) {
+  std::vector<std::string> names;
+  std::error_code ignored;
+  for (const fs::path& file : files_below(snapshot))
+    if (fs::is_regular_file(file, ignored)) names.push_back(file.lexically_relative(snapshot).string());
+  return names;
+}
+
+std::string missing_file(const fs::path& snapshot, const std::string& quantisation) {
+  const std::string missing = missing_file(snapshot);
+  if (quantisation.empty() || !missing.empty()) return missing;
+  try {
+    const auto chosen = choose_gguf(snapshot_files(snapshot), quantisation);
+    return chosen ? "" : "*.gguf";
+  } catch (const Error&) {
+    return "*" + quantisation + ".gguf";
+  }
 }
 
 std::vector<CachedModel> cached_models() {

@@ -8,14 +8,19 @@
 
 namespace glimpse {
 
-/// A model on the hub, in one of its states: "org/name", or "org/name@revision".
+/// A model on the hub, in one of its states: "org/name", or "org/name@revision". Of a repository of GGUF
+/// files "org/name:Q4_K_M" is the model of that quantisation.
 struct HubId {
   std::string repo, revision = "main";  ///< revision: a branch, a tag, a commit or the begin of one
+  std::string quantisation = {};        ///< "": not named
 
   /// Nothing for text that is no such name. A name stays within one folder wherever it is joined to one.
   static std::optional<HubId> parse(const std::string& text);
   /// As it is written: without the revision if that is main.
-  std::string text() const { return revision == "main" ? repo : repo + "@" + revision; }
+  std::string text() const {
+    return repo + (quantisation.empty() ? "" : ":" + quantisation) +
+           (revision == "main" ? "" : "@" + revision);
+  }
 };
 
 /// Whether this is the full name of a commit: 40 hexadecimal digits.
@@ -48,6 +53,10 @@ std::optional<std::filesystem::path> cached_snapshot(const HubId& id);
 /// The first file that a snapshot whose fetching was cut short lacks, or "" if nothing is known to be
 /// missing.
 std::string missing_file(const std::filesystem::path& snapshot);
+/// The same of a snapshot from which the model of this quantisation is wanted.
+std::string missing_file(const std::filesystem::path& snapshot, const std::string& quantisation);
+/// The files below a snapshot, by their names in the repository.
+std::vector<std::string> snapshot_files(const std::filesystem::path& snapshot);
 
 /// One state of a model in the cache.
 struct CachedRevision {

@@ -15,7 +15,7 @@ fs::path resolve_model_dir(const std::string& name_or_path) {
   const auto id = HubId::parse(name_or_path);
   check(id.has_value(), "model '", name_or_path, "' not found: there is no such directory below ",
         fs::current_path(ignored).string(),
-        ", and it is no hub id of the form org/name or org/name@revision");
+        ", and it is no hub id of the form org/name, org/name@revision or org/name:QUANTISATION");
   if (const auto snapshot = cached_snapshot(*id)) return *snapshot;
   const std::string commit = cached_commit(*id);
   fail("model '", name_or_path, "' not found. Looked for\n  the directory ",

@@ -43,14 +43,19 @@ void check_tensor(const at::Tensor& tensor, const char* name, at::IntArrayRef sh
         " has dtype ", type, "; expected ", whole ? "int32" : "float16, bfloat16 or float32");
 }
 
+// One in every step of a word.
+uint32_t ones_of(int bits) {
+  uint32_t ones = 0;
+  for (int shift = 0; shift < 32; shift += bits) ones |= 1u << shift;
+  return ones;
+}
+
 // The zeros [groups, out], of words, in float32.
 at::Tensor read_zeros(const PackedSteps& layer) {
   const int64_t groups = layer.zeros.size(0), out = layer.out();
   const auto shifts = shifts_of(layer.order, layer.bits);
   const uint32_t mask = (1u << layer.bits) - 1;
-  uint32_t ones = 0;
-  if (layer.less_one)
-    for (int shift = 0; shift < 32; shift += layer.bits) ones |= 1u << shift;
+  const uint32_t ones = layer.less_one ? ones_of(layer.bits) : 0;
   const at::Tensor words = layer.zeros.contiguous(), zeros = at::empty({groups, out}, at::kFloat);
   const int32_t* from = words.const_data_ptr<int32_t>();
   float* to = zeros.mutable_data_ptr<float>();
@@ -144,6 +149,66 @@ at::Tensor PackedSteps::read(at::ScalarType dtype, const std::string& what) cons
       });
   });
   return weight;
+}
+
+namespace {
+
+// Rows of whole steps, with scale and zero of each group.
+struct Rows {
+  at::Tensor step;         // [rows, in] uint8
+  at::Tensor scale, zero;  // [rows, groups] float32
+};
+
+Rows read_rows(const PackedSteps& layer, int64_t first, int64_t count, const std::string& what) {
+  const int64_t in = layer.in(), groups = layer.scales.size(0), each = layer.per(),
+                columns = layer.words.size(1);
+  const auto shifts = shifts_of(layer.order, layer.bits);
+  const auto mask = (1u << layer.bits) - 1, ones = layer.less_one ? ones_of(layer.bits) : 0;
+  const bool awq = layer.order == PackedSteps::Order::awq;
+  Rows out{at::empty({count, in}, at::kByte),
+           layer.scales.narrow(1, first, count).to(at::kFloat).t().contiguous(),
+           at::empty({count, groups}, at::kFloat)};
+  check_scales(out.scale, what);
+  const auto* words = reinterpret_cast<const uint32_t*>(layer.words.const_data_ptr<int32_t>());
+  const auto* zeros = reinterpret_cast<const uint32_t*>(layer.zeros.const_data_ptr<int32_t>());
+  for (int64_t r = 0; r < count; ++r) {
+    const int64_t o = first + r;
+    uint8_t* const to = out.step.data_ptr<uint8_t>() + r * in;
+    for (int64_t i = 0; i < in; ++i)
+      to[i] = static_cast<uint8_t>((awq ? words[i * columns + o / each] >> shifts[o % each]
+                                        : words[i / each * columns + o] >> shifts[i % each]) &
+                                   mask);
+    for (int64_t g = 0; g < groups; ++g)
+      out.zero.data_ptr<float>()[r * groups + g] =
+          static_cast<float>((zeros[g * layer.zeros.size(1) + o / each] + ones) >> shifts[o % each] & mask);
+  }
+  return out;
+}
+
+}  // namespace
+
+FewBits PackedSteps::few_bits(const std::string& what) const {
+  PackedSteps layer = *this;
+  layer.words = words.contiguous();
+  layer.zeros = zeros.contiguous();
+  FewBits out;
+  out.rows = [layer, what](int64_t first, int64_t count) {
+    const Rows rows = read_rows(layer, first, count, what);
+    const std::vector<int32_t> groups = read_groups(layer, what);
+    const at::Tensor place =
+        at::from_blob(const_cast<int32_t*>(groups.data()), {layer.in()}, at::TensorOptions(at::kInt));
+    return (rows.step.to(at::kFloat) - rows.zero.index_select(1, place)) * rows.scale.index_select(1, place);
+  };
+  const std::vector<int32_t> groups = read_groups(layer, what);
+  bool in_order = group % 8 == 0;
+  for (int64_t i = 0; in_order && i < layer.in(); ++i) in_order = groups[i] == i / group;
+  if (bits > 4 || !in_order) return out;
+  out.group = group;
+  out.steps = [layer, what](int64_t first, int64_t count) {
+    const Rows rows = read_rows(layer, first, count, what);
+    return Steps{rows.step, rows.scale, -rows.zero * rows.scale};
+  };
+  return out;
 }
 
 void Fp8Blocks::check_shapes(const std::string& what) const {

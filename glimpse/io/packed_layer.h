@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "glimpse/io/few_bits.h"
+
 namespace glimpse {
 
 /// A linear layer's weight [out, in] as AWQ and GPTQ checkpoints hold it: whole steps of 4 or 8 bits, several
@@ -31,6 +33,8 @@ struct PackedSteps {
   /// all threads. Error, beginning with `what`, for a scale that is not finite or not above 0 and for a group
   /// that is not there.
   at::Tensor read(at::ScalarType dtype, const std::string& what) const;
+  /// The same row by row: as steps where these have 4 bits and neighbouring inputs share scale and zero.
+  FewBits few_bits(const std::string& what) const;
 };
 
 /// A weight [out, in] in 8-bit floating point (e4m3), times a scale per block of block_out x block_in.

@@ -166,9 +166,10 @@ class Unpacking {
       layer.group_of = part(order, module);
     }
     layer.check_shapes(what);
-    add(module + ".weight", parts, {layer.out(), layer.in()}, at::kFloat,
+    add(
+        module + ".weight", parts, {layer.out(), layer.in()}, at::kFloat,
         concat(awq ? "AWQ " : "GPTQ ", how_.bits, " bits"),
-        [layer, what](at::ScalarType dtype) { return layer.read(dtype, what); });
+        [layer, what](at::ScalarType dtype) { return layer.read(dtype, what); }, layer.few_bits(what));
   }
 
   void add_fp8(const std::string& name) {
@@ -196,8 +197,8 @@ class Unpacking {
   }
 
   void add(const std::string& name, const std::vector<std::string>& parts, at::IntArrayRef shape,
-           at::ScalarType dtype, const std::string& stored_as,
-           std::function<at::Tensor(at::ScalarType)> read) {
+           at::ScalarType dtype, const std::string& stored_as, std::function<at::Tensor(at::ScalarType)> read,
+           std::optional<FewBits> few_bits = {}) {
     size_t bytes = 0;
     for (const std::string& each : parts) bytes += packed_->bytes(each);
     const auto release = [weights = packed_, parts] {
@@ -210,7 +211,8 @@ class Unpacking {
         release();
         return weight;
       };
-    Weights::Lazy tensor{shape.vec(), dtype, stored_as, bytes, file_, name, std::move(read), release};
+    Weights::Lazy tensor{shape.vec(),     dtype,   stored_as,          bytes, file_, name,
+                         std::move(read), release, std::move(few_bits)};
     const bool added = tensors_.emplace(name, std::move(tensor)).second;
     check(added, file_, ": '", name, "' is there plain and packed");
   }

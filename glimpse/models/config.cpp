@@ -67,6 +67,8 @@ bool tied_head(const json& text, const json& top) {
 
 std::vector<int64_t> end_ids(const nlohmann::json& config, const std::string& where) {
   constexpr const char* key = "eos_token_id";
+  if (config.is_object() && !config.contains(key) && config.contains("text_config"))
+    return end_ids(config["text_config"], where);
   if (member(config, key).is_array()) return need<std::vector<int64_t>>(config, key, where);
   const auto id = setting<int64_t>(config, key, -1, where);
   return id < 0 ? std::vector<int64_t>() : std::vector{id};
@@ -87,9 +89,11 @@ DecoderConfig decoder_config(const json& text, const json& top, const std::strin
   c.layers = need<int64_t>(text, "num_hidden_layers", where);
   c.heads = need<int64_t>(text, "num_attention_heads", where);
   c.kv_heads = text.value("num_key_value_heads", c.heads);
-  check(c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && c.hidden_size % c.heads == 0, where,
-        ": hidden_size ", c.hidden_size, ", num_attention_heads ", c.heads, " and num_key_value_heads ",
-        c.kv_heads, " do not divide");
+  const bool own_head_dim = !member(text, "head_dim").is_null();
+  check(c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 &&
+            (own_head_dim || c.hidden_size % c.heads == 0),
+        where, ": hidden_size ", c.hidden_size, ", num_attention_heads ", c.heads,
+        " and num_key_value_heads ", c.kv_heads, " do not divide");
   c.head_dim = text.value("head_dim", c.hidden_size / c.heads);
   c.vocab_size = need<int64_t>(text, "vocab_size", where);
   // Products of two sizes must stay far from overflow.

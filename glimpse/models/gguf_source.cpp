@@ -1,8 +1,8 @@
 #include <algorithm>
 
-#include "glimpse/base/atomic_file.h"
 #include "glimpse/base/check.h"
 #include "glimpse/models/config.h"
+#include "glimpse/models/gguf_parts.h"
 #include "glimpse/models/gguf_tensors.h"
 #include "glimpse/models/source.h"
 #include "glimpse/text/byte_level.h"
@@ -12,11 +12,7 @@ namespace fs = std::filesystem;
 namespace {
 
 using nlohmann::json;
-
-std::string text_of(const Gguf& gguf, const char* key) {
-  const json& value = member(gguf.metadata(), key);
-  return value.is_string() ? value.get<std::string>() : "";
-}
+using Tensors = std::map<std::string, Weights::Lazy>;
 
 // Id of an added token.
 int64_t token_id(const Gguf& gguf, const char* token) {
@@ -26,67 +22,40 @@ int64_t token_id(const Gguf& gguf, const char* token) {
   return found - tokens.begin();
 }
 
-// A count of blocks, which lists are made from.
-int64_t block_count(const Gguf& gguf, const char* key) {
-  const auto count = need<int64_t>(gguf.metadata(), key, gguf.file());
-  check(count > 0 && count <= 1024, gguf.file(), ": ", key, " is ", count);
-  return count;
-}
-
-// llama.cpp scales linearly where a file names a factor and no kind; 0 means none.
-void check_unscaled_rope(const Gguf& gguf) {
+// What Qwen2's and Qwen3's language models have in common; `architecture` is what its keys begin with.
+json text_config(const Gguf& gguf, const std::string& architecture) {
   const json& meta = gguf.metadata();
-  const json& kind = member(meta, "qwen2vl.rope.scaling.type");
-  check(kind.is_null() || kind == "none", gguf.file(),
-        ": rope scaling is not supported (qwen2vl.rope.scaling.type is ", kind.dump(), ")");
-  for (const char* key :
-       {"qwen2vl.rope.scaling.factor", "qwen2vl.rope.scale_linear", "qwen2vl.rope.scaling.attn_factor"}) {
-    const double factor = meta.contains(key) ? need<double>(meta, key, gguf.file()) : 1;
-    check(factor == 1 || factor == 0 || kind == "none", gguf.file(), ": rope scaling is not supported (", key,
-          " is ", factor, ")");
-  }
-}
-
-json text_config(const Gguf& gguf) {
-  const json& meta = gguf.metadata();
-  const auto number = [&](const char* key) { return need<int64_t>(meta, key, gguf.file()); };
-  check_unscaled_rope(gguf);
-  auto sections = need<std::vector<int64_t>>(meta, "qwen2vl.rope.dimension_sections", gguf.file());
-  check(sections.size() == 3 || (sections.size() == 4 && sections[3] == 0), gguf.file(),
-        ": qwen2vl.rope.dimension_sections: expected three sizes, and perhaps 0");
+  const auto key = [&](const char* name) { return architecture + "." + name; };
+  const auto number = [&](const char* name) { return need<int64_t>(meta, key(name).c_str(), gguf.file()); };
+  check_unscaled_rope(gguf, architecture);
+  auto sections = need<std::vector<int64_t>>(meta, key("rope.dimension_sections").c_str(), gguf.file());
+  check(sections.size() == 3 || (sections.size() == 4 && sections[3] == 0), gguf.file(), ": ",
+        key("rope.dimension_sections"), ": expected three sizes, and perhaps 0");
   sections.resize(3);
   const Gguf::Entry& embedding = entry_of(gguf, "token_embd.weight");
   json config = {
-      {"model_type", "qwen2_5_vl"},
-      {"hidden_size", number("qwen2vl.embedding_length")},
-      {"intermediate_size", number("qwen2vl.feed_forward_length")},
-      {"num_hidden_layers", block_count(gguf, "qwen2vl.block_count")},
-      {"num_attention_heads", number("qwen2vl.attention.head_count")},
-      {"rms_norm_eps", need<double>(meta, "qwen2vl.attention.layer_norm_rms_epsilon", gguf.file())},
-      {"rope_theta", meta.value("qwen2vl.rope.freq_base", 10000.0)},
+      {"hidden_size", number("embedding_length")},
+      {"intermediate_size", number("feed_forward_length")},
+      {"num_hidden_layers", block_count(gguf, key("block_count").c_str())},
+      {"num_attention_heads", number("attention.head_count")},
+      {"rms_norm_eps", need<double>(meta, key("attention.layer_norm_rms_epsilon").c_str(), gguf.file())},
+      {"rope_theta", meta.value(key("rope.freq_base"), 10000.0)},
       {"rope_scaling", {{"type", "mrope"}, {"mrope_section", sections}}},
-      {"max_position_embeddings", number("qwen2vl.context_length")},
+      {"max_position_embeddings", number("context_length")},
       {"vocab_size", embedding.shape[0]},
       {"tie_word_embeddings", !gguf.entries().contains("output.weight")},
-      {"torch_dtype", embedding.type->name == std::string_view("F32") ? "float32" : "bfloat16"},
-      {"image_token_id", token_id(gguf, "<|image_pad|>")},
-      {"video_token_id", token_id(gguf, "<|video_pad|>")}};
-  for (const auto& [to, from] : {std::pair{"num_key_value_heads", "qwen2vl.attention.head_count_kv"},
-                                 {"head_dim", "qwen2vl.attention.key_length"}})
-    if (meta.contains(from)) config[to] = number(from);
+      {"torch_dtype", embedding.type->name == std::string_view("F32") ? "float32" : "bfloat16"}};
+  for (const auto& [to, from] :
+       {std::pair{"num_key_value_heads", "attention.head_count_kv"}, {"head_dim", "attention.key_length"}})
+    if (meta.contains(key(from))) config[to] = number(from);
   return config;
 }
 
+// Of both encoders.
 json vision_config(const Gguf& gguf, int64_t out_hidden_size) {
   const json& meta = gguf.metadata();
   const auto number = [&](const char* key) { return need<int64_t>(meta, key, gguf.file()); };
-  const int64_t depth = block_count(gguf, "clip.vision.block_count");
-  const int64_t pattern =
-      number("clip.vision.n_wa_pattern");  // every this-many-th block sees the whole image
-  check(pattern > 0, gguf.file(), ": clip.vision.n_wa_pattern is ", pattern);
-  json full = json::array();
-  for (int64_t block = pattern - 1; block < depth; block += pattern) full.push_back(block);
-  return {{"depth", depth},
+  return {{"depth", block_count(gguf, "clip.vision.block_count")},
           {"hidden_size", number("clip.vision.embedding_length")},
           // Some converters write 0 as clip.vision.feed_forward_length.
           {"intermediate_size", entry_of(gguf, "v.blk.0.ffn_up.weight").shape[0]},
@@ -94,10 +63,47 @@ json vision_config(const Gguf& gguf, int64_t out_hidden_size) {
           {"patch_size", number("clip.vision.patch_size")},
           {"spatial_merge_size", meta.value("clip.vision.spatial_merge_size", int64_t{2})},
           {"temporal_patch_size", 2},
-          {"window_size", meta.value("clip.vision.window_size", int64_t{112})},
-          {"fullatt_block_indexes", full},
           {"out_hidden_size", out_hidden_size}};
 }
+
+json qwen2_5_config(const Gguf& text, const Gguf& vision) {
+  const json& meta = vision.metadata();
+  json config = text_config(text, "qwen2vl"),
+       encoder = vision_config(vision, config["hidden_size"].get<int64_t>());
+  config["model_type"] = "qwen2_5_vl";
+  // Every this-many-th block sees the whole image.
+  const auto pattern = need<int64_t>(meta, "clip.vision.n_wa_pattern", vision.file());
+  check(pattern > 0, vision.file(), ": clip.vision.n_wa_pattern is ", pattern);
+  json full = json::array();
+  for (int64_t block = pattern - 1; block < encoder["depth"].get<int64_t>(); block += pattern)
+    full.push_back(block);
+  encoder["window_size"] = meta.value("clip.vision.window_size", int64_t{112});
+  encoder["fullatt_block_indexes"] = full;
+  config["vision_config"] = encoder;
+  return config;
+}
+
+json qwen3_config(const Gguf& text, const Gguf& vision) {
+  json own = text_config(text, "qwen3vl"), encoder = vision_config(vision, own["hidden_size"].get<int64_t>());
+  own["rope_scaling"].update({{"type", "default"}, {"mrope_interleaved", true}});
+  const Gguf::Entry& positions = entry_of(vision, "v.position_embd.weight");
+  encoder["num_position_embeddings"] = positions.shape.empty() ? 0 : positions.shape[0];
+  encoder["deepstack_visual_indexes"] = deepstack_blocks(vision);
+  return {{"model_type", "qwen3_vl"},
+          {"tie_word_embeddings", own["tie_word_embeddings"]},
+          {"torch_dtype", own["torch_dtype"]},
+          {"text_config", own},
+          {"vision_config", encoder}};
+}
+
+// A pair of files by the language model's architecture.
+struct Pair {
+  const char *architecture, *projector;
+  json (*config)(const Gguf& text, const Gguf& vision);
+  Tensors (*tensors)(const Gguf& text, const Gguf& vision);
+};
+constexpr Pair kPairs[] = {{"qwen2vl", "qwen2.5vl_merger", qwen2_5_config, published_tensors},
+                           {"qwen3vl", "qwen3vl_merger", qwen3_config, qwen3_tensors}};
 
 json preprocessor_config(const Gguf& gguf, const json& vision) {
   const json& meta = gguf.metadata();
@@ -133,12 +139,6 @@ json generation_config(const Gguf& gguf) {
   return config;
 }
 
-void write_text(const fs::path& path, const std::string& text) {
-  AtomicFile file(path);
-  file.stream() << text << '\n';
-  file.commit();
-}
-
 // Writes the tokenizer as Qwen2's files: the words, how they are joined, and the tokens beside them.
 void write_tokenizer(const json& metadata, const fs::path& dir) {
   json words = json::object(), added = json::object();
@@ -157,32 +157,15 @@ void write_tokenizer(const json& metadata, const fs::path& dir) {
              json{{"tokenizer_class", "Qwen2Tokenizer"}, {"added_tokens_decoder", added}}.dump(2));
 }
 
-// f(metadata); what is wrong there is named with the file.
-template <class Function>
-auto with_metadata(const Gguf& gguf, Function f) {
-  return named(gguf.file(), [&] {
-    try {
-      return f(gguf.metadata());
-    } catch (const json::exception& error) {
-      fail(error.what());
-    }
-  });
-}
-
 class GgufPair : public ModelSource {
  public:
-  GgufPair(const Gguf& text, const fs::path& mmproj)
-      : mmproj_(mmproj), text_(text), vision_(Gguf::open(mmproj)) {
-    const std::string other = text_of(vision_, "general.architecture");
-    check(other == "clip", vision_.file(), " holds no vision encoder: its architecture is '", other,
-          "', expected 'clip'");
-    const std::string projector = text_of(vision_, "clip.projector_type"),
-                      type = projector.empty() ? text_of(vision_, "clip.vision.projector_type") : projector;
-    check(type == "qwen2.5vl_merger", vision_.file(), ": projector type '", type,
-          "' is not supported (known: qwen2.5vl_merger)");
+  GgufPair(const Pair& pair, const Gguf& text, const fs::path& mmproj)
+      : pair_(pair), mmproj_(mmproj), text_(text), vision_(Gguf::open(mmproj)) {
+    check_projector(vision_, pair.projector);
     try {
-      config_ = text_config(text_);
-      config_["vision_config"] = vision_config(vision_, config_["hidden_size"]);
+      config_ = pair.config(text_, vision_);
+      config_["image_token_id"] = token_id(text_, "<|image_pad|>");
+      config_["video_token_id"] = token_id(text_, "<|video_pad|>");
       preprocessor_ = preprocessor_config(vision_, config_["vision_config"]);
       generation_ = generation_config(text_);
     } catch (const json::exception& error) {
@@ -190,18 +173,18 @@ class GgufPair : public ModelSource {
     }
   }
 
+  json config() const override { return config_; }
   fs::path path() const override { return text_.file(); }
   fs::path mmproj() const override { return mmproj_; }
   std::string where(const std::string& file) const override {
     return file == "preprocessor_config.json" ? vision_.file() : text_.file();
   }
-  json config() const override { return config_; }
   json settings(const std::string& file) const override {
     if (file == "generation_config.json") return generation_;
     return file == "preprocessor_config.json" ? preprocessor_ : json();
   }
   Weights weights(Weights::Rename rename) const override {
-    return Weights::lazy(published_tensors(text_, vision_), concat(text_.file(), " and ", vision_.file()),
+    return Weights::lazy(pair_.tensors(text_, vision_), concat(text_.file(), " and ", vision_.file()),
                          std::move(rename));
   }
   std::unique_ptr<Tokenizer> tokenizer() const override {
@@ -218,6 +201,7 @@ class GgufPair : public ModelSource {
   }
 
  private:
+  const Pair& pair_;
   fs::path mmproj_;
   Gguf text_, vision_;
   json config_, preprocessor_, generation_;
@@ -229,12 +213,15 @@ void check_holds_language_model(const Gguf& gguf) {
   const std::string kind = text_of(gguf, "general.architecture");
   check(kind != "clip", gguf.file(),
         " holds a vision encoder: name it with --mmproj, and the language model with --model");
-  check(kind == "qwen2vl", gguf.file(), ": architecture '", kind,
-        "' is not supported (known: qwen2vl, which is Qwen2.5-VL's)");
+  check(kind == "qwen2vl" || kind == "qwen3vl" || kind == "llama", gguf.file(), ": architecture '", kind,
+        "' is not supported (known: qwen2vl, which is Qwen2.5-VL's, qwen3vl, and llama, LLaVA's)");
 }
 
 std::unique_ptr<ModelSource> open_gguf_pair(const Gguf& text, const fs::path& mmproj) {
-  return std::make_unique<GgufPair>(text, mmproj);
+  const std::string kind = text_of(text, "general.architecture");
+  for (const Pair& pair : kPairs)
+    if (kind == pair.architecture) return std::make_unique<GgufPair>(pair, text, mmproj);
+  return open_gguf_llava(text, mmproj);
 }
 
 }  // namespace glimpse

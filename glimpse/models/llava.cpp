@@ -2,7 +2,10 @@
 
 #include <numeric>
 
+#include "glimpse/models/clip_tiles.h"
 #include "glimpse/models/config.h"
+#include "glimpse/models/llava_next.h"
+#include "glimpse/models/llava_settings.h"
 
 namespace glimpse {
 
@@ -10,13 +13,6 @@ using nlohmann::json;
 namespace fs = std::filesystem;
 
 namespace {
-
-// The mark of an image in the original code; no token has it.
-constexpr int64_t kImagePlace = -200;
-
-bool is_converted(const json& config) {
-  return config.contains("text_config");
-}
 
 // What a checkpoint may hold that is not used here: later encoder blocks, CLIP's text half, stored tables.
 bool is_unused(std::string_view name) {
@@ -26,76 +22,7 @@ bool is_unused(std::string_view name) {
   return name.ends_with(".position_ids") || name.ends_with("rotary_emb.inv_freq");
 }
 
-// The parts of a config in one form, whichever layout it has.
-struct Settings {
-  json text, vision;
-  std::string where;
-  int64_t state = -2;  // hidden state of the encoder that the projector takes
-  ImagePlace place{kImagePlace, 0, 1};
-  fs::path preprocessor_dir;
-  bool pad = false;
-
-  Settings(const fs::path& dir, const json& config) : where((dir / "config.json").string()) {
-    if (is_converted(config))
-      read_converted(dir, config);
-    else
-      read_original(dir, config);
-    for (const char* key : {"attention_bias", "mlp_bias"})
-      check(!text.value(key, false), where, ": ", key, " is not supported with this family");
-    expect(text, "hidden_act", "silu");
-  }
-
- private:
-  void read_converted(const fs::path& dir, const json& config) {
-    // The text config leaves out what equals the format's defaults.
-    text = {{"hidden_size", 4096},       {"intermediate_size", 11008},      {"num_hidden_layers", 32},
-            {"num_attention_heads", 32}, {"max_position_embeddings", 2048}, {"vocab_size", 32000}};
-    text.update(need<json>(config, "text_config", where));
-    const json& kind = member(text, "model_type");
-    check(kind.is_null() || kind == "llama" || kind == "llava", where, ": text_config: model_type ",
-          json_text(kind), " is not supported, only llama");
-    vision = need<json>(config, "vision_config", where);
-    state = config.value("vision_feature_layer", int64_t{-2});
-    expect(config, "vision_feature_select_strategy", "default");
-    expect(config, "projector_hidden_act", "gelu");
-    const char* const key = config.contains("image_token_index") ? "image_token_index" : "image_token_id";
-    place.token = place.stored = config.value(key, int64_t{32000});
-    preprocessor_dir = dir;
-  }
-
-  void read_original(const fs::path& dir, const json& config) {
-    text = config;
-    preprocessor_dir = Llava::tower_dir(dir, config);
-    vision = open_model_dir(preprocessor_dir)->config();
-    if (vision.contains("vision_config")) vision = json(vision["vision_config"]);
-    state = config.value("mm_vision_select_layer", int64_t{-2});
-    expect(config, "mm_vision_select_feature", "patch");
-    expect(config, "mm_projector_type", "mlp2x_gelu");
-    for (const char* key : {"mm_use_im_start_end", "mm_use_im_patch_token"})
-      check(!config.value(key, false), where, ": ", key, " is not supported");
-    const json& ratio = member(config, "image_aspect_ratio");
-    check(ratio.is_null() || ratio == "pad" || ratio == "square", where, ": image_aspect_ratio ",
-          ratio.dump(), " is not supported, only pad and square");
-    pad = ratio == "pad";
-  }
-
-  void expect(const json& object, const char* key, const char* only) const {
-    const json& value = member(object, key);
-    check(value.is_null() || value == only, where, ": ", key, " ", value.dump(), " is not supported, only ",
-          only);
-  }
-};
-
 }  // namespace
-
-fs::path Llava::tower_dir(const fs::path& dir, const json& config) {
-  const auto name = need<std::string>(config, "mm_vision_tower", (dir / "config.json").string());
-  const fs::path own = fs::path(name).filename();
-  std::error_code ignored;
-  for (const fs::path& place : {dir / own, fs::absolute(dir).parent_path() / own})
-    if (!own.empty() && fs::exists(place / "config.json", ignored)) return place;
-  return resolve_model_dir(name);
-}
 
 std::string Llava::canonical_name(std::string_view name) {
   // Of two names where one begins with the other the longer comes first.
@@ -111,29 +38,40 @@ std::string Llava::canonical_name(std::string_view name) {
       {"vision_model.", "visual.vision_model."},
       {"model.language_model.", "model."},
       {"language_model.model.", "model."},
-      {"language_model.lm_head.", "lm_head."}};
+      {"language_model.lm_head.", "lm_head."},
+      {"model.image_newline", "visual.image_newline"},
+      {"image_newline", "visual.image_newline"}};
   for (const auto& [from, to] : renames)
-    if (name.starts_with(from)) return std::string(to) + std::string(name.substr(from.size()));
+    if (name.starts_with(from)) {
+      const std::string rest(name.substr(from.size()));
+      // transformers 5 names the modules of a tower without their common one.
+      const bool bare =
+          to == "visual." && !rest.starts_with("vision_model.") && from.ends_with("vision_tower.");
+      return std::string(to) + (bare ? "vision_model." : "") + rest;
+    }
   return std::string(name);
 }
 
 Weights Llava::open_weights(const ModelSource& source, const json& config) {
   Weights weights = source.weights(canonical_name);
-  if (!is_converted(config) && !weights.contains("visual.vision_model.embeddings.class_embedding"))
-    weights.include(Weights::open(tower_dir(source.path(), config), canonical_name));
+  if (!config.contains("vision_config") &&
+      !weights.contains("visual.vision_model.embeddings.class_embedding"))
+    weights.include(Weights::open(LlavaSettings::tower_dir(source.path(), config), canonical_name));
   return weights;
 }
 
 VisionShape Llava::vision_shape(const json& config, const fs::path& dir) {
-  const bool apart = config.contains("mm_vision_tower");
-  const json tower = apart ? open_model_dir(tower_dir(dir, config))->config() : json();
+  const bool apart = config.contains("mm_vision_tower") && !config.contains("vision_config");
+  const json tower = apart ? open_model_dir(LlavaSettings::tower_dir(dir, config))->config() : json();
   const json& c =
       apart && !tower.contains("vision_config") ? tower : (apart ? tower : config).at("vision_config");
   const auto number = [&](const char* key) { return c.at(key).get<int64_t>(); };
   const int64_t out = text_config(config).value("hidden_size", int64_t{4096});
   VisionShape shape;
-  shape.depth = number("num_hidden_layers") + 1 +
-                config.value(apart ? "mm_vision_select_layer" : "vision_feature_layer", int64_t{-2});
+  shape.depth =
+      number("num_hidden_layers") + 1 +
+      config.value(LlavaSettings::is_converted(config) ? "vision_feature_layer" : "mm_vision_select_layer",
+                   int64_t{-2});
   shape.hidden = number("hidden_size");
   shape.heads = number("num_attention_heads");
   shape.intermediate = number("intermediate_size");
@@ -143,6 +81,7 @@ VisionShape Llava::vision_shape(const json& config, const fs::path& dir) {
   std::iota(shape.full_blocks.begin(), shape.full_blocks.end(), int64_t{0});
   shape.mlp_matrices = 2;
   shape.extra_tokens = 1;
+  if (LlavaSettings::in_tiles(config)) shape.tile = number("image_size") / shape.patch;
   shape.projector = static_cast<double>(out * (shape.hidden + out));
   return shape;
 }
@@ -150,14 +89,14 @@ VisionShape Llava::vision_shape(const json& config, const fs::path& dir) {
 void Llava::write_parts(const ModelSource& source, const fs::path& dir) {
   const json config = source.config();
   if (!config.contains("mm_vision_tower")) return;
-  const fs::path tower = tower_dir(source.path(), config);
+  const fs::path tower = LlavaSettings::tower_dir(source.path(), config);
   const fs::path own = dir / fs::path(config["mm_vision_tower"].get<std::string>()).filename();
   if (fs::create_directory(own)) open_model_dir(tower)->write_companions(own);
 }
 
 std::unique_ptr<Vlm> Llava::load(const ModelSource& source, const json& config, const LoadOptions& load) {
-  const Settings settings(source.path(), config);
-  auto model = std::make_unique<Llava>();
+  LlavaSettings settings(source.path(), config);
+  auto model = settings.resolutions.empty() ? std::make_unique<Llava>() : std::make_unique<LlavaNext>();
   model->dir_ = source.path();
   model->place_ = settings.place;
   DecoderConfig shape = decoder_config(settings.text, config, settings.where);
@@ -174,35 +113,35 @@ std::unique_ptr<Vlm> Llava::load(const ModelSource& source, const json& config, 
   };
   model->projector_0_ = linear("visual.projector.0", shape.hidden_size, model->visual_.hidden_size());
   model->projector_2_ = linear("visual.projector.2", shape.hidden_size, shape.hidden_size);
+  model->find_parts(weights, settings, shape.hidden_size, options);
   model->decoder_ = Decoder::load(shape, weights, "model.", "lm_head", options, load.weights);
   weights.expect_all_taken([&](std::string_view name) {
     return is_unused(name) || (shape.tied_head && name == "lm_head.weight");
   });
 
-  const auto beside = open_model_dir(settings.preprocessor_dir);
+  const auto apart =
+      settings.preprocessor_dir == source.path() ? nullptr : open_model_dir(settings.preprocessor_dir);
+  const ModelSource* const beside = apart ? apart.get() : &source;
   constexpr const char* file = "preprocessor_config.json";
   if (const json preprocessor = beside->settings(file); !preprocessor.is_null()) {
     ClipImageOptions image =
         named(beside->where(file), [&] { return ClipImageOptions::from_json(preprocessor); });
     check(image.crop_size == model->visual_.image_size(), beside->where(file), ": crop_size is ",
           image.crop_size, " but the encoder takes ", model->visual_.image_size());
-    image.pad = image.pad || settings.pad;
+    image.pad = settings.resolutions.empty() && (image.pad || settings.pad);
     model->image_options_ = image;
   }
 
   model->tokenizer_ = source.tokenizer();
-  if (is_converted(config))
-    model->format_ = std::make_unique<LlavaHfChat>();
-  else
-    model->format_ = std::make_unique<VicunaChat>(kImagePlace);
+  model->format_ = std::move(settings.format);
   return model;
 }
 
 // In the encoder's own checkpoint, where that is a whole CLIP, or in the one that the options name.
 void Llava::find_text_tower(const ModelSource& source, const json& config, const LoadOptions& load) {
   const bool own = load.clip.empty();
-  if (own && is_converted(config)) return;  // this layout has the vision encoder alone
-  const fs::path dir = own ? tower_dir(source.path(), config) : load.clip;
+  if (own && config.contains("vision_config")) return;  // such layouts have the vision encoder alone
+  const fs::path dir = own ? LlavaSettings::tower_dir(source.path(), config) : load.clip;
   const auto open = [own, dir, model = dir_, config] {
     return own ? open_weights(*open_model_dir(model), config) : Weights::open(dir, canonical_name);
   };
@@ -240,12 +179,12 @@ const Tokenizer& Llava::tokenizer() const {
 Prompt Llava::prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
                      const ImageBounds& bounds) const {
   check(!bounds.min_pixels && !bounds.max_pixels && !bounds.reference(),
-        "image bounds: this model sees every image at ", visual_.image_size(), " x ", visual_.image_size(),
-        " pixels; leave out min-pixels, max-pixels and the reference preprocessing");
+        "image bounds: this model's encoder sees ", visual_.image_size(), " x ", visual_.image_size(),
+        " pixels at a time; leave out min-pixels, max-pixels and the reference preprocessing");
   check(images.empty() || image_options_, dir_.string(), no_preprocessor);
   std::vector<Patches> patches;
   patches.reserve(images.size());
-  for (const Image& image : images) patches.push_back(clip_patches(image, *image_options_, visual_.patch()));
+  for (const Image& image : images) patches.push_back(patches_of(image));
   std::vector<int64_t> question;
   const std::vector<int64_t> ids = chat_ids(messages, true, &question);
   Prompt out = prompt(ids, std::move(patches));
@@ -264,69 +203,47 @@ std::vector<int64_t> Llava::chat_ids(const std::vector<Message>& messages, bool 
 }
 
 Prompt Llava::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const {
-  for (const Patches& image : patches)
-    check(int64_t{image.grid.t} * image.grid.h * image.grid.w == visual_.tokens(),
-          "prompt: an image has a grid of ", image.grid.h, " x ", image.grid.w, ", expected ",
-          visual_.tokens(), " patches");
-  Prompt out = widen(ids, std::move(patches), place_, decoder_.config().vocab_size, max_positions());
+  std::vector<std::vector<TokenGrid>> grids;
+  for (const Patches& image : patches) {
+    const auto [t, h, w] = image.grid;
+    check(int64_t{h} * w == visual_.tokens() && t > 0, "prompt: an image has a grid of ", h, " x ", w,
+          ", expected ", visual_.tokens(), " patches");
+    check(image.pixel_values.dim() == 2 && image.pixel_values.size(0) == int64_t{t} * h * w,
+          "prompt: an image with a grid of ", t, " x ", h, " x ", w, " has pixel values of the shape ",
+          image.pixel_values.sizes());
+    grids.push_back(grids_of(image));
+  }
+  Prompt out = widen(ids, std::move(patches), grids, place_, decoder_.config().vocab_size, max_positions());
   out.next_position = static_cast<int64_t>(out.ids.size());
   out.position_ids = at::arange(out.next_position, at::kLong).unsqueeze(0);
   return out;
 }
 
-// A block of all pictures per step; none sees another.
-class Llava::Pictures : public Encoding {
- public:
-  Pictures(const Llava& model, const std::vector<Patches>& patches, VisionTaps taps)
-      : model_(model), taps_(std::move(taps)) {
-    for (const Patches& each : patches) passes_.emplace_back(model.visual_, each.pixel_values, taps_);
-  }
-  int64_t steps() const override { return model_.visual_.last_state() - passes_[0].blocks_run(); }
-  void step() override {
-    for (ClipVit::Pass& pass : passes_) pass.step();
-  }
-  std::optional<int64_t> blocks_run() const override { return passes_[0].blocks_run(); }
-  const VisionOutput& recorded() const override { return recorded_ = joined(outputs(), class_tokens()); }
-  void keep(const std::vector<int64_t>& tokens) override {
-    auto next = tokens.begin();
-    for (int64_t picture = 0; picture < std::ssize(passes_); ++picture) {
-      std::vector<int64_t> own;
-      const int64_t first = picture * model_.visual_.tokens();
-      for (; next != tokens.end() && *next < first + model_.visual_.tokens(); ++next)
-        own.push_back(*next - first);
-      passes_[picture].keep(own);
-    }
-  }
-  VisionOutput finish() override {
-    std::vector<VisionOutput> parts = outputs();
-    for (size_t i = 0; i < parts.size(); ++i) {
-      parts[i].embeds = passes_[i].state();
-      if (taps_.shared) parts[i].shared = model_.clip().image(parts[i].embeds);
-    }
-    return joined(parts, class_tokens());
-  }
+Patches Llava::patches_of(const Image& image) const {
+  return clip_patches(image, *image_options_, visual_.patch());
+}
 
- private:
-  int64_t class_tokens() const { return taps_.class_tokens ? 1 : 0; }
-  std::vector<VisionOutput> outputs() const {
-    std::vector<VisionOutput> parts;
-    for (const ClipVit::Pass& pass : passes_) {
-      VisionOutput& part = parts.emplace_back();
-      part.states = pass.states();
-      part.attention = pass.attention();
-      part.windows.resize(model_.visual_.tokens() + class_tokens());  // one
-    }
-    return parts;
-  }
+std::vector<TokenGrid> Llava::grids_of(const Patches& image) const {
+  check(image.grid.t == 1, "prompt: an image has ", image.grid.t, " tiles, expected 1");
+  return {{image.grid.h, image.grid.w, image.area}};
+}
 
-  const Llava& model_;
-  const VisionTaps taps_;
-  std::vector<ClipVit::Pass> passes_;
-  mutable VisionOutput recorded_;  // made when it is asked for
-};
+std::vector<TilePart> Llava::parts_of(const Patches&) const {
+  return {{0, 1, {}, {}}};
+}
 
 std::unique_ptr<Encoding> Llava::encoding(const std::vector<Patches>& patches, const VisionTaps& taps) const {
-  return std::make_unique<Pictures>(*this, patches, taps);
+  std::vector<at::Tensor> tiles;
+  std::vector<TilePart> parts;
+  for (const Patches& image : patches) {
+    for (TilePart& part : parts_of(image)) {
+      part.first += std::ssize(tiles);
+      parts.push_back(std::move(part));
+    }
+    for (const at::Tensor& tile : image.pixel_values.split(visual_.tokens())) tiles.push_back(tile);
+  }
+  return std::make_unique<ClipTiles>(visual_, tiles, std::move(parts), taps,
+                                     [this](const at::Tensor& rows) { return clip().image(rows); });
 }
 
 at::Tensor Llava::project(const at::Tensor& embeds) const {

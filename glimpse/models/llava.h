@@ -6,6 +6,8 @@
 #include "glimpse/image/clip_image.h"
 #include "glimpse/models/clip.h"
 #include "glimpse/models/clip_text.h"
+#include "glimpse/models/clip_tiles.h"
+#include "glimpse/models/llava_settings.h"
 #include "glimpse/models/rope_scaling.h"
 #include "glimpse/models/vision_shape.h"
 #include "glimpse/models/vlm.h"
@@ -16,11 +18,9 @@ namespace glimpse {
 /// original (`model.mm_projector`, the encoder in a checkpoint of its own) and Hugging Face's conversion.
 class Llava : public Vlm {
  public:
+  /// Of LLaVA-NeXT's checkpoints too (models/llava_next.h).
   static std::unique_ptr<Vlm> load(const ModelSource& source, const nlohmann::json& config,
                                    const LoadOptions& options);
-  /// The encoder's folder of a checkpoint in the original layout: beside or inside the model's folder, else
-  /// wherever the config's name leads.
-  static std::filesystem::path tower_dir(const std::filesystem::path& dir, const nlohmann::json& config);
   /// Canonical name of a tensor, whichever of the published layouts its file uses.
   static std::string canonical_name(std::string_view name);
   /// The checkpoint, and the encoder's if `dir` does not hold it, as `model.*`, `lm_head.*`,
@@ -52,9 +52,18 @@ class Llava : public Vlm {
   at::Tensor project(const at::Tensor& embeds) const override;
   Rope rope(const at::Tensor& position_ids) const override;
 
- private:
-  class Pictures;
+ protected:
+  // What LLaVA-NeXT does otherwise: how pictures are prepared, which grids their tokens are in, where these
+  // come from among the encoder's tokens, and what a checkpoint has for that.
+  virtual Patches patches_of(const Image& image) const;
+  virtual std::vector<TokenGrid> grids_of(const Patches& image) const;
+  virtual std::vector<TilePart> parts_of(const Patches& image) const;
+  virtual void find_parts(const Weights&, const LlavaSettings&, int64_t /*hidden_size*/, at::TensorOptions) {}
 
+  const ClipVit& visual() const { return visual_; }
+  const std::optional<ClipImageOptions>& image_options() const { return image_options_; }
+
+ private:
   std::filesystem::path dir_;
   std::unique_ptr<Tokenizer> tokenizer_;  // null for checkpoints without one (golden data)
   std::unique_ptr<ChatFormat> format_;

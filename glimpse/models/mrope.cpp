@@ -64,4 +64,17 @@ at::Tensor mrope_angles(const at::Tensor& positions, const std::vector<int64_t>&
   return at::cat(parts, 1);
 }
 
+at::Tensor interleaved_components(const std::vector<int64_t>& sections) {
+  check(sections.size() == 3, "mrope_section has ", sections.size(), " numbers, expected 3");
+  std::vector<int64_t> components(sections[0] + sections[1] + sections[2]);
+  for (int64_t pair = 0; pair < std::ssize(components); ++pair)
+    if (const int64_t turn = pair % 3; turn > 0 && pair < 3 * sections[turn]) components[pair] = turn;
+  return at::tensor(components, at::kLong);
+}
+
+at::Tensor interleaved_angles(const at::Tensor& positions, const at::Tensor& components,
+                              const at::Tensor& frequencies) {
+  return positions.to(at::kFloat).index_select(0, components).t() * frequencies;
+}
+
 }  // namespace glimpse

@@ -9,7 +9,7 @@
 
 namespace glimpse {
 
-/// Ids and settings that decide Qwen2.5-VL's three-component positions.
+/// Ids and settings that decide the three-component positions of Qwen's vision-language models.
 struct MropeConfig {
   int64_t image_token = 0, video_token = 0, merge = 2;
   double tokens_per_second = 2;
@@ -32,5 +32,12 @@ MropePositions mrope_positions(const std::vector<int64_t>& ids, const std::vecto
 /// frequency in `frequencies` [1, pairs] or [T, pairs].
 at::Tensor mrope_angles(const at::Tensor& positions, const std::vector<int64_t>& sections,
                         const at::Tensor& frequencies);
+
+/// Qwen3-VL's interleaved order: the component that each pair turns with, [pairs] int64. Row and column take
+/// turns with the time until their `sections` [3] (numbers of pairs) are used up; time has what is left.
+at::Tensor interleaved_components(const std::vector<int64_t>& sections);
+/// Angles [T, pairs] as above, of pairs that turn with `components` [pairs], on the positions' device.
+at::Tensor interleaved_angles(const at::Tensor& positions, const at::Tensor& components,
+                              const at::Tensor& frequencies);
 
 }  // namespace glimpse

@@ -1,6 +1,7 @@
 #include "glimpse/models/prompt.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace glimpse {
 
@@ -21,10 +22,16 @@ DecodeOptions ImageBounds::decode_options() const {
   return options;
 }
 
+std::vector<int64_t> Prompt::media_rows() const {
+  std::vector<int64_t> rows;
+  std::merge(visual_rows.begin(), visual_rows.end(), structure_rows.begin(), structure_rows.end(),
+             std::back_inserter(rows));
+  return rows;
+}
+
 Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, const ImagePlace& place,
              int64_t vocab_size, int64_t max_positions) {
-  check(place.stored >= 0 && place.stored < vocab_size, "prompt: the image token ", place.stored,
-        " is outside the vocabulary of ", vocab_size);
+  std::vector<std::vector<TokenGrid>> grids;
   for (const Patches& each : patches) {
     const auto [t, h, w] = each.grid;
     check(t > 0 && h > 0 && w > 0 && h % place.merge == 0 && w % place.merge == 0,
@@ -33,9 +40,19 @@ Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, cons
     check(each.pixel_values.dim() == 2 && each.pixel_values.size(0) == int64_t{t} * h * w,
           "prompt: an image with a grid of ", t, " x ", h, " x ", w, " has pixel values of the shape ",
           each.pixel_values.sizes());
+    grids.push_back({{int64_t{each.grid.t} * h / place.merge, w / place.merge, each.area}});
   }
+  return widen(ids, std::move(patches), grids, place, vocab_size, max_positions);
+}
+
+Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches,
+             const std::vector<std::vector<TokenGrid>>& grids, const ImagePlace& place, int64_t vocab_size,
+             int64_t max_positions) {
+  check(place.stored >= 0 && place.stored < vocab_size, "prompt: the image token ", place.stored,
+        " is outside the vocabulary of ", vocab_size);
   Prompt out;
   int64_t first = 0;
+  size_t image = 0;
   for (size_t i = 0; i < ids.size(); ++i) {
     if (ids[i] != place.token) {
       check(ids[i] >= 0 && ids[i] < vocab_size, "prompt: token id ", ids[i], " is outside the vocabulary of ",
@@ -43,37 +60,44 @@ Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, cons
       out.ids.push_back(ids[i]);
       continue;
     }
-    check(out.segments.size() < patches.size(), "prompt: more image places than the ", patches.size(),
-          " images given");
-    const Patches& image = patches[out.segments.size()];
-    const Grid& grid = image.grid;
-    const Segment span{grid.t * grid.h / place.merge, grid.w / place.merge, first, image.area,
-                       std::ssize(out.segments)};
+    check(image < grids.size(), "prompt: more image places than the ", grids.size(), " images given");
+    int64_t wanted = 0;
+    for (const TokenGrid& grid : grids[image]) wanted += grid.rows * grid.cols + grid.breaks;
     size_t run = i;
-    while (run < ids.size() && ids[run] == ids[i] && run - i < static_cast<size_t>(span.count())) ++run;
-    check(run - i == 1 || static_cast<int64_t>(run - i) == span.count(), "prompt: image ",
-          out.segments.size() + 1, " has ", run - i, " places, expected 1 or ", span.count());
-    for (int64_t t = 0; t < span.count(); ++t) {
-      out.visual_rows.push_back(static_cast<int64_t>(out.ids.size()));
+    while (run < ids.size() && ids[run] == ids[i] && run - i < static_cast<size_t>(wanted)) ++run;
+    check(run - i == 1 || static_cast<int64_t>(run - i) == wanted, "prompt: image ", image + 1, " has ",
+          run - i, " places, expected 1 or ", wanted);
+    const auto add = [&](std::vector<int64_t>& rows) {
+      rows.push_back(std::ssize(out.ids));
       out.ids.push_back(place.stored);
+    };
+    for (const TokenGrid& grid : grids[image]) {
+      const Segment span{grid.rows, grid.cols, first, grid.area, static_cast<int64_t>(image)};
+      const int64_t runs = std::max<int64_t>(grid.breaks, 1);
+      invariant(span.count() % runs == 0, "a grid breaks into unequal runs");
+      for (int64_t run_of_tokens = 0; run_of_tokens < runs; ++run_of_tokens) {
+        for (int64_t t = 0; t < span.count() / runs; ++t) add(out.visual_rows);
+        if (grid.breaks > 0) add(out.structure_rows);
+      }
+      if (span.count() > 0) out.segments.push_back(span);
+      first += span.count();
     }
-    out.segments.push_back(span);
-    first += span.count();
+    ++image;
     i = run - 1;
   }
   check(!out.ids.empty(), "prompt: it is empty");
-  check(out.segments.size() == patches.size(), "prompt: ", patches.size(), " images were given but it has ",
-        out.segments.size(), " places for them");
+  check(image == grids.size(), "prompt: ", grids.size(), " images were given but it has ", image,
+        " places for them");
   check_as(Error::Kind::too_large, std::ssize(out.ids) < max_positions, "prompt: ", out.ids.size(),
            " tokens do not fit the model's context of ", max_positions,
            out.visual_rows.empty() ? "; shorten the text"
            : place.resizes         ? "; lower --max-pixels, give fewer images or shorten the text"
                                    : "; give fewer images or shorten the text");
   out.patches = std::move(patches);
-  const auto rows = std::ssize(out.ids), visual = std::ssize(out.visual_rows);
-  const int64_t after = visual == 0 ? 0 : out.visual_rows.back() + 1 - visual;
-  for (int64_t row = after < rows - visual ? after : 0; row < rows - visual; ++row)
-    out.question_rows.push_back(row);
+  const std::vector<int64_t> media = out.media_rows();
+  const int64_t text = std::ssize(out.ids) - std::ssize(media);
+  const int64_t after = media.empty() ? 0 : media.back() + 1 - std::ssize(media);
+  for (int64_t row = after < text ? after : 0; row < text; ++row) out.question_rows.push_back(row);
   return out;
 }
 

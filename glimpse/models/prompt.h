@@ -31,14 +31,24 @@ struct Prompt {
   int64_t next_position = 0;         ///< position of the token after the prompt, in every component
   std::vector<Segment> segments;     ///< token grids, in order of appearance
   std::vector<int64_t> visual_rows;  ///< [N]: where the visual tokens stand
-  /// Rows between segments that are neither text nor in a grid (newlines); the encoder gives them, no method
-  /// prunes them. None behind the last visual token: that is where image prefixes end.
+  /// Rows within and behind a picture that are neither text nor in a grid (newlines); the encoder gives them,
+  /// no method prunes them.
   std::vector<int64_t> structure_rows;
   std::vector<Patches> patches;  ///< encoder input, one per image
   std::string question;          ///< what is asked, as a text encoder of the family's should read it
-  /// [Q]: which of its text rows (those that are not visual) hold the question; of prompts made from ids
-  /// those that follow the last image, or all if none do.
+  /// [Q]: which of its text rows hold the question; of prompts made from ids those that follow the last
+  /// image, or all if none do.
   std::vector<int64_t> question_rows;
+
+  /// The rows that the encoder gives, ascending: visual tokens and structure. The others are text.
+  std::vector<int64_t> media_rows() const;
+};
+
+/// A segment of an image as its prompt has it.
+struct TokenGrid {
+  int64_t rows = 0, cols = 0;
+  Box area = whole_image;  ///< see Segment
+  int64_t breaks = 0;      ///< structure rows: one behind each of so many equal runs of the tokens
 };
 
 /// How a family marks the place of an image in its ids.
@@ -54,6 +64,11 @@ struct ImagePlace {
 /// without places or the other way round, more tokens than `max_positions`.
 Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, const ImagePlace& place,
              int64_t vocab_size, int64_t max_positions);
+/// The same for images that are made of these grids, one after the other; a place per token is then one per
+/// row, structure included. A grid without tokens is no segment.
+Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches,
+             const std::vector<std::vector<TokenGrid>>& grids, const ImagePlace& place, int64_t vocab_size,
+             int64_t max_positions);
 
 /// Notes that `places` of the `ids` which the prompt was made from, one `image_token` per image, hold the
 /// question; none: what it says already.

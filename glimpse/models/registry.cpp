@@ -1,6 +1,7 @@
 #include "glimpse/models/config.h"
 #include "glimpse/models/llava.h"
 #include "glimpse/models/qwen2_5_vl.h"
+#include "glimpse/models/qwen3_vl.h"
 
 namespace glimpse {
 
@@ -24,11 +25,23 @@ constexpr Family kFamilies[] = {
      Qwen25Vl::vision_shape, nullptr},
     {"qwen2_5_vl_gp", "qwen2_5_vl_gp", Qwen25Vl::load, Qwen25Vl::canonical_name, Qwen25Vl::open_weights,
      Qwen25Vl::vision_shape, nullptr},
+    {"qwen3_vl", "qwen3_vl_gp", Qwen3Vl::load, Qwen3Vl::canonical_name, Qwen3Vl::open_weights,
+     Qwen3Vl::vision_shape, nullptr},
+    {"qwen3_vl_gp", "qwen3_vl_gp", Qwen3Vl::load, Qwen3Vl::canonical_name, Qwen3Vl::open_weights,
+     Qwen3Vl::vision_shape, nullptr},
     {"llava", "llava_llama_gp", Llava::load, Llava::canonical_name, Llava::open_weights, Llava::vision_shape,
      Llava::write_parts},
     {"llava_llama", "llava_llama_gp", Llava::load, Llava::canonical_name, Llava::open_weights,
      Llava::vision_shape, Llava::write_parts},
     {"llava_llama_gp", "llava_llama_gp", Llava::load, Llava::canonical_name, Llava::open_weights,
+     Llava::vision_shape, Llava::write_parts},
+    {"llava_mistral", "llava_mistral_gp", Llava::load, Llava::canonical_name, Llava::open_weights,
+     Llava::vision_shape, Llava::write_parts},
+    {"llava_mistral_gp", "llava_mistral_gp", Llava::load, Llava::canonical_name, Llava::open_weights,
+     Llava::vision_shape, Llava::write_parts},
+    {"llava_next", "llava_next_gp", Llava::load, Llava::canonical_name, Llava::open_weights,
+     Llava::vision_shape, Llava::write_parts},
+    {"llava_next_gp", "llava_next_gp", Llava::load, Llava::canonical_name, Llava::open_weights,
      Llava::vision_shape, Llava::write_parts},
 };
 
@@ -47,6 +60,9 @@ auto of_family(const json& config, const std::string& file, Function f) {
 // Modules come with the config that their base had; who makes it read longer texts edits the base's. So the
 // settings of the rotary embedding are those of `own` where these scale it and the modules' do not.
 void settle_rope(json& config, const json& own, const json& overrides, const std::string& file) {
+  constexpr const char* part = "text_config";
+  if (own.contains(part) && overrides.contains(part))
+    settle_rope(config[part], own[part], overrides[part], file);
   const json base = rope_settings(own, own, file), modules = rope_settings(overrides, overrides, file);
   const bool is_base = modules.empty() || (scales_rope(base) && !scales_rope(modules));
   const json& from = is_base ? own : overrides;
@@ -90,7 +106,8 @@ TextOutput Vlm::encode_text(const std::string&) const {
 
 at::ScalarType checkpoint_dtype(const nlohmann::json& config) {
   const auto is_float32 = [&](const char* key) {
-    return config.is_object() && member(config, key) == "float32";
+    return config.is_object() &&
+           (member(config, key) == "float32" || member(text_config(config), key) == "float32");
   };
   return is_float32("torch_dtype") || is_float32("dtype") ? at::kFloat : at::kBFloat16;
 }

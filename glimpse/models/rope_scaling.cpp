@@ -32,8 +32,8 @@ const Kind kKinds[] = {
       "mscale_all_dim", "truncate", "finetuned"}},
     {"llama3", {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}},
 };
-constexpr const char* kAllKinds[] = {"type", "rope_type", "rope_theta", "mrope_section",
-                                     "partial_rotary_factor"};
+constexpr const char* kAllKinds[] = {"type",          "rope_type",         "rope_theta",
+                                     "mrope_section", "mrope_interleaved", "partial_rotary_factor"};
 
 template <class List>
 bool has(const List& list, std::string_view name) {

@@ -7,6 +7,8 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/io/hub_cache.h"
+#include "glimpse/io/hub_gguf.h"
 #include "glimpse/io/model_dir.h"
 #include "glimpse/io/quantization.h"
 #include "glimpse/models/config.h"
@@ -100,7 +102,29 @@ std::unique_ptr<ModelSource> open_model_dir(const fs::path& dir) {
   return std::make_unique<ModelDir>(dir);
 }
 
+namespace {
+
+// The GGUF files in the cache that a hub id means: of one with a quantisation, or whose repository has no
+// other weights.
+std::optional<std::pair<fs::path, fs::path>> cached_gguf(const std::string& model) {
+  std::error_code ignored;
+  const auto id = HubId::parse(model);
+  const auto snapshot = id && !fs::exists(model, ignored) ? cached_snapshot(*id) : std::nullopt;
+  if (!snapshot || (id->quantisation.empty() && fs::exists(*snapshot / "config.json", ignored))) return {};
+  const auto chosen = named("model '" + model + "'",
+                            [&] { return choose_gguf(snapshot_files(*snapshot), id->quantisation); });
+  check(chosen || id->quantisation.empty(), "model '", model, "': ", snapshot->string(),
+        " has no .gguf file; name the model without :", id->quantisation);
+  if (!chosen) return {};
+  return std::pair(*snapshot / chosen->parts[0],
+                   chosen->mmproj.empty() ? fs::path() : *snapshot / chosen->mmproj);
+}
+
+}  // namespace
+
 std::unique_ptr<ModelSource> open_model(const std::string& model, const std::string& mmproj) {
+  if (const auto cached = cached_gguf(model))
+    return open_model(cached->first.string(), mmproj.empty() ? cached->second.string() : mmproj);
   // Such files have any name: what they are is told by their first bytes.
   if (!is_gguf(model)) {
     if (model.ends_with(".gguf")) {

@@ -4,6 +4,14 @@
 
 namespace glimpse {
 
+size_t VisionOutput::bytes() const {
+  size_t sum = 0;
+  for_tensors(*this, [&](const std::string&, const at::Tensor& tensor) {
+    if (tensor.defined()) sum += tensor.nbytes();
+  });
+  return sum;
+}
+
 std::vector<int64_t> tapped_blocks(const VisionTaps& taps, int64_t count) {
   std::vector<int64_t> blocks;
   for (const VisionAttentionTap& tap : taps.attention) {

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -22,7 +23,23 @@ struct VisionOutput {
   /// before it, or undefined.
   std::vector<at::Tensor> additions;
   at::Tensor structure;  ///< [Prompt::structure_rows, D]: what separates segments, or undefined
+
+  size_t bytes() const;  ///< of its tensors
 };
+
+/// Calls visit(name, tensor) for every tensor of `vision`, a VisionOutput, those undefined included.
+template <class Output, class Visit>
+void for_tensors(Output& vision, const Visit& visit) {
+  visit("embeds", vision.embeds);
+  visit("shared", vision.shared);
+  visit("structure", vision.structure);
+  for (size_t i = 0; i < vision.states.size(); ++i) visit(concat("states.", i), vision.states[i]);
+  for (size_t i = 0; i < vision.additions.size(); ++i) visit(concat("additions.", i), vision.additions[i]);
+  for (size_t i = 0; i < vision.attention.size(); ++i) {
+    visit(concat("attention.", i, ".received"), vision.attention[i].received);
+    visit(concat("attention.", i, ".keys"), vision.attention[i].keys);
+  }
+}
 
 /// What an encoder records on its way.
 struct VisionTaps {
@@ -50,6 +67,10 @@ class Encoding {
   /// From here on only these of the N tokens (ascending) go through the blocks, in their places. What is
   /// recorded and given later is zero for the others.
   virtual void keep(const std::vector<int64_t>&) { fail("this encoder cannot drop tokens on its way"); }
+  /// A second one that goes on from here by itself; of an encoder that can drop tokens.
+  virtual std::unique_ptr<Encoding> copy() const { fail("this encoder cannot be copied on its way"); }
+  /// Bytes that such a copy holds.
+  virtual size_t bytes() const { return 0; }
   /// After the last step, once.
   virtual VisionOutput finish() = 0;
 };

@@ -23,7 +23,10 @@ struct VisionShape {
   int64_t extra_tokens = 0;          ///< beside the patches (class token)
   double projector = 0;              ///< numbers in the matrices that make one visual token of its patches
   int64_t patch = 14;                ///< side in pixels
+  int64_t tile = 0;                  ///< side in tokens of what the encoder sees at once; 0: a whole picture
 
+  /// Merged patches of a segment with `rows` x `cols` tokens as the encoder runs them: a frame per tile.
+  Grid frames(int64_t rows, int64_t cols) const;
   /// Merged patches in each window that a block which is not full attends within.
   std::vector<int64_t> windows(const Grid& grid) const;
 };

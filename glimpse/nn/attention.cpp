@@ -36,45 +36,86 @@ void score_keys(const at::Tensor& q, int64_t first, int64_t last, const T* keys,
                   count, scores + (h - first) * stride, stride);
 }
 
-// One new row: the query heads of a cache head are folded into rows, so its keys and values are read once. A
-// long cache is cut into parts, so that there is work for more threads than there are cache heads; where it
-// is cut depends on its length alone.
-at::Tensor decode_attention(const at::Tensor& q, const LayerCache& cache) {
+// Consecutive keys and values of one cache head, for up to max_rows queries at once.
+template <class T>
+struct PlainRows {
+  const T *keys, *values;
+  int64_t d;
+  void dots(const float* q, int64_t rows, int64_t count, float* scores, int64_t stride) const {
+    kernels::dots(q, d, rows, d, keys, 0, count, scores, stride);
+  }
+  void mix(const float* p, int64_t stride, int64_t rows, int64_t count, float* out) const {
+    kernels::mix(p, stride, rows, count, values, d, out);
+  }
+};
+struct CodedRows {
+  const uint8_t *keys, *values;
+  kv::RowShape shape;
+  void dots(const float* q, int64_t rows, int64_t count, float* scores, int64_t stride) const {
+    kv::dots(q, rows, keys, count, shape, scores, stride);
+  }
+  void mix(const float* p, int64_t stride, int64_t rows, int64_t count, float* out) const {
+    kv::mix(p, stride, rows, values, count, shape, out);
+  }
+};
+
+// One new row, q [1, H, d] scaled float32: the query heads of a cache head are folded into rows, so its keys
+// and values are read once. A long cache is cut into parts, so that there is work for more threads than there
+// are cache heads; where it is cut depends on its length alone. rows(h, first): those of cache head h from
+// row `first` on.
+template <class RowsOf>
+at::Tensor decode_attention(const at::Tensor& q, int64_t kv_heads, int64_t length, const RowsOf& rows_of) {
   constexpr int64_t part_keys = 2048;
-  const at::Tensor keys = cache.keys(), values = cache.values();
-  const int64_t kv_heads = keys.size(0), length = keys.size(1), d = keys.size(2), heads = q.size(1);
-  const int64_t group = heads / kv_heads, stride = keys.stride(0);
+  const int64_t d = q.size(2), heads = q.size(1), group = heads / kv_heads;
   const int64_t step = next_block(length, part_keys), parts = (length + step - 1) / step;
-  const at::Tensor wide = scaled_queries(q);
-  at::Tensor scores = at::empty({heads, length}, wide.options());
-  at::Tensor sums = at::empty({parts, heads, 1}, wide.options());  // of exp(score), their logarithm
-  at::Tensor out = at::empty({parts, heads, d}, wide.options());
-  with_element(q.scalar_type(), [&](auto element) {
-    using T = decltype(element);
-    const auto attend = [&](int64_t part, int64_t h) {
-      const int64_t first = part * step, count = std::min(step, length - first);
-      const T* const own_keys = element_data<T>(keys) + h * stride + first * d;
-      const T* const own_values = element_data<T>(values) + h * stride + first * d;
-      score_keys(wide, h * group, (h + 1) * group, own_keys, count,
-                 scores.data_ptr<float>() + h * group * length + first, length);
-      for (int64_t row = h * group; row < (h + 1) * group; row += kernels::max_rows) {
-        const int64_t rows = std::min(kernels::max_rows, (h + 1) * group - row), to = part * heads + row;
-        float* const s = scores.data_ptr<float>() + row * length + first;
-        for (int64_t r = 0; r < rows; ++r)
-          sums.data_ptr<float>()[to + r] = kernels::softmax(s + r * length, count);
-        kernels::mix(s, length, rows, count, own_values, d, out.data_ptr<float>() + to * d);
-      }
-    };
-    // Short contexts are not worth waking a second thread.
-    const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, step * d * group));
-    at::parallel_for(0, parts * kv_heads, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) attend(i / kv_heads, i % kv_heads);
-    });
+  at::Tensor scores = at::empty({heads, length}, q.options());
+  at::Tensor sums = at::empty({parts, heads, 1}, q.options());  // of exp(score), their logarithm
+  at::Tensor out = at::empty({parts, heads, d}, q.options());
+  const auto attend = [&](int64_t part, int64_t h) {
+    const int64_t first = part * step, count = std::min(step, length - first);
+    const auto own = rows_of(h, first);
+    for (int64_t row = h * group; row < (h + 1) * group; row += kernels::max_rows) {
+      const int64_t rows = std::min(kernels::max_rows, (h + 1) * group - row), to = part * heads + row;
+      float* const s = scores.data_ptr<float>() + row * length + first;
+      own.dots(q.const_data_ptr<float>() + row * d, rows, count, s, length);
+      for (int64_t r = 0; r < rows; ++r)
+        sums.data_ptr<float>()[to + r] = kernels::softmax(s + r * length, count);
+      own.mix(s, length, rows, count, out.data_ptr<float>() + to * d);
+    }
+  };
+  // Short contexts are not worth waking a second thread.
+  const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, step * d * group));
+  at::parallel_for(0, parts * kv_heads, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) attend(i / kv_heads, i % kv_heads);
   });
   // Softmax over the last dimension, whose result does not depend on the number of threads in any libtorch.
   if (parts > 1) out.mul_(sums.squeeze(2).t().softmax(1).t().unsqueeze(2));
-  out = parts == 1 ? out[0] : out.sum(0);
-  return out.to(q.scalar_type()).view({1, heads * d});
+  return (parts == 1 ? out[0] : out.sum(0)).view({1, heads * d});
+}
+
+at::Tensor decode_attention(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values) {
+  const int64_t d = keys.size(2), stride = keys.stride(0);
+  at::Tensor out;
+  with_element(q.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    out = decode_attention(scaled_queries(q), keys.size(0), keys.size(1), [&](int64_t h, int64_t first) {
+      const int64_t at = h * stride + first * d;
+      return PlainRows<T>{element_data<T>(keys) + at, element_data<T>(values) + at, d};
+    });
+  });
+  return out.to(q.scalar_type());
+}
+
+// Keys in codes were rotated, so the query is, too.
+at::Tensor decode_attention(const at::Tensor& q, const LayerCache::Codes& codes, int64_t length) {
+  const at::Tensor wide = scaled_queries(q);
+  for (int64_t h = 0; h < q.size(1); ++h) kv::rotate(wide.data_ptr<float>() + h * q.size(2), q.size(2));
+  return decode_attention(wide, codes.heads, length,
+                          [&](int64_t h, int64_t first) {
+                            const int64_t at = h * codes.head_stride + first * codes.shape.bytes();
+                            return CodedRows{codes.keys + at, codes.values + at, codes.shape};
+                          })
+      .to(q.scalar_type());
 }
 
 // Consecutive rows of q that attend to as many, or more, consecutive rows of k and v.
@@ -150,9 +191,12 @@ bool has_flash(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
 at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
   const int64_t rows = q.size(0), length = cache.length();
   flop_count::add(4 * q.size(1) * q.size(2) * (rows * length - rows * (rows - 1) / 2));
-  const at::Tensor keys = cache.keys(), values = cache.values();
+  if (rows == 1 && cache.is_coded() && has_kernel(q)) return decode_attention(q, cache.codes(), length);
+  // Codes that are read otherwise have been widened.
+  const auto typed = [&](const at::Tensor& t) { return cache.is_coded() ? t.to(q.scalar_type()) : t; };
+  const at::Tensor keys = typed(cache.keys()), values = typed(cache.values());
   if (have_kernels(q, keys, values))
-    return rows == 1 ? decode_attention(q, cache)
+    return rows == 1 ? decode_attention(q, keys, values)
                      : flash_attention(q, keys.transpose(0, 1), values.transpose(0, 1),
                                        {{0, rows, 0, length}}, true);
   if (has_flash(q, keys, values)) {  // whose causal mask ends at the last key, as ours does

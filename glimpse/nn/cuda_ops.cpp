@@ -139,7 +139,7 @@ void gather_rows(const at::Tensor& keys, const at::Tensor& values, const at::Ten
 }
 
 bool DecodeTable::possible(const KvCache& cache) {
-  if (cache.layers.empty() || cache.layers[0].length() == 0) return false;
+  if (cache.layers.empty() || cache.layers[0].length() == 0 || cache.layers[0].is_coded()) return false;
   const at::Tensor keys = cache.layers[0].keys();
   const int64_t d = keys.size(2);
   return kernels_in_use && keys.is_cuda() &&

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <utility>
 
+#include "glimpse/base/check.h"
 #include "glimpse/nn/attention.h"
 #include "glimpse/nn/ops.h"
+#include "glimpse/nn/parallel.h"
 
 namespace glimpse {
 
@@ -16,7 +18,15 @@ Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std:
   Decoder model;
   model.config_ = c;
   model.prefix_ = prefix;
-  model.embed_tokens_ = weights.take(prefix + "embed_tokens.weight", {c.vocab_size, c.hidden_size}, options);
+  const std::string embedding = prefix + "embed_tokens.weight";
+  const FewBits* small = keeps_few_bits(options, how)
+                             ? weights.take_few_bits(embedding, {c.vocab_size, c.hidden_size})
+                             : nullptr;
+  if (small)
+    model.embedding_ = *small;
+  else
+    model.embed_tokens_ = weights.take(embedding, {c.vocab_size, c.hidden_size}, options);
+  model.options_ = small ? options : model.embed_tokens_.options();
   for (int64_t l = 0; l < c.layers; ++l) {
     const std::string p = prefix + "layers." + std::to_string(l) + ".";
     const auto linear = [&](const std::string& name, int64_t out, int64_t in, bool bias) {
@@ -37,8 +47,13 @@ Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std:
   WeightOptions for_head = how;
   if (how.format == WeightOptions::Format::int4) for_head.format = WeightOptions::Format::int8;
   const bool own = weights.contains(head + ".weight_scale") || !c.tied_head;
-  model.lm_head_ = own ? take_linear(weights, head, c.vocab_size, c.hidden_size, false, options, for_head)
-                       : as_asked({model.embed_tokens_, {}}, head, for_head);
+  if (own)
+    model.lm_head_ = take_linear(weights, head, c.vocab_size, c.hidden_size, false, options, for_head);
+  else if (small)
+    model.lm_head_.low_bit =
+        kept_weight(weights, head, embedding, c.vocab_size, c.hidden_size, options, for_head);
+  else
+    model.lm_head_ = as_asked({model.embed_tokens_, {}}, head, for_head);
   return model;
 }
 
@@ -63,7 +78,15 @@ void Decoder::visit_linears(const std::function<void(const std::string&, const L
 }
 
 at::Tensor Decoder::embed(const at::Tensor& ids) const {
-  return embed_tokens_.index_select(0, ids);
+  if (!embedding_) return embed_tokens_.index_select(0, ids);
+  const at::Tensor places = ids.to(at::kLong).contiguous();
+  at::Tensor rows = at::empty({places.size(0), config_.hidden_size}, options_);
+  parallel_tasks(places.size(0), [&](int64_t i) {
+    const int64_t id = places.const_data_ptr<int64_t>()[i];
+    invariant(id >= 0 && id < config_.vocab_size, "a token of the vocabulary");
+    rows[i].copy_(embedding_->rows(id, 1)[0]);
+  });
+  return rows;
 }
 
 // Mixed values [R, H * d] of the normed rows n [R, D]; appends to the caches.
@@ -102,6 +125,7 @@ at::Tensor Decoder::attend(int64_t l, const at::Tensor& n, const RaggedBatch& ba
               q[row + tap.row], cache.keys().narrow(1, 0, cache.length() - (tap.all_keys ? 0 : after)));
       if (sequence.apart > 0) cache.drop_last(1);
     }
+    if (sequence.more == 0) cache.close();
     row += sequence.count;
   }
   if (fresh) return segment_attention(q, k, v, segments, /*causal=*/true);

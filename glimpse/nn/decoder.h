@@ -71,7 +71,7 @@ class Decoder {
   /// ("model.layers.0.self_attn.q_proj"), in order; lm_head is not among them.
   void visit_linears(const std::function<void(const std::string& module, Linear& layer)>& visit);
   void visit_linears(const std::function<void(const std::string& module, const Linear& layer)>& visit) const;
-  at::TensorOptions options() const { return embed_tokens_.options(); }
+  at::TensorOptions options() const { return options_; }
   /// ids [T] int64 -> [T, D].
   at::Tensor embed(const at::Tensor& ids) const;
   /// Runs layer l on x [R, D]: appends every sequence's keys and values to its cache, returns the layer's
@@ -95,7 +95,10 @@ class Decoder {
 
   DecoderConfig config_;
   std::string prefix_;
-  at::Tensor embed_tokens_, norm_;
+  at::TensorOptions options_;
+  at::Tensor embed_tokens_;  // undefined where `embedding_` reads it row by row
+  std::optional<FewBits> embedding_;
+  at::Tensor norm_;
   std::vector<Layer> layers_;
   Linear lm_head_;
 };

@@ -31,20 +31,27 @@ LowBitWeight take_low_bit(const Weights& weights, const std::string& name, int64
   const auto take = [&](const char* suffix, at::IntArrayRef shape, at::ScalarType type) {
     return weights.take(weight + suffix, shape, at::TensorOptions(type));
   };
-  LowBitWeight to{
-      out, in, 0, {}, take("_scale", {blocks * 16}, at::kFloat), take("_correction", {blocks * 16}, at::kInt),
-      {}};
+  LowBitWeight to{out, in, 0, {}, take("_scale", {blocks * 16}, at::kFloat), {}, {}};
+  const auto take_correction = [&] { to.correction = take("_correction", {blocks * 16}, at::kInt); };
   if (weights.dtype(weight) == at::kChar) {
     to.data = take("", {blocks, (in + 3) / 4, 16, 4}, at::kChar);
+    take_correction();
     return to;
   }
   const at::Tensor multiples = weights.raw(weight + "_multiple"), data = weights.raw(weight);
-  const int64_t groups = multiples.dim() == 3 ? multiples.size(1) : 0;
+  const bool stepped = multiples.scalar_type() == at::kHalf;
+  const int64_t groups = multiples.dim() == (stepped ? 4 : 3) ? multiples.size(1) : 0;
   to.group = groups > 0 && data.dim() == 4 ? data.size(1) * 8 / groups : 0;
-  check(to.group == 32 || to.group == 64, "tensor '", weight, "_multiple' does not fit '", weight,
-        "': expected one number per 32 or 64 inputs");
+  check(stepped ? to.group > 0 && to.group % 8 == 0 : to.group == 32 || to.group == 64, "tensor '", weight,
+        "_multiple' does not fit '", weight, "': expected one number per 32 or 64 inputs, or two per group");
   const int64_t expected = (in + to.group - 1) / to.group;
   to.data = take("", {blocks, expected * to.group / 8, 16, 4}, at::kByte);
+  if (stepped) {
+    to.multiple = take("_multiple", {blocks, expected, 2, 16}, at::kHalf);
+    if (weights.contains(weight + "_table")) to.table = take("_table", {16}, at::kByte);
+    return to;
+  }
+  take_correction();
   to.multiple = take("_multiple", {blocks, expected, 16}, at::kChar);
   return to;
 }
@@ -61,11 +68,32 @@ Linear as_asked(Linear layer, const std::string& name, const WeightOptions& how)
   return {{}, layer.bias, nullptr, low_bit};
 }
 
+bool keeps_few_bits(at::TensorOptions options, const WeightOptions& how) {
+  return how.format == WeightOptions::Format::stored && how.keep &&
+         (!options.has_device() || options.device().is_cpu());
+}
+
+std::shared_ptr<const LowBitWeight> kept_weight(const Weights& weights, const std::string& name,
+                                                const std::string& tensor, int64_t out, int64_t in,
+                                                at::TensorOptions options, const WeightOptions& how) {
+  if (!keeps_few_bits(options, how)) return nullptr;
+  const FewBits* stored = weights.take_few_bits(tensor, {out, in});
+  if (!stored) return nullptr;
+  if (how.packed && how.packed->contains(name + ".weight"))
+    return std::make_shared<LowBitWeight>(take_low_bit(*how.packed, name, out, in));
+  auto kept = std::make_shared<LowBitWeight>(keep_few_bits(out, in, *stored));
+  weights.release(tensor);
+  if (how.on_rounded) how.on_rounded(name, *kept);
+  return kept;
+}
+
 Linear take_linear(const Weights& weights, const std::string& name, int64_t out, int64_t in, bool bias,
                    at::TensorOptions options, const WeightOptions& how) {
   using enum WeightOptions::Format;
   const std::string weight = name + ".weight";
   const at::Tensor offset = bias ? weights.take(name + ".bias", {out}, options) : at::Tensor();
+  if (auto kept = kept_weight(weights, name, weight, out, in, options, how))
+    return {{}, offset, nullptr, std::move(kept)};
   const bool is_low_bit = weights.contains(weight) && !at::isFloatingType(weights.dtype(weight));
   if (!is_low_bit) {
     Linear layer = as_asked({weights.take(weight, {out, in}, options), offset}, name, how);

@@ -65,7 +65,12 @@ struct WeightOptions {
   enum class Format { stored, plain, int8, int4 };
   Format format = Format::stored;  ///< stored: as they are
   int64_t group = default_group;   ///< of 4-bit weights that are made here
-  /// Called with every weight that was rounded, and its tensor's name.
+  /// Whether, on the CPU, `stored` takes layers that others' formats store in few bits (Weights::few_bits)
+  /// without widening them (keep_few_bits).
+  bool keep = true;
+  /// Such layers as an earlier run made them, by the names that a quantised checkpoint has for them, or null.
+  std::shared_ptr<const Weights> packed = nullptr;
+  /// Called with every weight that was rounded or kept in few bits, and its layer's name.
   std::function<void(const std::string& name, const LowBitWeight& weight)> on_rounded;
 };
 
@@ -75,6 +80,13 @@ struct WeightOptions {
 /// asked for.
 Linear take_linear(const Weights& weights, const std::string& name, int64_t out, int64_t in, bool bias,
                    at::TensorOptions options, const WeightOptions& how);
+/// The weight of the layer called `name` where `how` says to keep what `tensor` of the checkpoint has in few
+/// bits; else null.
+std::shared_ptr<const LowBitWeight> kept_weight(const Weights& weights, const std::string& name,
+                                                const std::string& tensor, int64_t out, int64_t in,
+                                                at::TensorOptions options, const WeightOptions& how);
+/// Whether `how` keeps tensors that are stored in few bits on this device.
+bool keeps_few_bits(at::TensorOptions options, const WeightOptions& how);
 /// A plain layer as `how` asks for it; `name`d in errors.
 Linear as_asked(Linear layer, const std::string& name, const WeightOptions& how);
 

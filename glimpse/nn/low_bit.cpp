@@ -4,12 +4,15 @@
 
 #include <array>
 #include <cmath>
+#include <map>
 #include <numeric>
 
 #include "glimpse/base/check.h"
 #include "glimpse/nn/low_bit_kernels.h"
 #include "glimpse/nn/ops.h"
 #include "glimpse/nn/parallel.h"
+#include "glimpse/nn/step_kernels.h"
+#include "glimpse/nn/steps.h"
 
 namespace glimpse {
 
@@ -23,15 +26,16 @@ int64_t rounded_up(int64_t value, int64_t step) {
   return (value + step - 1) / step * step;
 }
 
+constexpr float kWhole = 3 << 22;  // a float has no digits after the point there
+
 // Squared errors of rounding v [n] to [-8, 7] / inverse. Sums in lanes of their own and rounding by addition
 // are quick on any CPU, and the same.
 float rounding_error(const float* v, int64_t n, float inverse) {
   constexpr int64_t lanes = 8;
-  constexpr float whole = 3 << 22;  // a float has no digits after the point there
   const float scale = 1.0f / inverse;
   std::array<float, lanes> sums = {};
   const auto add = [&](float x, float& sum) {
-    const float q = std::min(7.0f, std::max(-8.0f, x * inverse + whole - whole));
+    const float q = std::min(7.0f, std::max(-8.0f, x * inverse + kWhole - kWhole));
     sum += (q * scale - x) * (q * scale - x);
   };
   int64_t i = 0;
@@ -69,7 +73,7 @@ int group_multiple(const float* v, int64_t n, float scale) {
 }
 
 int to_step(float value, float scale, int low, int high) {
-  return scale == 0 ? 0 : std::clamp(static_cast<int>(std::nearbyint(value / scale)), low, high);
+  return scale == 0 ? 0 : std::clamp(static_cast<int>(value / scale + kWhole - kWhole), low, high);
 }
 
 void quantise8(const float* rows, int64_t in, int64_t real, int64_t block, LowBitWeight& to) {
@@ -136,6 +140,18 @@ low_bit::Weight4 weight4(const LowBitWeight& w, const float* bias) {
           w.out};
 }
 
+low_bit::SteppedWeight stepped_weight(const LowBitWeight& w, const float* bias) {
+  static constexpr uint8_t plain[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return {w.data.const_data_ptr<uint8_t>(),
+          w.table.defined() ? w.table.const_data_ptr<uint8_t>() : plain,
+          reinterpret_cast<const uint16_t*>(w.multiple.const_data_ptr<at::Half>()),
+          w.scale.const_data_ptr<float>(),
+          bias,
+          2 * w.data.size(1),
+          w.group / 4,
+          w.out};
+}
+
 template <class T>
 void panel_of_4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t first, int64_t last, T* y) {
   thread_local std::vector<int8_t> data;
@@ -181,11 +197,81 @@ void run_blocks(const low_bit::Rows& x, const LowBitWeight& w, const float* bias
     low_bit::panel8(x, weight8(w, bias), first, last, y);
 }
 
+// Rows as the kernels of stepped weights take them: signed bytes, and their sums over the groups of every
+// size that there is.
+class SignedBytes {
+ public:
+  SignedBytes(const at::Tensor& unsigned_bytes, const at::Tensor& scale,
+              std::span<const LowBitFactor> factors)
+      : bytes_(unsigned_bytes), scale_(scale) {
+    for (const auto& [weight, bias] : factors)
+      if (weight->is_stepped()) add(weight->group);
+  }
+
+  // The rows from `row` on, for a weight with groups of this size.
+  low_bit::SignedRows rows(int64_t group, int64_t row, int64_t count) const {
+    const at::Tensor& sums = sums_.at(group);
+    return {signed_.const_data_ptr<int8_t>() + row * signed_.size(1),
+            scale_.const_data_ptr<float>() + row,
+            sums.const_data_ptr<float>() + row * sums.size(1),
+            count,
+            signed_.size(1),
+            sums.size(1)};
+  }
+
+ private:
+  void add(int64_t group) {
+    if (sums_.contains(group)) return;
+    const int64_t m = bytes_.size(0), stride = bytes_.size(1), groups = stride / group;
+    if (!signed_.defined()) {
+      signed_ = at::empty({m, stride}, at::kChar);
+      const uint8_t* const from = bytes_.const_data_ptr<uint8_t>();
+      int8_t* const to = signed_.data_ptr<int8_t>();
+      at::parallel_for(0, m * stride, 1 << 16, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) to[i] = static_cast<int8_t>(from[i] ^ 128);
+      });
+    }
+    at::Tensor& sums = sums_[group] = at::empty({m, groups}, at::kFloat);
+    const int8_t* const from = signed_.const_data_ptr<int8_t>();
+    float* const to = sums.data_ptr<float>();
+    at::parallel_for(0, m, std::max<int64_t>(1, (1 << 16) / stride), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        for (int64_t g = 0; g < groups; ++g) {
+          const int8_t* const own = from + r * stride + g * group;
+          int32_t sum = 0;
+          for (int64_t i = 0; i < group; ++i) sum += own[i];
+          to[r * groups + g] = static_cast<float>(sum);
+        }
+    });
+  }
+
+  const at::Tensor bytes_, scale_;
+  at::Tensor signed_;
+  std::map<int64_t, at::Tensor> sums_;
+};
+
+template <class T>
+void run_steps(const low_bit::SignedRows& x, const LowBitWeight& w, const float* bias, int64_t first,
+               int64_t last, T* y) {
+  const low_bit::SteppedWeight weight = stepped_weight(w, bias);
+  if (x.m <= low_bit::max_rows)
+    low_bit::few_steps(x, weight, first, last, y);
+  else
+    low_bit::panel_steps(x, weight, first, last, y);
+}
+
 }  // namespace
 
 LowBitWeight quantise_weight(const at::Tensor& weight, int64_t group) {
+  return quantise_rows(weight.size(0), weight.size(1), group, [&](int64_t first, int64_t count) {
+    return weight.narrow(0, first, count).to(at::kFloat);
+  });
+}
+
+LowBitWeight quantise_rows(int64_t out, int64_t in, int64_t group,
+                           const std::function<at::Tensor(int64_t first, int64_t count)>& read) {
   check(group == 0 || group == 32 || group == 64, "4-bit weights: expected groups of 32 or 64, got ", group);
-  const int64_t out = weight.size(0), in = weight.size(1), blocks = rounded_up(out, kColumns) / kColumns;
+  const int64_t blocks = rounded_up(out, kColumns) / kColumns;
   check(in <= kMostInputs, "weights of 8 and 4 bits: expected at most ", kMostInputs, " inputs, got ", in);
   LowBitWeight to{out, in, group, {}, {}, {}, {}};
   to.scale = at::empty({blocks * kColumns}, at::kFloat);
@@ -199,14 +285,19 @@ LowBitWeight quantise_weight(const at::Tensor& weight, int64_t group) {
   }
   parallel_tasks(blocks, [&](int64_t block) {
     const int64_t first = block * kColumns, real = std::min(kColumns, out - first);
-    const at::Tensor rows = weight.narrow(0, first, real).to(at::kFloat).contiguous();
+    const at::Tensor rows = read(first, real).contiguous();
     check(rows.isfinite().all().item<bool>(), "a weight that is not finite cannot be quantised");
     (group ? quantise4 : quantise8)(rows.const_data_ptr<float>(), in, real, block, to);
   });
   return to;
 }
 
+LowBitWeight keep_few_bits(int64_t out, int64_t in, const FewBits& from) {
+  return from.steps ? pack_steps(out, in, from) : quantise_rows(out, in, 0, from.rows);
+}
+
 at::Tensor LowBitWeight::dequantised() const {
+  if (is_stepped()) return read_steps(*this);
   const auto by_row = [&](const at::Tensor& steps) {  // [blocks, quads, 16, 4] -> [16 * blocks, 4 * quads]
     return steps.permute({0, 2, 1, 3}).reshape({16 * steps.size(0), -1}).to(at::kFloat);
   };
@@ -250,14 +341,19 @@ std::vector<at::Tensor> low_bit_products(const at::Tensor& x, std::span<const Lo
       for (int64_t r = begin; r < end; ++r)
         scales[r] = low_bit::quantise(element_data<T>(rows) + r * in, in, u + r * stride, padded);
     });
+    const SignedBytes steps(bytes, scale, factors);
     parallel_tasks_of(counts, [&](size_t i, int64_t task) {
       const LowBitWeight& weight = *factors[i].weight;
       const Cut& cut = cuts[i];
       const int64_t first = task / cut.down * cut.width, row = task % cut.down * cut.height;
-      run_blocks({u + row * stride, scales + row, std::min(cut.height, m - row), stride}, weight,
-                 biases[i].defined() ? biases[i].const_data_ptr<float>() : nullptr, first,
-                 std::min(first + cut.width, weight.data.size(0)),
-                 element_data<T>(out[i]) + row * weight.out);
+      const int64_t last = std::min(first + cut.width, weight.data.size(0)),
+                    height = std::min(cut.height, m - row);
+      const float* const bias = biases[i].defined() ? biases[i].const_data_ptr<float>() : nullptr;
+      T* const y = element_data<T>(out[i]) + row * weight.out;
+      if (weight.is_stepped())
+        run_steps(steps.rows(weight.group, row, height), weight, bias, first, last, y);
+      else
+        run_blocks({u + row * stride, scales + row, height, stride}, weight, bias, first, last, y);
     });
   });
   return out;

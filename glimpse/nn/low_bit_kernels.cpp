@@ -6,6 +6,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "glimpse/nn/block_store-inl.h"
 #include "glimpse/nn/quads-inl.h"
 #include "glimpse/nn/rows-inl.h"
 
@@ -57,25 +58,6 @@ float quantise_row(const T* x, int64_t k, uint8_t* u, int64_t padded) {
   }
   std::fill(u + k, u + padded, uint8_t{128});
   return finite ? top / 127.0f : NAN;
-}
-
-// Sixteen columns of one row of the result; the last block may have fewer.
-template <class T>
-HWY_INLINE void store_block(const VF (&sums)[kParts], float scale, const float* bias, int64_t column,
-                            int64_t n, T* y) {
-  const LF f;
-  const VF factor = hn::Set(f, scale);
-  if (column + kColumns <= n) {
-    for (int p = 0; p < kParts; ++p) {
-      const VF base = bias ? hn::LoadU(f, bias + column + p * kLanes) : hn::Zero(f);
-      store(F(), hn::MulAdd(sums[p], factor, base), y + column + p * kLanes);
-    }
-    return;
-  }
-  HWY_ALIGN float all[kColumns];
-  for (int p = 0; p < kParts; ++p) hn::StoreU(sums[p], f, all + p * kLanes);
-  for (int64_t c = column; c < n; ++c)
-    narrow_one(std::fma(all[c - column], scale, bias ? bias[c] : 0.0f), y + c);
 }
 
 // The results of the rows [row, row + M) and blocks [block, block + B) from their integer sums.

@@ -98,7 +98,7 @@ at::Tensor compact(const Selection& selection, const Cut& cut, LivingRows& livin
       index.reset();
     }
     if (kept.size() == before.size()) continue;
-    if (!index.defined()) index = index_tensor(kept, cache.layers[l].keys().device());
+    if (!index.defined()) index = index_tensor(kept, cache.layers[l].device());
     cached = after;
     cache.layers[l].keep(index);
   }

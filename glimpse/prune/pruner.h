@@ -119,7 +119,7 @@ struct View {
   at::Tensor index;             ///< [n] int64: the same beside the other tensors, to pick from them
   at::Tensor hidden;            ///< [n, D]: their hidden states; [n, Dv] at the encoder's output; undefined
                                 ///< within the encoder, whose states are tapped
-  at::Tensor text_hidden;       ///< [T, D]: hidden states of the other rows (guide excluded), within the
+  at::Tensor text_hidden;       ///< [T, D]: hidden states of the text rows (guide excluded), within the
                                 ///< encoder their embeddings; undefined at the encoder's output
   at::Tensor question;          ///< [Q] int64: which of these rows hold the question
   std::vector<at::Tensor> vision_states;          ///< [S, Dv] each, in the order of Taps::vision_layers

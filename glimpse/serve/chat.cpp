@@ -5,7 +5,7 @@
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/base/web_text.h"
-#include "glimpse/image/overlay.h"
+#include "glimpse/engine/kept_grids.h"
 
 namespace glimpse::serve {
 
@@ -25,15 +25,11 @@ std::string data_url(const Image& image) {
 }
 
 // Of each image, with its kept tokens tinted.
-json overlays(const Answer& answer, std::vector<Image> images) {
-  for (size_t i = 0; i < answer.segments.size(); ++i) {
-    const Segment& segment = answer.segments[i];
-    Image& image = images.at(static_cast<size_t>(segment.medium));
-    image = draw_kept(image, static_cast<int>(segment.rows), static_cast<int>(segment.cols),
-                      answer.keep.at(i), segment.area);
-  }
+json overlays(const Answer& answer, const std::vector<Image>& images) {
   json out = json::array();
-  for (const Image& image : images) out.push_back(data_url(image));
+  for (size_t i = 0; i < images.size(); ++i)
+    out.push_back(
+        data_url(draw_kept(images[i], kept_grids(answer.segments, answer.keep, static_cast<int64_t>(i)))));
   return out;
 }
 
@@ -149,9 +145,12 @@ void Chat::happen(int64_t choice, Event& event) {
 json Chat::kept(const Answer& answer) {
   json out = kept_json(answer, call_.wants);
   if (call_.wants.contains("overlay")) {
-    if (overlay_.is_null()) overlay_ = overlays(answer, std::move(call_.request.images));
-    for (size_t i = 0; i < out["images"].size() && i < overlay_.size(); ++i)
-      out["images"][i]["overlay"] = overlay_[i];
+    if (overlay_.is_null()) overlay_ = overlays(answer, std::exchange(call_.request.images, {}));
+    // Each with the first grid of its image.
+    for (size_t i = answer.segments.size(); i-- > 0;)
+      if (const auto image = static_cast<size_t>(answer.segments[i].medium);
+          image < overlay_.size() && (i == 0 || answer.segments[i - 1].medium != answer.segments[i].medium))
+        out["images"].at(i)["overlay"] = overlay_[image];
   }
   return out;
 }

@@ -8,6 +8,7 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/engine/kept_grids.h"
 #include "glimpse/eval/grid.h"
 #include "glimpse/prune/keep_rule.h"
 #include "glimpse/prune/registry.h"
@@ -397,6 +398,7 @@ json kept_json(const Answer& answer, const std::set<std::string>& wants) {
       image["scores"] =
           std::vector<float>(answer.scores.begin() + static_cast<std::ptrdiff_t>(first),
                              answer.scores.begin() + static_cast<std::ptrdiff_t>(first + count));
+    if (shares_media(answer.segments)) image["image"] = segment.medium;
     first += count;
     images.push_back(std::move(image));
   }

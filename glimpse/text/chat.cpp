@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "glimpse/base/check.h"
 
@@ -76,7 +77,7 @@ std::vector<Piece> QwenChat::pieces(const std::vector<Message>& messages, bool a
     script.special("<|im_end|>");
     script.text("\n");
   };
-  if (messages.front().role != "system") {
+  if (default_system_ && messages.front().role != "system") {
     begin("system");
     script.text("You are a helpful assistant.");
     end();
@@ -104,8 +105,10 @@ std::vector<Piece> VicunaChat::pieces(const std::vector<Message>& messages,
   Script script;
   if (messages.front().role != "system")
     script.text(
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-        "helpful, detailed, and polite answers to the user's questions. ");
+        "A chat between a curious " + asker_ +
+        " and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
+        "answers to the " +
+        asker_ + "'s questions. ");
   for (const Message& message : messages) {
     script.text(vicuna_role(message));
     for (const Part& part : message.parts) {
@@ -126,6 +129,47 @@ std::vector<Piece> VicunaChat::pieces(const std::vector<Message>& messages,
 
 int64_t VicunaChat::special_id(const Tokenizer& tokenizer, const std::string& token) const {
   return token == "<image>" ? image_id_ : ChatFormat::special_id(tokenizer, token);
+}
+
+std::vector<Piece> MistralChat::pieces(const std::vector<Message>& messages, bool) const {
+  check_messages(messages);
+  Script script;
+  std::string system;  // held back: the original code has it within the instruction
+  for (const Message& message : messages) {
+    if (message.role == "system") {
+      system = "<<SYS>>\n";
+      for (const Part& part : message.parts) system += part.text;
+      system += "\n<</SYS>>\n\n";
+      if (!image_id_) script.text(std::exchange(system, {}));
+      continue;
+    }
+    const bool asks = message.role == "user";
+    script.text(asks ? "[INST] " : " ");
+    if (asks) script.text(std::exchange(system, {}));
+    const auto image = [&] {
+      script.special("<image>");
+      script.text("\n");
+    };
+    if (!image_id_)
+      for (const Part& part : message.parts)
+        if (part.kind == Part::Kind::image) image();
+    for (const Part& part : message.parts)
+      if (part.kind == Part::Kind::text)
+        script.text(part.text, &message == asking(messages));
+      else if (image_id_)
+        image();
+    if (asks) {
+      script.text(" [/INST]");
+    } else {
+      if (image_id_) script.text(" ");
+      script.special("</s>");
+    }
+  }
+  return script.done();
+}
+
+int64_t MistralChat::special_id(const Tokenizer& tokenizer, const std::string& token) const {
+  return image_id_ && token == "<image>" ? *image_id_ : ChatFormat::special_id(tokenizer, token);
 }
 
 std::vector<Piece> LlavaHfChat::pieces(const std::vector<Message>& messages,

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "glimpse/text/tokenizer.h"
@@ -46,20 +48,25 @@ class ChatFormat {
   std::string render(const std::vector<Message>& messages, bool add_generation_prompt) const;
 };
 
-/// Qwen2-VL's and Qwen2.5-VL's format, with its default system message when the conversation does not begin
-/// with a system message (which may be empty). An image is one <|image_pad|>, which the model widens to the
-/// number of its visual tokens.
+/// The format of Qwen's vision-language models. Qwen2-VL and Qwen2.5-VL have a default system message for
+/// conversations that do not begin with a system message (which may be empty), Qwen3-VL has none. An image is
+/// one <|image_pad|>, which the model widens to the number of its visual tokens.
 class QwenChat : public ChatFormat {
  public:
+  explicit QwenChat(bool default_system = true) : default_system_(default_system) {}
   std::vector<Piece> pieces(const std::vector<Message>& messages, bool add_generation_prompt) const override;
+
+ private:
+  bool default_system_;
 };
 
 /// LLaVA's conversation format vicuna_v1, with its system message when the conversation does not begin with
 /// one. An image is "<image>" and a line break; `image_id` stands for it, as the vocabulary has no such
-/// token.
+/// token. In LLaVA-NeXT's llava_v1 the system message speaks of a human where vicuna_v1 has a user.
 class VicunaChat : public ChatFormat {
  public:
-  explicit VicunaChat(int64_t image_id) : image_id_(image_id) {}
+  explicit VicunaChat(int64_t image_id, std::string asker = "user")
+      : image_id_(image_id), asker_(std::move(asker)) {}
   std::vector<Piece> pieces(const std::vector<Message>& messages, bool add_generation_prompt) const override;
   int64_t special_id(const Tokenizer& tokenizer, const std::string& token) const override;
   /// The original code cuts prompts at their images and encodes the parts one by one.
@@ -67,6 +74,21 @@ class VicunaChat : public ChatFormat {
 
  private:
   int64_t image_id_;
+  std::string asker_;
+};
+
+/// Mistral's instructions, "[INST] ... [/INST]", as LLaVA-NeXT writes them. With an `image_id` as the
+/// original code does (see VicunaChat), else as llava-hf's checkpoints: the images of a message before its
+/// texts.
+class MistralChat : public ChatFormat {
+ public:
+  explicit MistralChat(std::optional<int64_t> image_id = {}) : image_id_(image_id) {}
+  std::vector<Piece> pieces(const std::vector<Message>& messages, bool add_generation_prompt) const override;
+  int64_t special_id(const Tokenizer& tokenizer, const std::string& token) const override;
+  bool restarts(const std::string& token) const override { return image_id_ && token == "<image>"; }
+
+ private:
+  std::optional<int64_t> image_id_;
 };
 
 /// The format of the llava-hf checkpoints: the images of a message before its texts, no end tokens, no

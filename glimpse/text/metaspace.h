@@ -26,6 +26,9 @@ struct MetaspaceData {
 
 /// From a tokenizer.json whose BPE model falls back to bytes; errors as of tokenizer_json.h.
 MetaspaceData parse_metaspace(const nlohmann::json& root);
+/// The tokenizer.json of a GGUF file's metadata (one object by key): LLaMA's tokenizer. Error for another
+/// kind, nlohmann's for what is missing.
+nlohmann::json gguf_metaspace(const nlohmann::json& metadata);
 /// From a SentencePiece tokenizer.model with the added tokens beside it. Throws Error naming the file.
 MetaspaceData read_sentencepiece(const std::filesystem::path& directory);
 

@@ -18,14 +18,18 @@ std::vector<int64_t> answer_ids(const Vlm& model, std::vector<Message> messages,
   return {whole.begin() + static_cast<int64_t>(before.size()), whole.end()};
 }
 
-at::Tensor reference_mask(const TrainRow& row, const Image& image, const Segment& span) {
+at::Tensor reference_mask(const TrainRow& row, const Image& image, std::span<const Segment> segments) {
   const auto width = static_cast<int>(row.width > 0 ? row.width : image.width);
   const auto height = static_cast<int>(row.height > 0 ? row.height : image.height);
   std::vector<Box> boxes;
   for (const auto& box : row.boxes)
     boxes.push_back(normalise_box({box[0], box[1], box[2], box[3]}, width, height));
-  const std::vector<uint8_t> mask =
-      boxes_to_mask(boxes, static_cast<int>(span.rows), static_cast<int>(span.cols), span.area);
+  std::vector<uint8_t> mask;
+  for (const Segment& grid : segments) {
+    const auto own =
+        boxes_to_mask(boxes, static_cast<int>(grid.rows), static_cast<int>(grid.cols), grid.area);
+    mask.insert(mask.end(), own.begin(), own.end());
+  }
   return at::tensor(mask, at::kByte).to(at::kFloat);
 }
 
@@ -45,7 +49,7 @@ LoadedRow load_row(const Vlm& model, const TrainRow& row, const ImageBounds& bou
     out.example.seen = {out.image.width, out.image.height, token_side * static_cast<double>(first.cols),
                         token_side * static_cast<double>(first.rows), first.area};
     if (!row.boxes.empty())
-      out.example.reference = reference_mask(row, out.image, out.example.prompt.segments[0]);
+      out.example.reference = reference_mask(row, out.image, out.example.prompt.segments);
     return out;
   } catch (const Error& error) {
     fail(row.file, ":", row.line, ": ", error.what());

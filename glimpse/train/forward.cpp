@@ -8,6 +8,7 @@
 #include "glimpse/engine/sequence.h"
 #include "glimpse/nn/forward.h"
 #include "glimpse/nn/index_tensor.h"
+#include "glimpse/train/added_features.h"
 
 namespace glimpse {
 
@@ -23,6 +24,7 @@ struct Lane {
   int64_t glimpse_row = 0;  // in the ragged batch
   int64_t answer_rows() const { return static_cast<int64_t>(example.answer.size()); }
   int64_t prompt_rows() const { return prompt.rows.size(0); }
+  AddedFeatures features() const { return {prompt.vision, example.prompt.visual_rows, prompt.rows.device()}; }
   at::Tensor logits;                  // of the glimpse token, from the layer that runs
   std::vector<at::Tensor> attention;  // per selected layer [N, H]
 };
@@ -39,7 +41,15 @@ void run_prompts(const Vlm& model, std::vector<Lane>& lanes) {
     positions.push_back(lane.example.prompt.position_ids);
   }
   batch.rope = model.rope(to_device(at::cat(positions, 1), decoder.options().device()));
-  Forward(decoder, at::cat(rows), batch).run();
+  LayerHooks hooks;
+  hooks.before = [&](int64_t layer, at::Tensor& x, RaggedBatch&) {
+    int64_t first = 0;
+    for (const Lane& lane : lanes) {
+      x = lane.features().added(x, layer, first);
+      first += lane.prompt_rows();
+    }
+  };
+  Forward(decoder, at::cat(rows), batch, hooks).run();
 }
 
 ExampleLoss losses(const Lane& lane, const GlimpsePruner& pruner, const at::Tensor& token_logits,
@@ -154,6 +164,7 @@ std::vector<ExampleLoss> training_losses(const Vlm& model, std::shared_ptr<const
     if (layer > 0 && added.defined())
       x = x.index_add(0, glimpses, added.expand({glimpses.size(0), added.size(0)}));
     for (size_t i = 0; i < lanes.size(); ++i) {
+      if (whole) x = lanes[i].features().added(x, layer, lanes[i].glimpse_row - lanes[i].before);
       all.sequences[i].taps.clear();
       if (is_tapped(layer))
         all.sequences[i].taps.push_back({lanes[i].before, &lanes[i].logits, /*all_keys=*/true});

@@ -15,8 +15,8 @@ class FrozenVision {
   /// `kept`: by the pictures alone, so its origin on disk names the encoder's weights; null: nothing is kept.
   FrozenVision(const Vlm& model, std::unique_ptr<PrefixCache> kept) : model_(model), kept_(std::move(kept)) {}
 
-  /// As embed_prompt() gives them, [T, D], without gradients.
-  at::Tensor rows(const Prompt& prompt);
+  /// As embed_prompt() without taps, without gradients.
+  EmbeddedPrompt embedded(const Prompt& prompt);
 
  private:
   std::shared_ptr<const ImagePrefix> encoded(const Prompt& prompt);

@@ -9,6 +9,7 @@
 #include "glimpse/base/check.h"
 #include "glimpse/nn/index_tensor.h"
 #include "glimpse/prune/similarity.h"
+#include "glimpse/train/added_features.h"
 #include "glimpse/train/recompute.h"
 
 namespace glimpse {
@@ -21,6 +22,14 @@ std::vector<int64_t> kept_rows(const Group& group) {
   std::vector<int64_t> dropped;
   for (const int64_t token : others(std::ssize(visual), group.kept)) dropped.push_back(visual[token]);
   return others(std::ssize(group.prompt.ids), dropped);
+}
+
+// Where the kept visual tokens stand among these.
+std::vector<int64_t> kept_places(const Group& group) {
+  std::vector<int64_t> places;
+  for (const int64_t token : group.kept)
+    places.push_back(group.prompt.visual_rows[token] - token + std::ssize(places));
+  return places;
 }
 
 at::Tensor at_rows(const at::Tensor& table, const at::Tensor& index, int64_t behind) {
@@ -69,14 +78,17 @@ std::vector<double> advantages(std::span<const double> scores) {
   return out;
 }
 
-PromptPass run_prompt(const Vlm& model, const at::Tensor& rows, const Group& group, const GroupLimits& limits,
-                      LogProb logprob, bool prune) {
+PromptPass run_prompt(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
+                      const GroupLimits& limits, LogProb logprob, bool prune) {
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();
+  const at::Tensor& rows = prompt.rows;
   const int64_t layers = decoder.config().layers, whole = rows.size(0);
   const at::Tensor kept = index_tensor(kept_rows(group), device),
                    places = to_device(group.prompt.position_ids, device);
   const bool published = logprob == LogProb::published;
+  const AddedFeatures all{prompt.vision, group.prompt.visual_rows, device},
+      left{prompt.vision, kept_places(group), device, group.kept};
 
   // The prompt, whole up to the cut, whose last row says the first token; and as the published distribution
   // has it, without the dropped tokens.
@@ -90,10 +102,14 @@ PromptPass run_prompt(const Vlm& model, const at::Tensor& rows, const Group& gro
   }
   batch.rope = model.rope(at::cat(all_places, 1));
   at::Tensor out = at::cat(all_rows);
+  bool is_cut = false;
   for (int64_t layer = 0; layer < layers; ++layer) {
+    out = (is_cut ? left : all).added(out, layer, 0);
+    if (published) out = left.added(out, layer, batch.sequences[0].count);
     out = run_layer(decoder, layer, out, batch);
     if (published) first_cache.layers[layer] = LayerCache();  // nobody reads it any more
     if (!prune || layer != limits.cut_layer) continue;
+    is_cut = true;
     out = at_rows(out, kept, whole);
     batch.rope = {at_rows(batch.rope.cos, kept, whole), at_rows(batch.rope.sin, kept, whole)};
     batch.sequences[0].count = kept.size(0);
@@ -104,12 +120,12 @@ PromptPass run_prompt(const Vlm& model, const at::Tensor& rows, const Group& gro
   return {decoder.logits(out.narrow(0, last - 1, 1))[0], published ? kept_cache : first_cache};
 }
 
-GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& group,
+GroupLogits group_logits(const Vlm& model, const EmbeddedPrompt& embedded, const Group& group,
                          const GroupLimits& limits, LogProb logprob, bool prune) {
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();
   const Prompt& prompt = group.prompt;
-  const PromptPass pass = run_prompt(model, rows, group, limits, logprob, prune);
+  const PromptPass pass = run_prompt(model, embedded, group, limits, logprob, prune);
   GroupLogits logits{pass.first, std::vector<at::Tensor>(group.completions.size())};
 
   // The completions behind it, each up to the token before its last one.
@@ -142,9 +158,9 @@ GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& 
   return logits;
 }
 
-std::vector<at::Tensor> completion_logps(const Vlm& model, const at::Tensor& rows, const Group& group,
+std::vector<at::Tensor> completion_logps(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
                                          const GroupLimits& limits, LogProb logprob, bool prune) {
-  const GroupLogits logits = group_logits(model, rows, group, limits, logprob, prune);
+  const GroupLogits logits = group_logits(model, prompt, group, limits, logprob, prune);
   std::vector<at::Tensor> out;
   for (size_t i = 0; i < group.completions.size(); ++i) {
     at::Tensor all = logits.first.unsqueeze(0);
@@ -156,7 +172,7 @@ std::vector<at::Tensor> completion_logps(const Vlm& model, const at::Tensor& row
   return out;
 }
 
-GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const at::Tensor& rows, const Group& group,
+GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const EmbeddedPrompt& prompt, const Group& group,
                      const GroupLimits& limits, const GroupOptions& options) {
   const size_t count = group.completions.size();
   check(count > 1 && group.scores.size() == count, "training: a group has ", count, " completions and ",
@@ -167,11 +183,11 @@ GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const at::Tensor& r
   {
     const at::NoGradGuard no_grad;
     LoraAdapter::detach(model.mutable_decoder());
-    base = completion_logps(model, rows, group, limits, options.logprob, /*prune=*/false);
+    base = completion_logps(model, prompt, group, limits, options.logprob, /*prune=*/false);
     adapter.attach(model.mutable_decoder());
   }
   const std::vector<at::Tensor> now =
-      completion_logps(model, rows, group, limits, options.logprob, /*prune=*/true);
+      completion_logps(model, prompt, group, limits, options.logprob, /*prune=*/true);
 
   GroupLoss loss;
   loss.advantages = advantages(group.scores);

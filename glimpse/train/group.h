@@ -1,5 +1,6 @@
 #pragma once
 
+#include "glimpse/engine/sequence.h"
 #include "glimpse/models/vlm.h"
 #include "glimpse/train/lora.h"
 
@@ -53,11 +54,11 @@ struct PromptPass {
   at::Tensor first;  ///< [V] float32: logits of the first token
   KvCache cache;     ///< what completions go on from
 };
-/// `rows`: the prompt's embedded rows. With `prune` the first token is seen by a prompt whose dropped tokens
+/// `prompt`: the group's, embedded. With `prune` the first token is seen by a prompt whose dropped tokens
 /// leave after the cut; else all of it stays. Gradients are recorded where they are on; each layer then runs
 /// again for them.
-PromptPass run_prompt(const Vlm& model, const at::Tensor& rows, const Group& group, const GroupLimits& limits,
-                      LogProb logprob, bool prune);
+PromptPass run_prompt(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
+                      const GroupLimits& limits, LogProb logprob, bool prune);
 
 /// What such a model thinks of a group, in float32.
 struct GroupLogits {
@@ -65,11 +66,11 @@ struct GroupLogits {
   std::vector<at::Tensor> behind;  ///< of each completion [counting tokens - 1, V]: of the tokens after it
 };
 /// As run_prompt(), which runs once for all completions.
-GroupLogits group_logits(const Vlm& model, const at::Tensor& rows, const Group& group,
+GroupLogits group_logits(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
                          const GroupLimits& limits, LogProb logprob, bool prune);
 
 /// Of each completion its counting tokens' log-probabilities [n] float32.
-std::vector<at::Tensor> completion_logps(const Vlm& model, const at::Tensor& rows, const Group& group,
+std::vector<at::Tensor> completion_logps(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
                                          const GroupLimits& limits, LogProb logprob, bool prune);
 
 /// Loss of a group, attached to the adapter's leaves, and its parts: detached float32 scalars.
@@ -80,7 +81,7 @@ struct GroupLoss {
 };
 /// The adapter must be attached to the model's decoder; it is taken off and put on again for the base model's
 /// probabilities.
-GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const at::Tensor& rows, const Group& group,
+GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const EmbeddedPrompt& prompt, const Group& group,
                      const GroupLimits& limits, const GroupOptions& options);
 
 }  // namespace glimpse

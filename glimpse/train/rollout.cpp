@@ -31,14 +31,14 @@ Fields RolloutOptions::fields() {
   return fields;
 }
 
-void roll_out(const Vlm& model, std::span<Group> groups, std::span<const at::Tensor> rows,
+void roll_out(const Vlm& model, std::span<Group> groups, std::span<const EmbeddedPrompt> prompts,
               std::span<const int64_t> seeds, const GroupLimits& limits, const RolloutOptions& options) {
   const at::NoGradGuard no_grad;
   const DropoutGuard dropout(options.dropout);
   std::vector<Completion> completions;
   for (size_t i = 0; i < groups.size(); ++i) {
     Group& group = groups[i];
-    const PromptPass pass = run_prompt(model, rows[i], group, limits, LogProb::sampled, /*prune=*/true);
+    const PromptPass pass = run_prompt(model, prompts[i], group, limits, LogProb::sampled, /*prune=*/true);
     Sequence sequence;
     sequence.prompt.position_ids = group.prompt.position_ids;
     sequence.next_position = group.prompt.next_position;

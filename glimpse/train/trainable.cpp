@@ -46,8 +46,8 @@ class TrainableGlimpse : public Trainable {
 std::vector<int64_t> answer_ends(const fs::path& base) {
   for (const char* file : {"generation_config.json", "config.json"}) {
     if (!fs::exists(base / file)) continue;
-    const nlohmann::json settings = read_json(base / file);
-    if (settings.contains("eos_token_id")) return end_ids(settings, (base / file).string());
+    const std::vector<int64_t> ids = end_ids(read_json(base / file), (base / file).string());
+    if (!ids.empty()) return ids;
   }
   fail(base.string(), ": neither generation_config.json nor config.json names an eos_token_id");
 }

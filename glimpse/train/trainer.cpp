@@ -10,7 +10,7 @@
 #include "glimpse/base/json_file.h"
 #include "glimpse/base/timer.h"
 #include "glimpse/engine/engine.h"
-#include "glimpse/image/overlay.h"
+#include "glimpse/engine/kept_grids.h"
 #include "glimpse/io/run_identity.h"
 #include "glimpse/train/checkpoint.h"
 #include "glimpse/train/loader.h"
@@ -127,6 +127,7 @@ Trainer::Trainer(TrainOptions options, fs::path run, World& world, bool resume)
   engine.dtype = options_.dtype;
   engine.device = local_device(options_.device);
   LoadOptions load = load_options(engine, read_json(dir / "config.json"));
+  load.weights.keep = false;  // layers in few bits cannot be trained through
   if (!start.empty()) load.config_overrides = read_json(start / "config.json");
   model_ = load_vlm(dir, load);
   const std::string notes = world_.first() ? "" : concat("process-", world_.rank(), "-");
@@ -396,11 +397,10 @@ void Trainer::draw_overlays() {
       sequence.pruners.push_back(pruner);
       Sequence* const sequences[] = {&sequence};
       prefill(*model_, sequences);
-      const Segment& span = sequence.prompt.segments[0];
+      const std::vector<Segment>& segments = sequence.prompt.segments;
       char name[48];
       std::snprintf(name, sizeof name, "step-%06lld-row-%zu.png", static_cast<long long>(step_), i);
-      save_png(draw_kept(row.image, static_cast<int>(span.rows), static_cast<int>(span.cols), sequence.kept,
-                         span.area),
+      save_png(draw_kept(row.image, kept_grids(segments, by_segment(segments, sequence.kept), 0)),
                run_ / "overlays" / name);
       AtomicFile question(run_ / "overlays" / concat("row-", i, ".txt"));
       question.stream() << rows_[shown[i]].question << "\n";

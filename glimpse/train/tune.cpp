@@ -119,9 +119,9 @@ std::optional<ShownAnswer> TrainableAdapter::answer(const Example& example) {
   greedy.completions = 1;
   greedy.temperature = 0;
   greedy.dropout = false;
-  const std::vector<at::Tensor> rows = {vision_.rows(example.prompt)};
+  const std::vector<EmbeddedPrompt> prompts = {vision_.embedded(example.prompt)};
   const std::vector<int64_t> seeds = {0};  // nothing is drawn
-  roll_out(model_, groups, rows, seeds, limits_, greedy);
+  roll_out(model_, groups, prompts, seeds, limits_, greedy);
   ShownAnswer shown{model_.tokenizer().decode(groups[0].completions[0]), {}};
   if (options_.stage == "rl") shown.score = scores_.of(example, {shown.text})[0];
   return shown;
@@ -129,18 +129,18 @@ std::optional<ShownAnswer> TrainableAdapter::answer(const Example& example) {
 
 std::vector<Learned> TrainableAdapter::learn_from_scores(std::span<const Example> examples) {
   std::vector<Group> groups;
-  std::vector<at::Tensor> rows;
+  std::vector<EmbeddedPrompt> prompts;
   std::vector<int64_t> seeds;
   for (const Example& example : examples) {
     groups.push_back(group_of(example));
-    rows.push_back(vision_.rows(example.prompt));
+    prompts.push_back(vision_.embedded(example.prompt));
     seeds.push_back(example.seed);
   }
-  roll_out(model_, groups, rows, seeds, limits_, options_.rollout);
+  roll_out(model_, groups, prompts, seeds, limits_, options_.rollout);
   std::vector<Learned> out;
   for (size_t i = 0; i < groups.size(); ++i) {
     score(examples[i], groups[i]);
-    const GroupLoss loss = group_loss(model_, adapter_, rows[i], groups[i], limits_, group_options_);
+    const GroupLoss loss = group_loss(model_, adapter_, prompts[i], groups[i], limits_, group_options_);
     const Spread scores = spread(groups[i].scores);
     double length = 0;
     for (const auto& ids : groups[i].completions) length += static_cast<double>(ids.size());
@@ -156,9 +156,9 @@ std::vector<Learned> TrainableAdapter::learn_from_scores(std::span<const Example
 Learned TrainableAdapter::learn_from_answer(const Example& example) {
   Group group = group_of(example);
   group.completions = {example.answer};
-  const at::Tensor rows = vision_.rows(example.prompt);
+  const EmbeddedPrompt prompt = vision_.embedded(example.prompt);
   const at::Tensor loss =
-      -completion_logps(model_, rows, group, limits_, group_options_.logprob, true)[0].mean();
+      -completion_logps(model_, prompt, group, limits_, group_options_.logprob, true)[0].mean();
   return {loss, values({loss.item<double>(), kept_share(group)}), {}};
 }
 

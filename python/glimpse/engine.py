@@ -26,6 +26,7 @@ class Image:
     keep: np.ndarray  #: [k] int64: row-major indices of the visual tokens that are left, ascending
     scores: np.ndarray | None  #: [rows * cols] float32: the predictor's probability per token, if the method has one
     area: tuple[float, float, float, float]  #: x1, y1, x2, y2 of the picture that the grid covers, from 0 to 1
+    picture: int = 0  #: which picture's it is: LLaVA-NeXT has two grids for each, the whole and its tiles
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Answer:
 
     def overlay_png(self, image: int = 0) -> bytes:
         """PNG of a picture, its kept tokens tinted and the others dimmed."""
-        of = self.images[image]
-        return _engine.overlay(self.pictures[image], of.rows, of.cols, of.keep.tolist(), list(of.area))
+        grids = [(of.rows, of.cols, of.keep.tolist(), list(of.area)) for of in self.images if of.picture == image]
+        return _engine.overlay(self.pictures[image], grids)
 
     def overlay(self, image: int = 0):
         """The same as a PIL.Image."""
@@ -64,14 +65,14 @@ class Answer:
     def _repr_html_(self) -> str:
         from html import escape
         shown = "".join(f'<img style="max-width: 20em; margin-right: 1em" src="data:image/png;base64,'
-                        f'{base64.b64encode(self.overlay_png(i)).decode()}">' for i in range(len(self.images)))
+                        f'{base64.b64encode(self.overlay_png(i)).decode()}">' for i in range(len(self.pictures)))
         kept = f"<p><small>{self.kept_tokens} of {self.visual_tokens} visual tokens kept</small></p>" if self.visual_tokens else ""
         return f"<div>{shown}<p>{escape(self.text)}</p>{kept}</div>"
 
 
 def _answer(of: dict[str, Any], pictures: list[Any]) -> Answer:
     more = json.loads(of.pop("json"))
-    images = [Image(i["rows"], i["cols"], i.get("keep", np.empty(0, np.int64)), i.get("scores"), i["area"]) for i in of.pop("images")]
+    images = [Image(i["rows"], i["cols"], i.get("keep", np.empty(0, np.int64)), i.get("scores"), i["area"], i["picture"]) for i in of.pop("images")]
     return Answer(images=images, pictures=pictures, **of, **more)
 
 
@@ -205,18 +206,18 @@ class Engine:
     """A model with its pruning modules. Any number of threads may ask it; what is asked at the same time is answered together.
 
     model: directory, hub id in the local Hugging Face cache (`glimpse pull` fetches it) or .gguf file; the built-in model if it is empty. new_modules: directory of
-    glimpse token and predictor, or several as "name=dir". weights: "auto", "bf16", "int8" or "int4". threads: that it answers
+    glimpse token and predictor, or several as "name=dir". weights: "auto", "bf16", "int8" or "int4"; kv: the KV cache, "bf16", "int8" or "int4". threads: that it answers
     with; None: as many as torch.get_num_threads() says. cache_mb: memory for pictures seen before; cache_dir: a folder that keeps them on disk,
     too. Raises Error.
     """
 
     def __init__(self, model: str | os.PathLike = "", *, new_modules: str | os.PathLike | Sequence[str] = (), mmproj: str | os.PathLike = "",
-                 clip: str | os.PathLike = "", adapters: Sequence[str] = (), dtype: str = "auto", weights: str = "auto",
+                 clip: str | os.PathLike = "", adapters: Sequence[str] = (), dtype: str = "auto", weights: str = "auto", kv: str = "bf16",
                  device: str = "cpu", threads: int | None = None, max_sequences: int = 8, cache_mb: int = 256, cache_dir: str | os.PathLike = ""):
         modules = [new_modules] if isinstance(new_modules, (str, os.PathLike)) else list(new_modules)
         settings = {"model": os.fspath(model), "mmproj": os.fspath(mmproj), "new_modules": [os.fspath(each) for each in modules],
                     "clip": os.fspath(clip), "adapter": [os.fspath(each) for each in adapters], "dtype": dtype, "weights": weights,
-                    "device": device, **({} if threads is None else {"threads": threads})}
+                    "kv": kv, "device": device, **({} if threads is None else {"threads": threads})}
         self._server = _engine.Server(json.dumps(settings), max_sequences, cache_mb, os.fspath(cache_dir))
         self._max_sequences = max_sequences
         self._close = weakref.finalize(self, self._server.close)  # at the latest when the interpreter ends

@@ -8,7 +8,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-LARGE = (".safetensors", ".bin", ".pt", ".h5")
+LARGE = (".safetensors", ".bin", ".pt", ".h5", ".gguf")
 
 
 def git_sha1(content):

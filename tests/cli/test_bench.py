@@ -67,6 +67,15 @@ class Bench(CliTest):
         self.assertGreater(small, 0)
         self.assertAlmostEqual(rows["visual_memory_growth"]["value"], large / small)
 
+    def test_kv(self):
+        rows, _ = self.bench("--only", "kv")
+        for length in (4096, 32768):
+            for bits, size in {"bf16": 512, "int8": 272, "int4": 144}.items():
+                row = rows[f"kv_{bits}_{length}_ms"]
+                self.assertGreater(row["value"], 0)
+                self.assertIn(f"{size} bytes per token and layer", row["note"])
+                self.assertEqual("goal" in row, bits != "bf16")
+
     def test_step_of_tuning(self):
         rows, text = self.bench("--only", "tune", "--prompts", 2, "--answer", 5)
         self.assertIn("2 prompts, each 4 completions of 5 tokens", rows["tuning_samples_per_s"]["note"])

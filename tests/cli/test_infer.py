@@ -31,15 +31,16 @@ class Infer(CliTest):
         return path
 
     def test_reuse(self):
-        """Rows 0 to 2 are about one picture, row 4 about another."""
-        rows = ROWS.read_text().splitlines(keepends=True)
-        some = self.rows_file(rows[0].rstrip(), rows[1].rstrip(), rows[2].rstrip(), rows[4].rstrip())
-        for reuse, expected in (("auto", [True, False, False, True]), ("never", [True] * 4), ("always", [False] * 4)):
+        """Rows 0 to 3 are about one picture, row 4 about another."""
+        rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+        asked = [0, 1, 2, 3, 0, 1, 4]
+        some = self.rows_file(*[{**rows[row], "id": place} for place, row in enumerate(asked)])
+        for reuse, expected in (("auto", [True] * 4 + [False] * 2 + [True]), ("never", [True] * 7), ("always", [False] * 7)):
             out = f"{reuse}.jsonl"
             self.ok(*self.infer("--prune", "scout+glimpse", "--reuse", reuse, rows=some, out=out))
             lines = [json.loads(line) for line in (self.dir / out).read_text().splitlines()]
             self.assertEqual([line["shortcut"] for line in lines], expected)
-            self.assertEqual([line["answer"] for line in lines], [RECORDED[i]["answer_pruned"] for i in (0, 1, 2, 4)])
+            self.assertEqual([line["answer"] for line in lines], [RECORDED[row]["answer_pruned"] for row in asked])
         self.ok(*self.infer("--prune", "scout+glimpse", "--cache-mb", "0", rows=some))
         self.assertNotIn("shortcut", (self.dir / "out.jsonl").read_text())
         self.fails(self.infer("--reuse", "often"), "--reuse: often not in {auto,never,always}", status=2)

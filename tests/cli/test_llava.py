@@ -13,10 +13,10 @@ SPACE = "\u2581"
 IMAGE_ID = 400
 
 
-def tokenizer():
+def tokenizer(characters=range(33, 127), image=IMAGE_ID):
     """A tokenizer.json as LLaMA's: bytes, printable characters, the special tokens."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), SPACE, *map(chr, range(33, 127)), "he", "re"]
-    special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": IMAGE_ID}
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), SPACE, *map(chr, characters), "he", "re"]
+    special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": image}
     replaced = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     return json.dumps({
         "model": {"type": "BPE", "byte_fallback": True, "vocab": {piece: i for i, piece in enumerate(pieces)},
@@ -198,12 +198,12 @@ class Llava(CliTest):
     def test_mistakes(self):
         model = self.original()
         ask = ["ask", "-m", model, "-i", PHOTO]
-        self.fails([*ask, "--max-pixels", "5000", "x"], "every image at 112 x 112")
+        self.fails([*ask, "--max-pixels", "5000", "x"], "sees 112 x 112 pixels at a time")
         self.fails([*ask, "x " * 400], "do not fit the model's context of 512")
         (self.dir / "clip-vit-tiny-patch14-112").unlink()
         self.fails([*ask, "x"], "openai/clip-vit-tiny-patch14-112", "huggingface-cli download")
         config = json.loads((GOLDEN / "base/config.json").read_text())
-        for key, value in {"mm_projector_type": "linear", "mm_vision_select_feature": "cls_patch", "image_aspect_ratio": "anyres",
+        for key, value in {"mm_projector_type": "linear", "mm_vision_select_feature": "cls_patch", "image_aspect_ratio": "anyres_max_9",
                            "mm_use_im_start_end": True, "mm_vision_tower": 3, "rope_scaling": {"type": "linear"},
                            "mm_vision_select_layer": -9, "attention_bias": True, "hidden_act": "gelu"}.items():
             broken = self.dir / key

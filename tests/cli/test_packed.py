@@ -55,10 +55,24 @@ class Packed(CliTest):
 
     def test_answers_are_those_of_the_weights_that_it_stands_for(self):
         plain = self.model_with({**self.tensors, **self.plain}, "plain")
-        answer = self.answer("-m", self.model)
+        answer = self.answer("-m", self.model, "--weights", "bf16")
         self.assertEqual(answer, self.answer("-m", plain))
         self.assertEqual(answer["keep"], KEEP)
         self.assertEqual(self.answer("-m", self.model, "--weights", "int4"), self.answer("-m", plain, "--weights", "int4"))
+
+    def test_kept_in_4_bits(self):
+        """By default, and as a directory of our own, which has the steps of the layer that was packed."""
+        kept = self.answer("-m", self.model)
+        self.assertEqual((kept["answer"], kept["keep"]), (ANSWER, KEEP))
+        out = self.dir / "out"
+        self.ok("quantize", self.model, out, "--weights", "auto", "--threads", "1")
+        small = read_safetensors(out / "model.safetensors")
+        self.assertEqual(small[MODULE + ".weight"][0], "U8")
+        self.assertEqual(small[MODULE + ".weight_multiple"][0], "F16")
+        self.assertNotIn(MODULE + ".weight_correction", small)
+        self.assertEqual(small[MODULE.replace("q_proj", "k_proj") + ".weight"], TENSORS[MODULE.replace("q_proj", "k_proj") + ".weight"])
+        self.assertEqual(self.answer("-m", out), kept)
+        self.fails(["quantize", MODEL, self.dir / "new", "--weights", "auto"], "has no layers in few bits to keep")
 
     def test_inspect(self):
         text = self.ok("inspect", "-m", self.model)

@@ -1,4 +1,5 @@
 """glimpse pull against a hub of our own (stub_hub.py): what it fetches, and what may go wrong."""
+import json
 import os
 import signal
 import ssl
@@ -31,8 +32,30 @@ class Fetching(Pull):
                         "training_args.bin": b"w", "model.msgpack": b"w"})
         self.pull()
         self.check_whole(files=("config.json", "pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"))
-        self.add(files={"config.json": b"{}", "model.gguf": b"GGUF"})
-        self.refused("has no weights", "download one of its .gguf files")
+        self.add(files={"config.json": b"{}", "model.onnx": b"w"})
+        self.refused("has no weights")
+
+    def test_gguf(self):
+        """A quantisation behind a colon, with its parts and the vision encoder; of several the usual one."""
+        files = {"README.md": b"#", "net-Q4_K_M.gguf": b"GGUF4", "net-Q8_0.gguf": b"GGUF8", "mmproj-net-F16.gguf": b"GGUFm", "mmproj-net-F32.gguf": b"GGUFM",
+                 "F16/net-F16-00001-of-00002.gguf": b"GGUFa", "F16/net-F16-00002-of-00002.gguf": b"GGUFb"}
+        repo = self.add(files=files)
+        eyes = "mmproj-net-F16.gguf"
+        self.pull()
+        self.check_whole(files=("net-Q4_K_M.gguf", eyes))
+        [snapshot] = self.pull(f"{BASE}:q8_0")
+        self.check_whole(files=("net-Q4_K_M.gguf", "net-Q8_0.gguf", eyes))
+        self.assertEqual(self.pull(f"{BASE}:F16@main"), [snapshot])
+        for part in ("1", "2"):
+            name = f"F16/net-F16-0000{part}-of-00002.gguf"
+            self.assertEqual((snapshot / name).read_bytes(), files[name])
+            self.assertEqual(os.readlink(snapshot / name), f"../../../blobs/{etag(name, files[name])}")
+        old = repo.refs["main"]
+        repo.push({**files, "net-Q8_0.gguf": b"GGUF9"})
+        self.assertEqual((self.pull(f"{BASE}:Q8_0", "--revision", old)[0] / "net-Q8_0.gguf").read_bytes(), b"GGUF8")
+        self.refused(f"model '{BASE}:Q5_0'", "none of its .gguf files is of Q5_0; there are: F16, Q4_K_M, Q8_0", args=(f"{BASE}:Q5_0",))
+        self.refused("is no hub id", args=(f"{BASE}:",))
+        self.assertEqual([model["bytes"] for model in json.loads(self.ok("models", "--json", env=self.env))], [25])
 
     def test_revisions(self):
         repo = self.add()

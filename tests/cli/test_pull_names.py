@@ -100,6 +100,28 @@ class ByName(Pull):
         self.assertEqual(self.hub.requests, [])
         train = ["train", "--model", BASE, "--data", rows, "--image-root", TEST, "--out", self.dir / "run", "--max-steps", 1, "--threads", 1]
         self.ok(*train, "--config", ROOT / "configs/train/tiny.yaml", "--download", env=self.env)
+        # Modules name the base that they are trained on with; a run remembers its model.
+        train[2:3] = [BASE, "--revision", self.hub.repos[BASE].refs["main"][:10]]
+        self.ok(*train, "--config", ROOT / "configs/train/tiny.yaml", "--overwrite", env=self.env)
+        train[1:5] = ["--new-modules", ADDED]
+        self.ok(*train, "--config", ROOT / "configs/train/tiny.yaml", "--download", "--overwrite", env=self.env)
+        self.assertEqual(json.loads((self.dir / "run/train.json").read_text())["model"], BASE)
+        self.fails(["train", "--resume", self.dir / "run", "--revision", "v1"], "--resume goes on with the run's own model", env=self.env)
+
+    def test_gguf_that_is_not_there(self):
+        """The quantisation that is meant has to be in the cache, not just another one."""
+        self.add("org/gguf", {"net-Q4_K_M.gguf": b"GGUF", "net-Q8_0.gguf": b"GGUF", "mmproj-F16.gguf": b"GGUF"})
+        [snapshot] = self.pull("org/gguf")
+        self.fails(["ask", "-m", "org/gguf", "x"], str(snapshot / "net-Q4_K_M.gguf"), env=self.env)  # which is cut off
+        self.fails(["ask", "-m", "org/gguf:Q8_0", "x"], "lacks *Q8_0.gguf", "`glimpse pull org/gguf:Q8_0`", env=self.env)
+        self.fails(["ask", "-m", "org/gguf:Q8_0", "--download", "x"], str(snapshot / "net-Q8_0.gguf"), env=self.env)
+        self.fails(["ask", "-m", f"{BASE}:Q8_0", "--download", "x"], f"model '{BASE}:Q8_0' has no weights that this program fetches (*.gguf)", env=self.env)
+
+    def test_mistyped_path(self):
+        """What looks like a hub id may have been meant as a path: neither is there."""
+        self.fails(["ask", "-m", "build/tinny", "x"], "Looked for", "build/tinny", env=self.env)
+        self.fails(["ask", "-m", "build/tinny", "--download", "x"], "build/tinny", "there is no such repository", "There is no file or folder ", "/build/tinny either",
+                   env=self.env)
 
     def test_tower_apart(self):
         """A LLaVA in its original layout names its encoder."""

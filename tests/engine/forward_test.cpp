@@ -65,14 +65,18 @@ class Reader : public Pruner {
   const bool log_softmax_;
 };
 
-// Keeps the given tokens before the first layer, with their positions.
+// Keeps the given tokens before a layer, with their positions, and notes what that layer takes.
 class Given : public Pruner {
  public:
   explicit Given(Ids keep, int64_t layer = 0) : keep_(std::move(keep)), layer_(layer) {}
   std::string name() const override { return "given"; }
   nlohmann::json settings() const override { return {}; }
   std::vector<Cut> cuts() const override { return {{Cut::Place::before, layer_}}; }
-  Selection select(const View&, const Cut&, const Budget&) const override { return {keep_, {}, {}}; }
+  Selection select(const View& view, const Cut&, const Budget&) const override {
+    seen = view.hidden.clone();
+    return {keep_, {}, {}};
+  }
+  mutable at::Tensor seen;
 
  private:
   const Ids keep_;
@@ -171,6 +175,16 @@ TEST_CASE("features are added to the visual tokens before their layer; cuts, blo
     while (!batch.done()) CHECK(batch.step().empty());
     CHECK(difference(batch.finish()[1].unsqueeze(0), expected) < 1e-3 * fp32_slack());
   }
+  // A method that cuts before the layer sees what the layer takes: with the features.
+  const auto look = [&](const at::Tensor& features) {
+    model.given.additions = {at::Tensor(), features};
+    const auto looking = std::make_shared<Given>(keep, 1);
+    Sequence sequence = sequence_of(prompt, PrunerChain(1, looking));
+    run(model, sequence);
+    return looking->seen;
+  };
+  CHECK(difference(look(added) - look(at::zeros_like(added)), added) < 1e-4 * fp32_slack());
+  model.given.additions = {at::Tensor(), added};
   // A prefix from the cache: the features are in it already.
   PrefixCache cache(size_t{1} << 30);
   const int64_t layers = tiny_engine().model().decoder().config().layers;

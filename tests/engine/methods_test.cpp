@@ -1,5 +1,5 @@
-// What must hold for every pruning method, with the built-in Qwen2.5-VL and the golden data's LLaVA-1.5 in
-// float32.
+// What must hold for every pruning method, with the built-in Qwen2.5-VL and the golden data's LLaVA-1.5,
+// Qwen3-VL and LLaVA-NeXT in float32.
 #include <algorithm>
 #include <map>
 
@@ -78,8 +78,57 @@ Subject llava() {
   return out;
 }
 
+// Whose encoder gives features for later layers.
+Subject qwen3() {
+  const test::GoldenCase golden(test::golden_dir() / "qwen3_vl_tiny/glimpse/g01_image.json");
+  static const std::unique_ptr<Engine> engine = [&] {
+    auto model = test::load_model(golden, at::kFloat);
+    const auto modules =
+        GlimpseModules::load(golden.folder / "nm_main", base_shape(*model), model->decoder().options());
+    return std::make_unique<Engine>(std::move(model), modules);
+  }();
+  Subject out{"Qwen3-VL", *engine, {}};
+  at::manual_seed(11);
+  std::vector<Patches> pictures;
+  for (const Grid& grid : {Grid{1, 16, 20}, Grid{1, 12, 14}, Grid{1, 14, 14}})
+    pictures.push_back({at::randn({int64_t{grid.h} * grid.w, 1536}) / 2, grid});
+  const Ids image = {563, 566, 564}, begin = {555, 448, 198}, end = {306, 270, 278, 556, 198, 555, 447, 198};
+  const auto add = [&](const std::vector<Patches>& images, int64_t word) {
+    Ids ids = begin;
+    for (size_t i = 0; i < images.size(); ++i) ids.insert(ids.end(), image.begin(), image.end());
+    ids.push_back(word);
+    ids.insert(ids.end(), end.begin(), end.end());
+    out.prompts.push_back(engine->model().prompt(ids, images));
+  };
+  for (int i = 0; i < 3; ++i) add({pictures[i]}, 302 + i);
+  add({pictures[2], pictures[1]}, 309);
+  return out;
+}
+
+// Whose pictures have two grids each, and rows between their tokens that are neither these nor text.
+Subject next() {
+  const auto golden = [](const std::string& name) {
+    return test::GoldenCase(test::golden_dir() / "llava_next_tiny" / (name + ".json"));
+  };
+  const test::GoldenCase first = golden("glimpse/g01_landscape");
+  static const std::unique_ptr<Engine> engine = [&] {
+    auto model = test::load_model(first, at::kFloat);
+    const auto modules =
+        GlimpseModules::load(first.folder / "nm_mistral", base_shape(*model), model->decoder().options());
+    return std::make_unique<Engine>(std::move(model), modules);
+  }();
+  Subject out{"LLaVA-NeXT", *engine, {}};
+  for (const char* name :
+       {"glimpse/g01_landscape", "plain/p02_portrait", "plain/p04_extreme", "glimpse/g02_two_images"}) {
+    const test::GoldenCase asked = golden(name);
+    const std::vector<Patches> pictures = test::Inputs(asked, asked.info["inputs"]).patches;
+    out.prompts.push_back(engine->model().prompt(asked.integers("prompt_ids"), pictures));
+  }
+  return out;
+}
+
 const std::vector<Subject>& subjects() {
-  static const std::vector<Subject> all = {builtin(), llava()};
+  static const std::vector<Subject> all = {builtin(), llava(), qwen3(), next()};
   return all;
 }
 
@@ -220,7 +269,7 @@ TEST_CASE("a budget means the same for every method") {
       CHECK(std::ssize(kept({.keep = 0.111})) == std::llround(0.111 * static_cast<double>(total)));
       Ids each(2);
       for (const int64_t token : kept({.keep = {}, .count = {}, .counts = {3, 11}}))
-        ++each[place_of(prompt.segments, token).segment];
+        ++each[prompt.segments[place_of(prompt.segments, token).segment].medium];
       CHECK(each == Ids{3, 11});
       CHECK_THROWS_WITH_AS(kept({.keep = {}, .count = {}, .counts = {3}}), "budget: 1 counts for 2 images",
                            Error);
@@ -251,9 +300,9 @@ TEST_CASE("text is never lost and order is kept") {
         CHECK(std::adjacent_find(kept.begin(), kept.end()) == kept.end());
         CHECK(!kept.empty());
         CHECK(kept.size() < prompt.visual_rows.size());
-        const int64_t text = std::ssize(prompt.ids) - std::ssize(prompt.visual_rows);
-        CHECK(witness->seen.text_hidden.size(0) == text);
-        CHECK(done.sequence.cache.layers.back().length() == text + std::ssize(kept));
+        const int64_t others = std::ssize(prompt.ids) - std::ssize(prompt.visual_rows);
+        CHECK(witness->seen.text_hidden.size(0) == others - std::ssize(prompt.structure_rows));
+        CHECK(done.sequence.cache.layers.back().length() == others + std::ssize(kept));
 
         const Ids& living = witness->seen.living;
         const bool zipped = method == "visionzip" && subject.engine.model().has_class_token();
@@ -264,7 +313,7 @@ TEST_CASE("text is never lost and order is kept") {
         const bool renumbered =
             prompt.position_ids.size(0) == 1 && !method.starts_with("glimpse") && method != "random";
         if (renumbered) {
-          CHECK(at::equal(done.sequence.position_ids[0], at::arange(text + std::ssize(kept), at::kLong)));
+          CHECK(at::equal(done.sequence.position_ids[0], at::arange(others + std::ssize(kept), at::kLong)));
           continue;
         }
         Ids rows;

@@ -103,6 +103,35 @@ double peak_bytes(Function f) {
 
 }  // namespace
 
+TEST_CASE("an encoder that a scout cuts is kept before that cut, for other questions about its images") {
+  const char* prune = "scout(encoder=2)+glimpse";
+  PrefixCache cache(size_t{64} << 20);
+  const auto run_row = [&](int row, PrefixCache* with, int expected_steps) {
+    Sequence sequence = sequence_of(row_request(row), prune);
+    PrefillBatch batch(tiny_engine().model(), with);
+    batch.add(sequence);
+    int steps = 0;
+    for (; !batch.started(); ++steps) CHECK(batch.step().empty());
+    CHECK(steps == expected_steps);
+    const at::Tensor logits = run(batch);
+    return std::pair(logits, sequence.kept);
+  };
+  const auto same = [](const auto& got, const auto& expected) {
+    CHECK(got.second == expected.second);
+    CHECK(at::equal(got.first, expected.first));
+  };
+  for (const int row : {0, 1, 0}) {  // of one image
+    CAPTURE(row);
+    // Of 6 blocks 3 lie before the cut.
+    same(run_row(row, &cache, cache.size() == 0 ? 6 : 3), run_row(row, nullptr, 6));
+    CHECK(cache.size() == 1);
+    const size_t width = 128, patches = 4 * 256;
+    CHECK(cache.bytes() > patches * width * sizeof(float));
+  }
+  run_row(8, &cache, 6);  // another image
+  CHECK(cache.size() == 2);
+}
+
 TEST_CASE("blocks of rows are about equally large and never small") {
   for (const int64_t rows : {1, 31, 32, 33, 65, 100, 2047, 2048, 2049, 4097, 18001})
     for (const int64_t most : {32, 100, 2048}) {

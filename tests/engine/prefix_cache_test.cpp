@@ -80,11 +80,15 @@ TEST_CASE("a scout gives way to an image prefix") {
   };
   const auto methods = [](const Answer& answer) { return answer.pruning.size(); };
   const auto engine = caching_engine();
+  // Rows 0 to 3 are about one image, of which the encoder's output is kept first.
   for (const auto& [row, ran, cached] : {std::tuple(0, true, false),
+                                         {1, true, true},
+                                         {2, true, true},
+                                         {3, true, true},
                                          {1, false, false},
                                          {2, false, true},
                                          {0, false, true},
-                                         {8, true, false}}) {  // 0 to 2 are about one image
+                                         {8, true, false}}) {
     CAPTURE(row);
     const Answer answer = ask(*engine, row, Reuse::automatic);
     CHECK(answer.shortcut == ran);
@@ -92,7 +96,7 @@ TEST_CASE("a scout gives way to an image prefix") {
     CHECK((answer.cached_tokens > 0) == cached);
     same_answer(answer, tiny_engine().ask(row_request(row, ran ? "scout+glimpse" : "glimpse")));
   }
-  CHECK(engine->prefix_cache()->size() == 1);
+  CHECK(engine->prefix_cache()->size() == 3);
 
   const auto other = caching_engine();
   for (const int row : {0, 1, 2}) {
@@ -293,14 +297,15 @@ TEST_CASE("a session's turns are fresh questions about the whole conversation") 
   CHECK(with.ask("Hello").visual_tokens == 0);
 }
 
-TEST_CASE("plain positions: a LLaVA's prompts, where some methods renumber") {
-  const auto golden = test::GoldenCase(test::golden_dir() / "llava_tiny/cases/l01_single.json");
+// Further questions about a golden case's picture give what they give without a cache, with every method.
+void check_prefixes(const test::GoldenCase& golden, const std::filesystem::path& clip,
+                    const std::string& ids_array) {
   const test::Inputs inputs(golden, golden.info["inputs"]);
-  auto model = test::load_model(golden, at::kFloat, test::golden_dir() / "methods/clip_full_112");
-  const auto modules =
-      GlimpseModules::load(golden.folder / "nm_main", base_shape(*model), model->decoder().options());
+  auto model = test::load_model(golden, at::kFloat, clip);
+  const auto modules = GlimpseModules::load(golden.folder / golden.info["new_modules"].get<std::string>(),
+                                            base_shape(*model), model->decoder().options());
   const Engine engine(std::move(model), modules);
-  const std::vector<int64_t> ids = golden.integers("input_ids");
+  const std::vector<int64_t> ids = golden.integers(ids_array);
 
   struct Run {
     Sequence sequence;
@@ -348,4 +353,14 @@ TEST_CASE("plain positions: a LLaVA's prompts, where some methods renumber") {
     }
     CHECK(cache.size() == 1);
   }
+}
+
+TEST_CASE("plain positions: a LLaVA's prompts, where some methods renumber") {
+  check_prefixes(test::GoldenCase(test::golden_dir() / "llava_tiny/cases/l01_single.json"),
+                 test::golden_dir() / "methods/clip_full_112", "input_ids");
+}
+
+TEST_CASE("a picture in tiles, which ends with a row that is no visual token") {
+  check_prefixes(test::GoldenCase(test::golden_dir() / "llava_next_tiny/glimpse/g01_landscape.json"), {},
+                 "prompt_ids");
 }

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "builtin.h"
+#include "engine/machine_files.h"
 #include "glimpse/base/check.h"
 
 #undef CHECK
@@ -16,22 +17,11 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// A folder with the files of /proc and /sys that tell a cgroup's quota.
-class Root {
- public:
-  Root() : dir_(fs::temp_directory_path() / ("glimpse_cgroup_" + std::to_string(getpid()))) {}
-  ~Root() { fs::remove_all(dir_); }
-  Root(const Root&) = delete;
-  Root& with(const std::string& file, const std::string& text) {
-    fs::create_directories((dir_ / file).parent_path());
-    std::ofstream(dir_ / file) << text;
-    return *this;
-  }
-  std::optional<double> cpus() const { return cgroup_cpus(dir_); }
+using test::MachineFiles;
 
- private:
-  const fs::path dir_;
-};
+std::optional<double> cpus(const MachineFiles& root) {
+  return cgroup_cpus(root.dir());
+}
 
 }  // namespace
 
@@ -44,28 +34,28 @@ TEST_CASE("a quota and its period") {
 }
 
 TEST_CASE("version 2: the least quota on the way up") {
-  Root root;
-  CHECK(!root.cpus().has_value());
+  MachineFiles root;
+  CHECK(!cpus(root).has_value());
   root.with("proc/self/cgroup", "0::/user/job\n");
-  CHECK(!root.cpus().has_value());
+  CHECK(!cpus(root).has_value());
   root.with("sys/fs/cgroup/user/job/cpu.max", "max 100000\n");
-  CHECK(!root.cpus().has_value());
+  CHECK(!cpus(root).has_value());
   root.with("sys/fs/cgroup/user/cpu.max", "300000 100000\n");
-  CHECK(root.cpus() == 3.0);
+  CHECK(cpus(root) == 3.0);
   root.with("sys/fs/cgroup/user/job/cpu.max", "400000 100000\n");
-  CHECK(root.cpus() == 3.0);
+  CHECK(cpus(root) == 3.0);
   root.with("sys/fs/cgroup/cpu.max", "100000 50000\n");
-  CHECK(root.cpus() == 2.0);
+  CHECK(cpus(root) == 2.0);
 }
 
 TEST_CASE("version 1, and a path that only the host knows") {
-  Root root;
+  MachineFiles root;
   root.with("proc/self/cgroup", "5:memory:/docker/12\n4:cpu,cpuacct:/docker/12\n1:name=systemd:/\n");
   root.with("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n")
       .with("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
-  CHECK(!root.cpus().has_value());
+  CHECK(!cpus(root).has_value());
   root.with("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "250000\n");
-  CHECK(root.cpus() == 2.5);
+  CHECK(cpus(root) == 2.5);
 }
 
 TEST_CASE("defaults fit this machine; kernels are chosen once") {

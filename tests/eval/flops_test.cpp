@@ -119,6 +119,32 @@ TEST_CASE("the encoder of LLaVA") {
   CHECK(shape.patch * shape.merge == 14);
 }
 
+TEST_CASE("the encoder of LLaVA-NeXT, a frame for each tile") {
+  const auto folder = test::golden_dir() / "llava_next_tiny";
+  for (const char* name :
+       {"plain/p01_landscape", "plain/p03_square", "plain/p04_extreme", "plain/p12_tall"}) {
+    CAPTURE(name);
+    const test::GoldenCase golden(folder / concat(name, ".json"));
+    const auto model = test::load_model(golden, at::kFloat);
+    const auto base = folder / golden.info["model"].get<std::string>();
+    const VisionShape shape = vision_shape(read_json(base / "config.json"), base);
+    const test::Inputs inputs(golden, golden.info["inputs"]);
+    const Prompt prompt = model->prompt(golden.integers("prompt_ids"), inputs.patches);
+    double expected = 0;
+    int tiles = 0;
+    for (const Segment& segment : prompt.segments) {
+      const Grid frames = shape.frames(segment.rows, segment.cols);
+      const int64_t padding = int64_t{frames.t} * frames.h * frames.w - segment.count();
+      expected += vision_flops(shape, frames) - 2.0 * static_cast<double>(padding) * shape.projector;
+      tiles += frames.t;
+    }
+    CHECK(tiles == inputs.patches[0].grid.t);
+    FlopCount count;
+    model->project(model->encode(inputs.patches, {}).embeds);
+    check_near(static_cast<double>(count.take()), expected, 1e-3);
+  }
+}
+
 namespace {
 
 // The tiny LLaVA of the golden cases beside an encoder that may be a whole CLIP, with pruning modules.
@@ -236,4 +262,15 @@ TEST_CASE("formulas at the 7B's published shape") {
   // A thousand rows: two operations per weight and row, and 4 x 3584 per pair in each layer.
   CHECK(prefill_flops(c, 1000) ==
         doctest::Approx(2000 * 6525288448.0 + 28 * 4.0 * 3584 * 500500 + 2.0 * 3584 * 152064));
+}
+
+TEST_CASE("the encoder of Qwen3-VL, with what it gives for later layers") {
+  const auto folder = test::golden_dir() / "qwen3_vl_tiny/base";
+  const auto model = load_vlm(folder, {.dtype = at::kFloat});
+  const VisionShape shape = vision_shape(read_json(folder / "config.json"), folder);
+  const Grid grid{1, 8, 12};
+  FlopCount count;
+  model->encode({{at::rand({grid.h * grid.w, shape.patch_values}), grid}}, {});
+  check_near(static_cast<double>(count.take()), vision_flops(shape, grid), 1e-3);
+  CHECK(shape.patch * shape.merge == 32);
 }

@@ -67,11 +67,11 @@ struct Setup {
   }
   GroupLoss loss(const GoldenCase& golden, GroupOptions options = {}) {
     const Group group = group_of(golden, *model);
-    return group_loss(*model, adapter, rows_of(group), group, limits_of(golden), options);
+    return group_loss(*model, adapter, embedded(group), group, limits_of(golden), options);
   }
-  at::Tensor rows_of(const Group& group) const {
+  EmbeddedPrompt embedded(const Group& group) const {
     const at::NoGradGuard no_grad;
-    return embed_prompt(*model, group.prompt, {}).rows;
+    return embed_prompt(*model, group.prompt, {});
   }
 };
 
@@ -103,13 +103,13 @@ void run_case(const GoldenCase& golden) {
 
   {
     const at::NoGradGuard no_grad;
-    const at::Tensor rows = setup.rows_of(group);
-    const GroupLogits on = group_logits(*setup.model, rows, group, limits, LogProb::published, true);
+    const EmbeddedPrompt prompt = setup.embedded(group);
+    const GroupLogits on = group_logits(*setup.model, prompt, group, limits, LogProb::published, true);
     CHECK(difference(on.first, golden["first_logits"]) < kLogits);
     if (golden.has("completion0_logits"))
       CHECK(difference(on.behind[0], golden["completion0_logits"]) < kLogits);
     LoraAdapter::detach(setup.model->mutable_decoder());
-    const GroupLogits off = group_logits(*setup.model, rows, group, limits, LogProb::published, false);
+    const GroupLogits off = group_logits(*setup.model, prompt, group, limits, LogProb::published, false);
     CHECK(difference(off.first, golden["ref_first_logits"]) < kLogits);
     setup.adapter.attach(setup.model->mutable_decoder());
   }

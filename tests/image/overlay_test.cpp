@@ -43,6 +43,32 @@ TEST_CASE("kept cells are green with a line around them, dropped cells dark") {
   CHECK(pixel(drawn, 59, 0) == tint);   // nor along the picture's edge
 }
 
+TEST_CASE("what any of a picture's grids keeps is shown") {
+  // Left and right half; and a grid of rows, which covers the middle half of the height.
+  const std::vector<KeptGrid> grids = {{1, 2, {0}, whole_image}, {2, 1, {1}, {0, 0.25, 1, 0.75}}};
+  const Image drawn = draw_kept(grey_picture(40, 40), grids);
+  const Rgb dark{30, 30, 30}, tint{80, 131, 80}, line{0, 255, 0};
+  CHECK(pixel(drawn, 10, 25) == tint);  // in both
+  CHECK(pixel(drawn, 10, 5) == tint);
+  CHECK(pixel(drawn, 30, 25) == tint);
+  CHECK(pixel(drawn, 30, 15) == dark);
+  CHECK(pixel(drawn, 30, 35) == dark);  // beyond the second grid
+  CHECK(pixel(drawn, 19, 25) == tint);  // no line where one ends within the other
+  CHECK(pixel(drawn, 19, 5) == line);
+  CHECK(draw_kept(grey_picture(8, 8), std::vector<KeptGrid>()).rgb ==
+        draw_kept(grey_picture(8, 8), 2, 2, {}).rgb);
+  const std::vector<KeptGrid> wrong = {{1, 2, {0}, whole_image}, {1, 2, {2}, whole_image}};
+  CHECK_THROWS_AS(draw_kept(grey_picture(8, 8), wrong), Error);
+  std::filesystem::create_directories(output);
+  save_mask_png(grids, 40, 40, output / "grids.png");
+  const Image mask = load_image(output / "grids.png");
+  for (int y = 0; y < 40; ++y)
+    for (int x = 0; x < 40; ++x) {
+      const Rgb at = pixel(drawn, x, y);
+      CHECK(pixel(mask, x, y) == (at == dark ? Rgb{0, 0, 0} : Rgb{255, 255, 255}));
+    }
+}
+
 TEST_CASE("a grid that covers more or less than the picture") {
   const auto marked = [](const Image& drawn, int x) { return drawn.rgb[3 * x] != drawn.rgb[3 * x + 1]; };
   // Padded: the picture is the middle half of two columns. Cropped: two columns on its middle half.

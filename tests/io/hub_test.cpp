@@ -10,8 +10,8 @@ using namespace glimpse::test;
 
 namespace {
 
-std::vector<std::string> needed(const std::vector<std::string>& names) {
-  HubListing listing{{"org/net"}, std::string(40, 'a'), {}, {}};
+std::vector<std::string> needed(const std::vector<std::string>& names, const std::string& quantisation = "") {
+  HubListing listing{{"org/net", "main", quantisation}, std::string(40, 'a'), {}, {}};
   for (const std::string& name : names) listing.files.push_back({name, 1, ""});
   std::vector<std::string> out;
   for (const HubFile& file : needed_files(listing)) out.push_back(file.name);
@@ -27,9 +27,37 @@ TEST_CASE("hub ids stay within a folder") {
   CHECK(HubId::parse("org/net@refs/pr/1")->revision == "refs/pr/1");
   CHECK(HubId::parse("org/net@v1")->text() == "org/net@v1");
   CHECK(HubId::parse("org/net@main")->text() == "org/net");
-  for (const char* wrong :
-       {"", "net", "org/", "/net", "a/b/c", "../net", "org/..", "org/.", "org/n et", "org/net@", "org/net@..",
-        "org/net@a/../b", "org/net@a//b", "org/net@/a", "org/net@a/", "org/net@a@b", "org/n\xc3\xa4"})
+  for (const char* text : {"org/net:Q4_K_M@refs/pr/1", "org/net@refs/pr/1:Q4_K_M"}) {
+    const auto id = HubId::parse(text);
+    CHECK(std::tie(id->repo, id->revision, id->quantisation) ==
+          std::make_tuple("org/net", "refs/pr/1", "Q4_K_M"));
+    CHECK(id->text() == "org/net:Q4_K_M@refs/pr/1");
+  }
+  CHECK(HubId::parse("org/net:UD-Q4.1")->revision == "main");
+  for (const char* wrong : {"",
+                            "net",
+                            "org/",
+                            "/net",
+                            "a/b/c",
+                            "../net",
+                            "org/..",
+                            "org/.",
+                            "org/n et",
+                            "org/net@",
+                            "org/net@..",
+                            "org/net:",
+                            "org/net:Q4/K",
+                            "org/net:a:b",
+                            ":Q4",
+                            "org/net@v1:",
+                            "org:Q4/net",
+                            "org/net@a:b@c",
+                            "org/net@a/../b",
+                            "org/net@a//b",
+                            "org/net@/a",
+                            "org/net@a/",
+                            "org/net@a@b",
+                            "org/n\xc3\xa4"})
     CHECK_MESSAGE(!HubId::parse(wrong), wrong);
   CHECK(!HubId::parse("org/" + std::string(200, 'a')));
 }
@@ -47,7 +75,34 @@ TEST_CASE("of a repository only what is needed is fetched") {
         Names{"config.json", "new_modules_gp.safetensors"});
   CHECK(needed({"adapter_config.json", "adapter_model.bin", "optimizer.pt"}) ==
         Names{"adapter_config.json", "adapter_model.bin"});
-  CHECK_THROWS_WITH_AS(needed({"config.json", "net.gguf"}), doctest::Contains("--model"), Error);
+  CHECK_THROWS_WITH_AS(needed({"config.json", "net.onnx"}), doctest::Contains("no weights"), Error);
+}
+
+TEST_CASE("of GGUF files those of one model are fetched, with its vision encoder") {
+  const Names files = {"README.md",       "config.json",         "net-F16.gguf",
+                       "net-Q4_K_M.gguf", "net-UD-Q4_K_M.gguf",  "net-q8_0.gguf",
+                       "mmproj-F32.gguf", "mmproj-net-f16.gguf", "BF16/net-BF16-00002-of-00002.gguf",
+                       "net-Q4_K_S.gguf", "imatrix.dat",         "BF16/net-BF16-00001-of-00002.gguf",
+                       "net.IQ4_XS.gguf"};
+  const std::string eyes = "mmproj-net-f16.gguf";
+  const auto of = [&](const std::string& quantisation) { return needed(files, quantisation); };
+  CHECK(of("") == Names{"net-Q4_K_M.gguf", eyes});
+  CHECK(of("q4_k_m") == Names{"net-Q4_K_M.gguf", eyes});
+  CHECK(of("Q8_0") == Names{"net-q8_0.gguf", eyes});
+  CHECK(of("F16") == Names{"net-F16.gguf", eyes});
+  CHECK(of("IQ4_XS") == Names{eyes, "net.IQ4_XS.gguf"});
+  CHECK(of("UD-Q4_K_M") == Names{"net-UD-Q4_K_M.gguf", eyes});
+  CHECK(of("BF16") == Names{eyes, "BF16/net-BF16-00002-of-00002.gguf", "BF16/net-BF16-00001-of-00002.gguf"});
+  for (const char* none : {"Q4_K", "Q5_K_M", "mmproj", "4_K_M"})
+    CHECK_THROWS_WITH_AS(of(none), doctest::Contains("there are: BF16, F16, Q4_K_M, Q4_K_S, "), Error);
+  // Without the usual one the first; beside safetensors only when asked for.
+  CHECK(needed({"b-Q8_0.gguf", "a-Q2_K.gguf"}) == Names{"a-Q2_K.gguf"});
+  CHECK(needed({"config.json", "model.safetensors", "net-Q8_0.gguf"}) ==
+        Names{"config.json", "model.safetensors"});
+  CHECK(needed({"config.json", "model.safetensors", "net-Q8_0.gguf"}, "Q8_0") == Names{"net-Q8_0.gguf"});
+  CHECK_THROWS_WITH_AS(needed({"mmproj-F16.gguf"}), doctest::Contains("no weights"), Error);
+  CHECK_THROWS_WITH_AS(needed({"config.json", "model.safetensors"}, "Q8_0"), doctest::Contains("(*.gguf)"),
+                       Error);
 }
 
 TEST_CASE("files are called by their hashes") {

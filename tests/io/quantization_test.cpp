@@ -151,6 +151,50 @@ TEST_CASE("GPTQ: g_idx says each input's group, and 8 bits are four to a word") 
   CHECK(at::equal(weight_of(wide, eight)[1], at::tensor({0.f, 1.f, 2.f, 255.f})));
 }
 
+TEST_CASE(
+    "packed layers are read row by row as they are read whole, and as steps where these are in groups") {
+  at::manual_seed(6);
+  const auto random = [](int64_t rows, int64_t columns) {
+    return at::randint(INT32_MIN, INT32_MAX, {rows, columns}, at::kLong).to(at::kInt);
+  };
+  const at::Tensor scales = (at::rand({4, 24}) + 0.1).to(at::kHalf);
+  const Tensors awq = {{"a.qweight", random(32, 3)}, {"a.qzeros", random(4, 3)}, {"a.scales", scales}},
+                gptq = {{"a.qweight", random(4, 24)}, {"a.qzeros", random(4, 3)}, {"a.scales", scales}};
+  Tensors ordered = gptq, shuffled = gptq;
+  ordered["a.g_idx"] = at::arange(32, at::kInt).div(8, "floor").to(at::kInt);
+  shuffled["a.g_idx"] = at::arange(32, at::kInt).remainder(4).to(at::kInt);
+  const Tensors eight = {{"a.qweight", random(8, 24)}, {"a.qzeros", random(4, 6)}, {"a.scales", scales}};
+  json eight_config = gptq_config();
+  eight_config["bits"] = 8;
+  struct Case {
+    const Tensors& tensors;
+    json config;
+    bool in_steps;
+  };
+  for (const Case& c :
+       {Case{awq, awq_config(), true}, Case{gptq, gptq_config(), true}, Case{ordered, gptq_config(), true},
+        Case{shuffled, gptq_config(), false}, Case{eight, eight_config, false}}) {
+    const Checkpoint checkpoint(c.tensors, c.config);
+    const Weights weights = checkpoint.open();
+    const at::Tensor whole = checkpoint.weight();
+    const FewBits* const few = weights.few_bits("a.weight");
+    REQUIRE(few != nullptr);
+    CHECK((few->steps != nullptr) == c.in_steps);
+    CHECK(few->group == (c.in_steps ? 8 : 0));
+    CHECK(at::equal(few->rows(0, 24), whole));
+    CHECK(at::equal(few->rows(9, 5), whole.narrow(0, 9, 5)));
+    if (!few->steps) continue;
+    const auto [step, scale, offset] = few->steps(9, 15);
+    const auto by_input = [](const at::Tensor& t) { return t.repeat_interleave(8, 1); };
+    const at::Tensor values = step.to(at::kFloat) * by_input(scale) + by_input(offset);
+    CHECK(at::allclose(values, whole.narrow(0, 9, 15), 1e-6, 1e-6));
+    CHECK_THROWS_AS(weights.take_few_bits("a.weight", {24, 31}), Error);
+  }
+  const Weights plain = Checkpoint({{"a.weight", at::ones({2, 2})}}, json()).open();
+  CHECK(plain.few_bits("a.weight") == nullptr);
+  CHECK(plain.few_bits("b.weight") == nullptr);
+}
+
 TEST_CASE("FP8: a scale per block, the last ones not whole, or one for all") {
   const at::Tensor weight = weight_of(fp8_layer(), fp8_config());
   CHECK(weight.sizes() == at::IntArrayRef({4, 7}));

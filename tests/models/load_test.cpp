@@ -152,7 +152,7 @@ TEST_CASE("GGUF files are told by their first bytes") {
     for (const std::string& given : {mmproj, std::string()})  // the one beside it
       contains(error(model, given), {"mmproj-model.gguf: projector type ''"});
   }
-  contains(error(file("other", "llama"), mmproj), {"architecture 'llama' is not supported"});
+  contains(error(file("other", "mamba"), mmproj), {"architecture 'mamba' is not supported"});
   contains(error(scratch.write("text.gguf", "words"), mmproj), {"text.gguf is not a GGUF file"});
   contains(error(scratch.write("text", "words"), mmproj),
            {"--mmproj belongs to a --model that is a GGUF file"});

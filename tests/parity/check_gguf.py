@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -13,9 +14,13 @@ from pathlib import Path
 import gguf
 from transformers import AutoTokenizer
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
+import stub_hub
+
 TINY = Path(__file__).resolve().parents[2] / "models/tiny"
 DIR = Path(os.environ["GLIMPSE_GGUF_DIR"])
-KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0", "mixed")
+KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0", "iq4_nl", "mixed")
+WIDE = ("--dtype", "fp32", "--weights", "bf16")
 IMAGE, QUESTION = TINY / "test/cot/read/read_000.jpg", "What letter is on the orange square?"
 
 
@@ -52,12 +57,28 @@ class Gguf(unittest.TestCase):
     def test_the_same_values_give_the_same_answers(self):
         for kind in KINDS:
             with self.subTest(kind):
-                ours, expected = (self.rows(*model, "--dtype", "fp32")
+                ours, expected = (self.rows(*model, *WIDE)
                                   for model in (pair(kind), ["--model", DIR / kind / "expected"]))
                 self.assertEqual(ours, expected)
 
+    def test_by_name(self):
+        """Fetched from a hub by name and quantisation, then found in the cache."""
+        files = {"net-Q8_0.gguf": "q8_0/model.gguf", "net-Q4_0.gguf": "q4_0/model.gguf", "mmproj-net-F16.gguf": "f16/mmproj-model.gguf"}
+        hub = stub_hub.Hub()
+        self.addCleanup(hub.stop)
+        hub.repos["org/net"] = stub_hub.Repo({name: (DIR / file).read_bytes() for name, file in files.items()})
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": folder, "no_proxy": "*"}
+            model = ["--model", "org/net:Q8_0"]
+            self.fails(["ask", *model, "x"], "--download")
+            by_name = self.rows(*model, "--download")
+            self.assertEqual(by_name, self.rows("--model", DIR / "q8_0/model.gguf", "--mmproj", DIR / "f16/mmproj-model.gguf"))
+            del hub.requests[:]
+            self.assertEqual(self.rows("--model", "org/net"), by_name)  # the one that is there
+            self.assertEqual(hub.requests, [])
+
     def test_the_same_numbers_to_the_bit(self):
-        flags = ["--image", IMAGE, "--json", "--threads", 1, "--dtype", "fp32", "--new-modules", TINY / "new_modules"]
+        flags = ["--image", IMAGE, "--json", "--threads", 1, *WIDE, "--new-modules", TINY / "new_modules"]
         for kind in ("f32", "mixed"):
             with tempfile.TemporaryDirectory() as folder:
                 for name, model in (("a", pair(kind)), ("b", ["--model", DIR / kind / "expected"])):
@@ -74,6 +95,98 @@ class Gguf(unittest.TestCase):
             with self.subTest(flags):
                 self.assertEqual([r["answer"] for r in self.rows(*flags)], [r["answer"] for r in expected])
         self.rows(*pair("mixed"), "--weights", "int4", rows=1)
+
+    def test_kept_in_few_bits(self):
+        """The default: nearly every answer of the widened weights, also as a directory, from which it is the same to the bit."""
+        for kind in ("q8_0", "q4_0", "iq4_nl", "mixed"):
+            with self.subTest(kind), tempfile.TemporaryDirectory() as folder:
+                kept, wide = self.rows(*pair(kind)), self.rows(*pair(kind), "--weights", "bf16")
+                same = [a["answer"] == b["answer"] for a, b in zip(kept, wide)]
+                self.assertGreaterEqual(sum(same), len(same) - 1)
+                out = Path(folder) / "out"
+                text, vision = pair(kind)[1::2]
+                self.ok("quantize", text, out, "--mmproj", vision, "--weights", "auto", "--threads", 1)
+                self.assertEqual(self.rows("--model", out), kept)
+                bits = json.loads((out / "config.json").read_text())["quantization_config"]["bits"]
+                self.assertEqual(bits, 8 if kind == "q8_0" else 4)
+        self.fails(["quantize", *pair("bf16")[1::2][:1], DIR / "none", "--weights", "auto"], "has no layers in few bits to keep")
+
+    def test_a_packed_copy_is_kept_and_mapped(self):
+        """The second start reads a copy; one that is damaged or of another model is made again."""
+        with tempfile.TemporaryDirectory() as folder:
+            cache = Path(folder) / "cache"
+            flags = [*pair("mixed"), "--cache-dir", cache, "--cache-mb", 64]
+            expected = self.rows(*flags, rows=2)
+            (copy,) = cache.glob("weights-*.safetensors")
+            whole, made = copy.read_bytes(), copy.stat().st_mtime_ns
+            self.assertEqual(self.rows(*flags, rows=2), expected)
+            self.assertEqual(copy.stat().st_mtime_ns, made)
+            damages = [whole[:-1], whole[: len(whole) // 2], b"", whole[:-1000] + bytes(b ^ 1 for b in whole[-1000:])]
+            for damaged in damages:
+                copy.write_bytes(damaged)
+                self.assertEqual(self.rows(*flags, rows=2), expected)
+                self.assertEqual(copy.read_bytes(), whole)
+            self.rows(*pair("q4_0"), "--cache-dir", cache, "--cache-mb", 64, rows=1)
+            self.assertEqual(len(list(cache.glob("weights-*"))), 2)
+            other = next(path for path in cache.glob("weights-*") if path != copy)
+            copy.write_bytes(other.read_bytes())
+            self.assertEqual(self.rows(*flags, rows=2), expected)
+            self.assertEqual(copy.read_bytes(), whole)
+            # Widened weights leave none, and without a folder that can be written the answer comes all the same.
+            self.rows(*pair("q8_0"), "--weights", "bf16", "--cache-dir", cache, "--cache-mb", 64, rows=1)
+            self.assertEqual(len(list(cache.glob("weights-*"))), 2)
+
+    def test_llava(self):
+        """LLaVA-1.5's pairs answer as the checkpoint in the original layout with the same values, also as a directory."""
+        golden = Path(__file__).resolve().parents[1] / "data/golden/llava_tiny"
+
+        def answer(*flags):
+            ask = ["ask", "--image", golden / "inputs/imgA.png", "--json", "--threads", 1, "-n", 6, "--new-modules", golden / "nm_main"]
+            got = json.loads(self.ok(*ask, *flags, "Where is that here? ü"))
+            return {key: got[key] for key in ("answer", "token_ids", "images", "prompt_tokens")}
+
+        for kind in ("f32", "q8_0", "q4_0"):
+            with self.subTest(kind), tempfile.TemporaryDirectory() as folder:
+                ours = pair(f"llava/{kind}")
+                self.assertEqual(answer(*ours, *WIDE), answer("--model", DIR / f"llava/{kind}/expected/model", *WIDE))
+                bits = "int8" if kind == "f32" else "auto"
+                out = Path(folder) / "out"
+                self.ok("quantize", ours[1], out, "--weights", bits, "--threads", 1)
+                self.assertEqual(answer("--model", out), answer(*ours, "--weights", bits))
+        kept, wide = (answer(*pair("llava/q8_0"), *flags) for flags in ((), WIDE))
+        self.assertEqual(kept["images"], wide["images"])
+        self.fails(["ask", "--model", DIR / "llava/f32/model.gguf", "--mmproj", DIR / "f32/mmproj-model.gguf", QUESTION], "known: mlp")
+        parts = {name: (DIR / "llava/f32" / f"{name}.gguf").read_bytes() for name in ("model", "mmproj-model")}
+        for part, name, says in [("model", b"llama.block_count", "llama.block_count is missing"),
+                                 ("model", b"tokenizer.ggml.scores", "tokenizer.ggml.scores"),
+                                 ("model", b"blk.1.attn_q.weight", "layers.1.self_attn.q_proj.weight' is missing"),
+                                 ("mmproj-model", b"clip.vision.feed_forward_length", "feed_forward_length is missing"),
+                                 ("mmproj-model", b"v.class_embd", "class_embedding' is missing"),
+                                 ("mmproj-model", b"v.blk.1.ffn_up.weight", "v.blk.1.ffn_up.weight' is missing")]:
+            with self.subTest(says), tempfile.TemporaryDirectory() as folder:
+                self.assertIn(name, parts[part])
+                for other, data in parts.items():
+                    (Path(folder) / f"{other}.gguf").write_bytes(data.replace(name, name[:-1] + b"?") if other == part else data)
+                self.fails(["ask", "--model", Path(folder) / "model.gguf", "--image", golden / "inputs/imgA.png", QUESTION], says)
+
+    def test_qwen3(self):
+        """Qwen3-VL's pairs answer as the published layout with the same values, also as a directory."""
+        golden = Path(__file__).resolve().parents[1] / "data/golden/qwen3_vl_tiny"
+
+        def answer(base, *flags):
+            modules, picture = {"base": ("nm_main", "imgA.0.png"), "base_tied": ("nm_tied", "imgE.0.png")}[base]
+            ask = ["ask", "--image", golden / "inputs" / picture, "--json", "--threads", 1, "-n", 8, "--new-modules", golden / modules]
+            got = json.loads(self.ok(*ask, *flags, "Count the shapes."))
+            return {key: got[key] for key in ("answer", "token_ids", "images", "prompt_tokens")}
+
+        for base in ("base", "base_tied"):
+            for kind in ("f32", "f16", "q8_0"):
+                with self.subTest((base, kind)), tempfile.TemporaryDirectory() as folder:
+                    name, out = f"qwen3/{base}/{kind}", Path(folder) / "out"
+                    self.assertEqual(answer(base, *pair(name), *WIDE), answer(base, "--model", DIR / name / "expected", *WIDE))
+                    self.ok("quantize", pair(name)[1], out, "--weights", "int8", "--threads", 1)
+                    self.assertEqual(answer(base, "--model", out), answer(base, *pair(name), "--weights", "int8"))
+        self.fails(["ask", *pair("qwen3/base/f32")[:2], "--mmproj", DIR / "f32/mmproj-model.gguf", QUESTION], "known: qwen3vl_merger")
 
     def test_split_files_and_the_encoder_beside(self):
         parts = sorted((DIR / "split").glob("model-*.gguf"))

@@ -27,6 +27,24 @@ inline std::filesystem::path checkpoints() {
 inline std::vector<Patches> patches_of(const GoldenCase& parity) {
   std::vector<Patches> patches;
   if (!parity.has("pixel_values")) return patches;
+  if (parity.has("image_sizes")) {  // pictures in tiles
+    const std::vector<int64_t> sizes = parity.integers("image_sizes"), counts = parity.integers("tiles");
+    int64_t first = 0;
+    for (size_t i = 0; i < counts.size(); ++i) {
+      Patches picture;
+      std::vector<at::Tensor> tiles;
+      for (int64_t tile = 0; tile < counts[i]; ++tile) {
+        picture = cut_patches(parity["pixel_values"][first++], 14);
+        tiles.push_back(picture.pixel_values);
+      }
+      picture.pixel_values = at::cat(tiles);
+      picture.grid.t = static_cast<int>(counts[i]);
+      picture.height = static_cast<int>(sizes[2 * i]);
+      picture.width = static_cast<int>(sizes[2 * i + 1]);
+      patches.push_back(picture);
+    }
+    return patches;
+  }
   if (!parity.has("image_grid_thw")) {  // whole pictures
     for (const at::Tensor& picture : parity["pixel_values"].unbind())
       patches.push_back(cut_patches(picture, 14));

@@ -3,7 +3,7 @@
 
 Usage: make_gguf.py OUT_DIR
 
-Writes OUT_DIR/split, the model of "bf16" in parts of 30 tensors; OUT_DIR/<kind>/model.gguf and OUT_DIR/<kind>/mmproj-model.gguf for every kind below, and OUT_DIR/<kind>/expected, the
+Writes OUT_DIR/llava/<kind>, a LLaVA-1.5 (make_gguf_llava.py); OUT_DIR/split, the model of "bf16" in parts of 30 tensors; OUT_DIR/<kind>/model.gguf and OUT_DIR/<kind>/mmproj-model.gguf for every kind below, and OUT_DIR/<kind>/expected, the
 same model as a checkpoint in float32 with the values that the package reads out of those files. OUT_DIR/blocks.gguf has random
 blocks of every type that is read, OUT_DIR/blocks.safetensors what the package reads out of them.
 """
@@ -28,7 +28,7 @@ CONFIG = json.loads((MODEL / "config.json").read_text())
 # Of the language model's matrices and of the encoder's. "mixed" is what llama.cpp's Q4_K_M and Q5_K_M files hold.
 KINDS = {
     "f32": (Type.F32, Type.F32), "f16": (Type.F16, Type.F16), "bf16": (Type.BF16, Type.BF16), "q8_0": (Type.Q8_0, Type.Q8_0),
-    "q4_0": (Type.Q4_0, Type.F16), "mixed": (Type.Q4_K, Type.F16),
+    "q4_0": (Type.Q4_0, Type.F16), "iq4_nl": (Type.IQ4_NL, Type.F16), "mixed": (Type.Q4_K, Type.F16),
 }  # fmt: skip
 MIXED = {"attn_v": Type.Q6_K, "ffn_down": Type.Q6_K, "token_embd": Type.Q6_K, "ffn_gate": Type.Q5_K}
 
@@ -71,8 +71,18 @@ def pack_q6(values):
     return np.concatenate([low, high, s.view(np.uint8), as_bytes(d)], 1)
 
 
+def pack_iq4(values):
+    groups, table = values.reshape(-1, 32), np.array(quants.IQ4_NL.kvalues, np.float32)
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(1, keepdims=True), 1)
+    d = (largest / -127).astype(np.float16).astype(np.float32)
+    q = np.abs((groups / np.where(d == 0, 1, d))[:, :, None] - table).argmin(2).astype(np.uint8)
+    return np.concatenate([as_bytes(d), q[:, :16] | q[:, 16:] << 4], 1)
+
+
 def quantize(values, kind):
     """[..., columns] float32 -> the bytes of its rows."""
+    if kind == Type.IQ4_NL:
+        return pack_iq4(values).reshape(*values.shape[:-1], -1)
     if kind not in (Type.Q4_K, Type.Q5_K, Type.Q6_K):
         return quants.quantize(values, kind)
     blocks = values.reshape(-1, 256)
@@ -204,6 +214,15 @@ def main():
     write_blocks(out)
     for name, kinds in KINDS.items():
         write_model(out / name, *kinds)
+    from make_gguf_llava import write_llava
+
+    for name, kind in (("f32", Type.F32), ("q8_0", Type.Q8_0), ("q4_0", Type.Q4_0)):
+        write_llava(out / "llava" / name, kind)
+    from make_gguf_qwen3 import write_qwen3
+
+    for base in ("base", "base_tied"):
+        for name, kind in (("f32", Type.F32), ("f16", Type.F16), ("q8_0", Type.Q8_0)):
+            write_qwen3(out / "qwen3" / base / name, base, kind)
     (out / "split").mkdir()
     tensors = load_file(MODEL / "model.safetensors")
     write_text(out / "split/model.gguf", tensors, Type.BF16, part=30)

@@ -109,6 +109,19 @@ def to_newer_layout(folder):
     save_file(renamed(load_file(file), *pairs), file, {"format": "pt"})
 
 
+def original_config(model):
+    """The original code's config of it, the encoder in a folder called clip-vit-tiny."""
+    text = model.config.text_config.to_dict()
+    keys = ("hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size rms_norm_eps "
+            "rope_theta max_position_embeddings hidden_act").split()
+    return {key: text[key] for key in keys} | {"rope_scaling": text.get("rope_scaling")} | {
+        "model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": "openai/clip-vit-tiny",
+        "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "mm_projector_type": "mlp2x_gelu",
+        "mm_hidden_size": model.config.vision_config.hidden_size, "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False, "image_aspect_ratio": "pad", "tie_word_embeddings": False, "torch_dtype": "float16",
+    }  # fmt: skip
+
+
 def to_original_layout(folder, model):
     """The original code's names and config, two torch shards, and beside the model CLIP's checkpoint, text half included."""
     file = folder / "model.safetensors"
@@ -128,16 +141,7 @@ def to_original_layout(folder, model):
     clip.vision_model.load_state_dict(model.vision_tower.vision_model.state_dict())
     clip.save_pretrained(folder.parent / "clip-vit-tiny", safe_serialization=False)
 
-    text = model.config.text_config.to_dict()
-    keys = ("hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size rms_norm_eps "
-            "rope_theta max_position_embeddings hidden_act rope_scaling").split()
-    config = {key: text[key] for key in keys} | {
-        "model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": "openai/clip-vit-tiny",
-        "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "mm_projector_type": "mlp2x_gelu",
-        "mm_hidden_size": model.config.vision_config.hidden_size, "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False, "image_aspect_ratio": "pad", "tie_word_embeddings": False, "torch_dtype": "float16",
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "config.json").write_text(json.dumps(original_config(model), indent=1))
 
 
 def make(name, spec, out, seed):

@@ -43,6 +43,27 @@ VICUNA = (
     "{%- for part in message.content -%}{{ '<image>\\n' if part.type == 'image' else part.text }}{%- endfor -%}"
     "{{ '</s>' if message.role == 'assistant' else ' ' }}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}")
+# LLaVA-NeXT's: the original llava_v1 and mistral_instruct (LLaMA 2's style), and the same instructions in llava-hf's way.
+LLAVA_V1 = VICUNA.replace("curious user", "curious human").replace("the user's", "the human's")
+MISTRAL_HF = (
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'system' -%}{{ '<<SYS>>\\n' }}{%- elif message.role == 'user' -%}{{ '[INST] ' }}{%- else -%}{{ ' ' }}{%- endif -%}"
+    "{%- for part in message.content if part.type == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}"
+    "{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}"
+    "{%- if message.role == 'system' -%}{{ '\\n<</SYS>>\\n\\n' }}{%- elif message.role == 'user' -%}{{ ' [/INST]' }}{%- else -%}{{ '</s>' }}{%- endif -%}"
+    "{%- endfor -%}")
+MISTRAL = (
+    "{%- set held = namespace(text='') -%}"
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'system' -%}{%- set held.text = '<<SYS>>\\n' -%}"
+    "{%- for part in message.content -%}{%- set held.text = held.text + part.text -%}{%- endfor -%}"
+    "{%- set held.text = held.text + '\\n<</SYS>>\\n\\n' -%}"
+    "{%- else -%}"
+    "{%- if message.role == 'user' -%}{{ '[INST] ' + held.text }}{%- set held.text = '' -%}{%- else -%}{{ ' ' }}{%- endif -%}"
+    "{%- for part in message.content -%}{{ '<image>\\n' if part.type == 'image' else part.text }}{%- endfor -%}"
+    "{{ ' [/INST]' if message.role == 'user' else ' </s>' }}"
+    "{%- endif -%}{%- endfor -%}")
+ORIGINAL = {"vicuna": VICUNA, "llava_v1": LLAVA_V1, "mistral": MISTRAL}
 
 TEXTS = [
     "", " ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", " \n ", "\t\n  x", "x \n\n y", "a   b", "   a", "a   ", "\u00a0x", "\u3000",
@@ -115,10 +136,10 @@ def qwen_chats(tokenizer, talk: list):
 def llava_chats(tokenizer, talk: list):
     messages = as_messages(talk)
     for generation in (False, True):
-        for name, template in (("llava_hf", LLAVA_HF), ("vicuna", VICUNA)):
+        for name, template in {"llava_hf": LLAVA_HF, "mistral_hf": MISTRAL_HF, **ORIGINAL}.items():
             prompt = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template, add_generation_prompt=generation)
             ids = tokenizer.encode(prompt, add_special_tokens=False)
-            if name == "vicuna":  # the original code encodes the parts between images one by one and joins them with this number
+            if name in ORIGINAL:  # the original code encodes the parts between images one by one and joins them with this number
                 ids = [i for part in prompt.split("<image>") for i in [-200, *tokenizer.encode(part, add_special_tokens=False)]][1:]
             yield {"format": name, "generation": generation, "prompt": prompt, "ids": ids}
 

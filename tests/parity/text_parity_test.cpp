@@ -48,6 +48,9 @@ std::vector<Message> messages_of(const json& list) {
 std::unique_ptr<ChatFormat> format_of(const json& chat) {
   const std::string name = chat["format"];
   if (name == "vicuna") return std::make_unique<VicunaChat>(-200);
+  if (name == "llava_v1") return std::make_unique<VicunaChat>(-200, "human");
+  if (name == "mistral") return std::make_unique<MistralChat>(-200);
+  if (name == "mistral_hf") return std::make_unique<MistralChat>();
   if (name == "llava_hf") return std::make_unique<LlavaHfChat>();
   return std::make_unique<QwenChat>();
 }

@@ -127,6 +127,15 @@ class Engine(unittest.TestCase):
                 self.assertEqual((answer.text, answer.cached_tokens > 0), (ANSWER, known))
                 del engine  # what it keeps is written then
 
+    def test_small_kv_cache(self):
+        plain = self.engine.ask(IMAGE, QUESTION)
+        with glimpse.Engine(threads=1, kv="int8") as engine:
+            answer = engine.ask(IMAGE, QUESTION)
+        self.assertEqual((answer.text, answer.images[0].keep.tolist()), (ANSWER, KEEP))
+        self.assertEqual(answer.kv_bytes * 128, plain.kv_bytes * 68)  # of a head of 64
+        with self.assertRaisesRegex(glimpse.Error, "kv: expected bf16, int8 or int4, got 'int2'"):
+            glimpse.Engine(kv="int2")
+
     def test_close(self):
         with glimpse.Engine(threads=1) as engine:
             self.assertEqual(engine.ask(None, "Hello", max_new_tokens=1).finish_reason, "length")

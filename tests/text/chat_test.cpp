@@ -35,6 +35,25 @@ TEST_CASE("Qwen's chat format") {
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|><|im_end|>\n");
 }
 
+TEST_CASE("LLaVA-NeXT's chat formats") {
+  const std::vector<Message> messages = {{"user", {words("What is "), image, words("it?")}},
+                                         {"assistant", {words("A cat.")}},
+                                         {"user", {words("Sure?")}}};
+  CHECK(
+      VicunaChat(-200, "human").render(messages, true) ==
+      "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
+      "detailed, and polite answers to the human's questions. "
+      "USER: What is <image>\nit? ASSISTANT: A cat.</s>USER: Sure? ASSISTANT:");
+  CHECK(MistralChat(-200).render(messages, true) ==
+        "[INST] What is <image>\nit? [/INST] A cat. </s>[INST] Sure? [/INST]");
+  CHECK(MistralChat().render(messages, true) ==
+        "[INST] <image>\nWhat is it? [/INST] A cat.</s>[INST] Sure? [/INST]");
+  const std::vector<Message> told = {{"system", {words("Be brief.")}}, {"user", {image, words("Why?")}}};
+  CHECK(MistralChat(-200).render(told, true) ==
+        "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n<image>\nWhy? [/INST]");
+  CHECK(MistralChat().render(told, true) == "<<SYS>>\nBe brief.\n<</SYS>>\n\n[INST] <image>\nWhy? [/INST]");
+}
+
 TEST_CASE("without special tokens in the texts the ids are those of the rendered prompt") {
   const auto tokenizer = Tokenizer::load(tiny_model());
   const std::vector<Message> messages = {

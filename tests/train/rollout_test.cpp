@@ -18,7 +18,7 @@ struct Setup {
   std::unique_ptr<Vlm> model;
   std::optional<LoraAdapter> adapter;
   std::vector<Group> groups;
-  std::vector<at::Tensor> rows;
+  std::vector<EmbeddedPrompt> prompts;
   GroupLimits limits{3, {556}, 640};
 
   explicit Setup(double dropout) {
@@ -35,12 +35,12 @@ struct Setup {
     const auto row = tiny_rows("rows.jsonl").at(0);
     Prompt prompt = model->prompt({user(row["question"], 1)}, {row_image(row)}, {});
     groups.push_back({prompt, {46, 47, 62, 63}, {}, {}});
-    rows.push_back(embed_prompt(*model, prompt, {}).rows);
+    prompts.push_back(embed_prompt(*model, prompt, {}));
   }
   std::vector<std::vector<int64_t>> draw(uint64_t generator, RolloutOptions options, int64_t seed = 5) {
     at::manual_seed(generator);
     options.max_new_tokens = 12;
-    roll_out(*model, groups, rows, std::vector<int64_t>{seed}, limits, options);
+    roll_out(*model, groups, prompts, std::vector<int64_t>{seed}, limits, options);
     return groups[0].completions;
   }
 };
@@ -70,7 +70,7 @@ TEST_CASE("the adapter's dropout acts while answers are drawn, and not where it 
   const at::NoGradGuard no_grad;
   Group& group = setup.groups[0];
   const auto first = [&] {
-    return run_prompt(*setup.model, setup.rows[0], group, setup.limits, LogProb::sampled, true).first;
+    return run_prompt(*setup.model, setup.prompts[0], group, setup.limits, LogProb::sampled, true).first;
   };
   CHECK(at::equal(first(), first()));
 }

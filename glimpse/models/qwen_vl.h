@@ -1,0 +1,68 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "glimpse/image/qwen_image.h"
+#include "glimpse/models/mrope.h"
+#include "glimpse/models/rope_scaling.h"
+#include "glimpse/models/vision_shape.h"
+#include "glimpse/models/vlm.h"
+
+namespace glimpse {
+
+/// What Qwen's vision-language models have in common: names, chat format, images of whole merge units and
+/// positions of three components.
+class QwenVl : public Vlm {
+ public:
+  /// The checkpoint under the names of Qwen2.5-VL's older published layout.
+  static Weights open_weights(const ModelSource& source, const nlohmann::json& config);
+  static std::string canonical_name(std::string_view name);
+  /// The numbers that all configs of these encoders have.
+  static VisionShape vision_shape(const nlohmann::json& config, const std::filesystem::path& dir);
+
+  using Vlm::prompt;
+  Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+                const ImageBounds& bounds) const override;
+  std::vector<int64_t> chat_ids(const std::vector<Message>& messages, bool add_generation_prompt,
+                                std::vector<int64_t>* question) const override;
+  const Decoder& decoder() const override { return decoder_; }
+  const Tokenizer& tokenizer() const override;
+  bool has_class_token() const override { return false; }
+  int64_t max_positions() const override { return rope_.context(); }
+
+ protected:
+  /// What a family does not say in its config.json.
+  struct Defaults {
+    double rope_theta = 1e6;
+    int64_t max_positions = 32768;
+    QwenImageOptions image;
+    bool system_message = true;  ///< of conversations without one
+    bool interleaved = false;    ///< rotary embedding (interleaved_components)
+    bool evaluated = true;       ///< whether there is a published evaluation with a preprocessing of its own
+  };
+  explicit QwenVl(Defaults defaults) : defaults_(std::move(defaults)), chat_(defaults_.system_message) {}
+
+  /// Reads what the config says of positions; `text` is its part for the language model.
+  void read_positions(const nlohmann::json& text, const nlohmann::json& config, const DecoderConfig& shape,
+                      const ModelSource& source, at::Device device);
+  /// Reads the tokenizer, and how images are prepared for the encoder of `vision`.
+  void read_parts(const ModelSource& source, const nlohmann::json& vision);
+
+  std::filesystem::path dir_;
+  MropeConfig mrope_;
+  std::vector<int64_t> mrope_section_;
+  RopeScaling rope_;
+  Decoder decoder_;
+
+ private:
+  const Defaults defaults_;
+  const QwenChat chat_;
+  std::unique_ptr<Tokenizer> tokenizer_;           // null for checkpoints without one (golden data)
+  std::optional<QwenImageOptions> image_options_;  // none for checkpoints without
+};
+
+}  // namespace glimpse

@@ -1,0 +1,108 @@
+"""The golden data's tiny Qwen3-VL as a pair of GGUF files, named and typed as llama.cpp's converter writes it."""
+import json
+import shutil
+
+import gguf
+import torch
+from gguf import GGMLQuantizationType as Type
+from gguf_tokenizer import add_tokenizer
+from make_gguf import MODEL, ROOT, Writer
+from make_gguf_llava import read_back, stored
+from safetensors.torch import load_file, save_file
+
+GOLDEN = ROOT / "tests/data/golden/qwen3_vl_tiny"
+MERGER = {"norm": "v.post_ln", "linear_fc1": "mm.0", "linear_fc2": "mm.2"}
+BLOCK = {"norm1": "ln1", "norm2": "ln2", "attn.qkv": "attn_qkv", "attn.proj": "attn_out", "mlp.linear_fc1": "ffn_up", "mlp.linear_fc2": "ffn_down"}
+
+
+def write_text(path, tensors, config, kind):
+    text = config["text_config"]
+    writer = Writer(path, gguf.MODEL_ARCH.QWEN3VL, text["num_hidden_layers"], kind)
+    writer.add_block_count(text["num_hidden_layers"])
+    writer.add_context_length(text["max_position_embeddings"])
+    writer.add_embedding_length(text["hidden_size"])
+    writer.add_feed_forward_length(text["intermediate_size"])
+    writer.add_head_count(text["num_attention_heads"])
+    writer.add_head_count_kv(text["num_key_value_heads"])
+    writer.add_key_length(text["head_dim"])
+    writer.add_value_length(text["head_dim"])
+    writer.add_rope_dimension_sections(text["rope_scaling"]["mrope_section"] + [0])
+    writer.add_rope_freq_base(text["rope_theta"])
+    writer.add_layer_norm_rms_eps(text["rms_norm_eps"])
+    writer.add_num_deepstack_layers(len(config["vision_config"]["deepstack_visual_indexes"]))
+    add_tokenizer(writer, MODEL, text)
+    read = {}
+    for name, tensor in tensors.items():
+        if name.startswith("model.visual."):
+            continue
+        data, own = stored(tensor, kind)
+        short = name.replace("model.language_model.", "model.")
+        writer.add_tensor(writer.names.get_name(short, try_suffixes=(".weight", ".bias")), data, raw_dtype=own)
+        read[name] = read_back(data, own, tensor.shape)
+    writer.finish()
+    return read
+
+
+def vision_name(name, taps):
+    part, end = name.rsplit(".", 1)
+    if part == "pos_embed":
+        return f"v.position_embd.{end}"
+    kind, rest = part.split(".", 1)
+    if kind == "merger":
+        return f"{MERGER[rest]}.{end}"
+    index, rest = rest.split(".", 1)
+    if kind == "deepstack_merger_list":
+        return f"v.deepstack.{taps[int(index)]}.{rest.removeprefix('linear_')}.{end}"
+    return f"v.blk.{index}.{BLOCK[rest]}.{end}"
+
+
+def write_vision(path, tensors, config, kind):
+    vision, preprocessor = config["vision_config"], json.loads((GOLDEN / "base/preprocessor_config.json").read_text())
+    writer, taps = Writer(path, gguf.MODEL_ARCH.MMPROJ, vision["depth"], kind), vision["deepstack_visual_indexes"]
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_clip_projector_type(gguf.VisionProjectorType.QWEN3VL)
+    writer.add_vision_projection_dim(config["text_config"]["hidden_size"])
+    writer.add_vision_image_size(round(vision["num_position_embeddings"] ** 0.5) * vision["patch_size"])
+    writer.add_vision_patch_size(vision["patch_size"])
+    writer.add_vision_embedding_length(vision["hidden_size"])
+    writer.add_vision_feed_forward_length(vision["intermediate_size"])
+    writer.add_vision_block_count(vision["depth"])
+    writer.add_vision_head_count(vision["num_heads"])
+    writer.add_vision_image_mean(preprocessor["image_mean"])
+    writer.add_vision_image_std(preprocessor["image_std"])
+    writer.add_vision_use_gelu(True)
+    writer.add_vision_spatial_merge_size(vision["spatial_merge_size"])
+    writer.add_vision_attention_layernorm_eps(config["text_config"]["rms_norm_eps"])
+    writer.add_vision_is_deepstack_layers([block in taps for block in range(vision["depth"])])
+    for key, name in (("min", "shortest_edge"), ("max", "longest_edge")):
+        writer.add_uint32(f"clip.vision.image_{key}_pixels", preprocessor["size"][name])
+    read = {}
+    for full, tensor in tensors.items():
+        if not full.startswith("model.visual."):
+            continue
+        name = full.removeprefix("model.visual.")
+        if name == "patch_embed.proj.weight":
+            frames = []
+            for frame, end in enumerate(("", ".1")):
+                data, own = stored(tensor[:, :, frame].contiguous(), Type.F16 if kind != Type.F32 else kind)
+                writer.add_tensor("v.patch_embd.weight" + end, data, raw_dtype=own)
+                frames.append(read_back(data, own, tensor[:, :, frame].shape))
+            read[full] = torch.stack(frames, 2)
+            continue
+        data, own = stored(tensor, Type.F32 if "pos_embed" in name else kind)
+        writer.add_tensor("v.patch_embd.bias" if name.startswith("patch_embed.") else vision_name(name, taps), data, raw_dtype=own)
+        read[full] = read_back(data, own, tensor.shape)
+    writer.finish()
+    return read
+
+
+def write_qwen3(out, base, kind):
+    """`out`/model.gguf and `out`/mmproj-model.gguf, and in `out`/expected a checkpoint with what the package reads out of them."""
+    expected = out / "expected"
+    shutil.copytree(GOLDEN / base, expected, ignore=shutil.ignore_patterns("*.safetensors"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODEL / name, expected)
+    tensors, config = load_file(GOLDEN / base / "model.safetensors"), json.loads((GOLDEN / base / "config.json").read_text())
+    read = write_text(out / "model.gguf", tensors, config, kind) | write_vision(out / "mmproj-model.gguf", tensors, config, kind)
+    assert read.keys() == tensors.keys(), read.keys() ^ tensors.keys()
+    save_file(read, expected / "model.safetensors")
