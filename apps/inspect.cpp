@@ -71,30 +71,41 @@ std::string pixels_of(int64_t side) {
   return concat(side, " x ", side, " pixels");
 }
 
+/// Visual tokens of a picture of a megapixel where the encoder sees it in views of one size; else 0.
+int64_t fixed_tokens_of(const Vlm& model) {
+  constexpr int side = 1024;
+  if (!model.has_class_token()) return 0;
+  const Image blank{side, side, std::vector<uint8_t>(size_t{3} * side * side)};
+  try {
+    return total_tokens(model.prompt({{"user", {{Part::Kind::image, {}}}}}, {blank}, {}).segments);
+  } catch (const Error&) {
+    return 0;  // a model that can be loaded without saying how it wants images prepared
+  }
+}
+
 /// What the model will need of this machine's memory, of whose images the largest.
-nlohmann::json memory_of(const MemoryNeed& need, int64_t context) {
+nlohmann::json memory_of(const MemoryNeed& need, int64_t context, int64_t fixed_tokens = 0) {
   const auto available = available_memory();
-  const auto side = [&](int64_t tokens) {
-    return static_cast<int64_t>(std::sqrt(static_cast<double>(tokens * need.token_pixels())));
-  };
-  // Of an encoder that sees tiles, one of them; else a picture of about a megapixel.
-  constexpr int64_t megapixel = 1024 * 1024;
-  const int64_t tokens =
-      need.vision.tile > 0 ? need.vision.tile * need.vision.tile : megapixel / need.token_pixels();
   nlohmann::json out = {{"weights_bytes", need.weights},
                         {"mapped_bytes", need.mapped},
                         {"loaded_bytes", need.loaded()},
-                        {"kv_bytes_per_token", need.kv_token},
-                        {"image",
-                         {{"visual_tokens", tokens},
-                          {"side_pixels", side(tokens)},
-                          {"kv_bytes", tokens * need.kv_token},
-                          {"bytes", need.image(tokens)}}}};
+                        {"kv_bytes_per_token", need.kv_token}};
+  if (available) out["available_bytes"] = *available;
+  if (need.vision.hidden == 0) return out;  // not loaded
+  const auto side = [&](int64_t tokens) {
+    return static_cast<int64_t>(std::sqrt(static_cast<double>(tokens * need.token_pixels())));
+  };
+  constexpr int64_t megapixel = 1024 * 1024;
+  const int64_t tokens = fixed_tokens > 0 ? fixed_tokens : megapixel / need.token_pixels();
+  out["image"] = {{"visual_tokens", tokens},
+                  {"side_pixels", fixed_tokens > 0 ? 1024 : side(tokens)},
+                  {"kv_bytes", tokens * need.kv_token},
+                  {"bytes", need.image(tokens)}};
   if (!available) return out;
-  out["available_bytes"] = *available;
   const int64_t largest =
       std::min(context, need.largest_image(*available - std::min(*available, need.loaded())));
-  out["largest_image"] = {{"visual_tokens", largest}, {"side_pixels", side(largest)}};
+  out["largest_image"] = {{"visual_tokens", largest}};
+  if (fixed_tokens == 0) out["largest_image"]["side_pixels"] = side(largest);
   return out;
 }
 
@@ -109,25 +120,27 @@ void print_memory(const nlohmann::json& memory, const std::string& weights, int6
             << (held.get<double>() < kGib ? in(held, kMib, 1) + " MiB" : in(held, kGib, 2) + " GiB")
             << " of weights (--weights " << weights << "), " << in(memory["kv_bytes_per_token"], 1024, 1)
             << " KiB of KV cache per token\n";
-  const auto& image = memory["image"];
-  std::cout << "  an image        " << pixels_of(image["side_pixels"]) << ": " << image["visual_tokens"]
-            << " visual tokens, " << in(image["kv_bytes"], kMib, 1) << " MiB of KV cache, "
-            << in(image["bytes"], kMib, 0) << " MiB while it is read\n";
+  if (memory.contains("image")) {
+    const auto& image = memory["image"];
+    std::cout << "  an image        " << pixels_of(image["side_pixels"]) << ": " << image["visual_tokens"]
+              << " visual tokens, " << in(image["kv_bytes"], kMib, 1) << " MiB of KV cache, "
+              << in(image["bytes"], kMib, 0) << " MiB while it is read\n";
+  }
   if (!memory.contains("available_bytes")) return;
-  const auto& largest = memory["largest_image"];
   std::cout << "  here            " << in(memory["available_bytes"], kGib, 1) << " GiB available: ";
+  const nlohmann::json largest = memory.value("largest_image", nlohmann::json{{"visual_tokens", 0}});
   if (largest["visual_tokens"] == 0)
     std::cout << "too little for it\n";
   else
-    std::cout << "room for one image of " << largest["visual_tokens"] << " visual tokens, "
-              << pixels_of(largest["side_pixels"])
+    std::cout << "room for one image of " << largest["visual_tokens"] << " visual tokens"
+              << (largest.contains("side_pixels") ? ", " + pixels_of(largest["side_pixels"]) : "")
               << (largest["visual_tokens"] == context ? " (as many as the context holds)" : "") << "\n";
 }
 
 int run(InspectFlags& flags, Interrupt& interrupt) {
   flags.fetching.provide(flags.engine, interrupt);
   const auto source = model_source(flags.engine);
-  const auto need =
+  auto need =
       memory_need(*source, load_options(flags.engine, source->config()), parse_kv_format(flags.engine.kv));
   // What cannot be loaded here still has its numbers.
   const auto available = available_memory();
@@ -152,7 +165,9 @@ int run(InspectFlags& flags, Interrupt& interrupt) {
       {"vision_encoder",
        {{"layers", engine->model().vision_depth()}, {"hidden_size", engine->model().vision_width()}}},
       {"parts", parts_of(open_weights(*source))}};
-  if (need) out["memory"] = memory_of(*need, engine->model().max_positions());
+  if (need) need->vision = vision_shape(source->config(), source->path());
+  if (need)
+    out["memory"] = memory_of(*need, engine->model().max_positions(), fixed_tokens_of(engine->model()));
   const nlohmann::json config = source->config();
   const Quantization packing = Quantization::of(config, source->where("config.json"));
   if (packing.method != Quantization::Method::none) out["quantization"] = packing.text();

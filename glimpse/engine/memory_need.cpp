@@ -117,7 +117,6 @@ MemoryNeed::MemoryNeed(const ModelSource& source, const LoadOptions& options, Kv
   const int64_t unit = keys % 32 == 0 ? 32 : 16;  // numbers that share a scale
   kv_token = 2 * keys / unit * LayerCache::row_bytes(kv, unit, itemsize_);
   rows_token = 4 * hidden_ * itemsize_;
-  vision = vision_shape(source.config(), source.path());
 }
 
 uint64_t MemoryNeed::image(int64_t tokens) const {

@@ -33,7 +33,8 @@ class MemoryNeed {
   uint64_t mapped = 0;      ///< of these: the files' own pages, which other programs can share
   uint64_t kv_token = 0;    ///< keys and values of one token in all layers
   uint64_t rows_token = 0;  ///< hidden states of one token on its way through the layers
-  VisionShape vision;
+  VisionShape
+      vision;  ///< for whoever asks about images to set: vision_shape() of a config that can be loaded
 
  private:
   static constexpr uint64_t around = uint64_t{24} << 20;

@@ -18,7 +18,9 @@ MemoryNeed need_of(const std::string& weights, KvFormat kv = KvFormat::plain) {
   EngineOptions options;
   options.weights = weights;
   const auto source = model_source(options);
-  return {*source, load_options(options, source->config()), kv};
+  MemoryNeed need(*source, load_options(options, source->config()), kv);
+  need.vision = vision_shape(source->config(), source->path());
+  return need;
 }
 
 constexpr uint64_t kMib = 1 << 20;
