@@ -133,6 +133,9 @@ std::unique_ptr<Vlm> Llava::load(const ModelSource& source, const json& config, 
   }
 
   model->tokenizer_ = source.tokenizer();
+  check(!model->tokenizer_ || !model->tokenizer_->token_id("<|im_start|>"), source.where("tokenizer.json"),
+        ": has <|im_start|>, so the model is asked in ChatML, as llava-v1.6-34b is; that is not supported, "
+        "only Vicuna's and Mistral's formats are");
   model->format_ = std::move(settings.format);
   return model;
 }
