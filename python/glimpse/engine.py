@@ -237,7 +237,7 @@ class Engine:
         OpenAI's, in place of images and question. prune: a composition such as "glimpse(threshold=0.3)" or "divprune(keep=0.1)", a Pruner,
         or several that run one after the other. keep: fraction of the visual tokens, or their number if above 1. boxes: for prune="reference",
         of each image its boxes (x1, y1, x2, y2 from 0 to 1). reuse: whether a scout before other methods gives way to what cache_mb keeps of a
-        picture: "never", "always" or, "auto", from the second question about it on. logprobs: report log-probabilities and as many of the likeliest; logits: report
+        picture: "never", "always" or, "auto", from the fifth question about it on. logprobs: report log-probabilities and as many of the likeliest; logits: report
         all of them. sampling: temperature, top_p, top_k, min_p, seed, repetition_penalty and so on; by default those of the checkpoint's
         generation_config.json. Raises Error.
         """
