@@ -6,6 +6,7 @@
 
 #include "chat_completion.h"
 #include "glimpse/base/ascii.h"
+#include "glimpse/engine/kept_grids.h"
 #include "glimpse/eval/grid.h"
 #include "glimpse/image/decode.h"
 #include "glimpse/image/overlay.h"
@@ -166,19 +167,17 @@ void ChatCommands::show(const std::string& argument) {
     if (folder_.empty()) folder_ = new_folder();
     file = folder_ / concat("kept-", ++shown_, ".png");
   }
-  std::vector<std::vector<KeptGrid>> grids(images.size());
-  std::vector<int64_t> kept(images.size()), all(images.size());
-  for (size_t i = 0; i < last_->segments.size(); ++i) {
-    const Segment& segment = last_->segments[i];
-    grids.at(segment.medium).push_back({segment.rows, segment.cols, last_->keep[i], segment.area});
-    kept[segment.medium] += std::ssize(last_->keep[i]);
-    all[segment.medium] += segment.count();
-  }
   for (size_t i = 0; i < images.size(); ++i) {
-    const Image picture = draw_kept(images[i], grids[i]);
+    const std::vector<KeptGrid> grids = kept_grids(last_->segments, last_->keep, static_cast<int64_t>(i));
+    int64_t kept = 0, all = 0;
+    for (const KeptGrid& grid : grids) {
+      kept += std::ssize(grid.keep);
+      all += grid.rows * grid.cols;
+    }
+    const Image picture = draw_kept(images[i], grids);
     const fs::path name = numbered(file, i, images.size());
     save_png(picture, name);
-    std::cerr << picture_sequence(picture, protocol()) << name.string() << ": " << kept[i] << " of " << all[i]
+    std::cerr << picture_sequence(picture, protocol()) << name.string() << ": " << kept << " of " << all
               << " visual tokens kept\n";
   }
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
+from gguf_sizes import add_text_sizes, add_vision_sizes
 from gguf_tokenizer import add_tokenizer
 
 POOL = (1 << 24) + 4099  # bytes at least; no multiple of a row, so that rows differ
@@ -88,12 +89,7 @@ def add_words(writer, size):
 
 def text_writer(out, config, tokenizer):
     writer = gguf.GGUFWriter(out, "qwen2vl" if tokenizer else "qwen2")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
+    add_text_sizes(writer, config)
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     if tokenizer:
@@ -110,13 +106,9 @@ def vision_writer(out, config):
     writer.add_clip_has_vision_encoder(True)
     writer.add_clip_projector_type(gguf.VisionProjectorType.QWEN25VL)
     writer.add_vision_use_silu(True)
-    writer.add_vision_block_count(vision["depth"])
-    writer.add_vision_embedding_length(vision["hidden_size"])
-    writer.add_vision_feed_forward_length(vision["intermediate_size"])
-    writer.add_vision_head_count(vision["num_heads"])
+    add_vision_sizes(writer, vision)
     writer.add_vision_projection_dim(vision["out_hidden_size"])
     writer.add_vision_image_size(560)
-    writer.add_vision_patch_size(vision["patch_size"])
     writer.add_vision_image_mean([0.48, 0.46, 0.41])
     writer.add_vision_image_std([0.27, 0.26, 0.28])
     writer.add_vision_n_wa_pattern(vision["fullatt_block_indexes"][0] + 1)

@@ -180,10 +180,11 @@ Engine::Engine(std::unique_ptr<Vlm> model, ModuleSets modules, std::unique_ptr<P
       prefix_cache_(std::move(cache)),
       decode_graphs_(std::make_unique<DecodeGraphs>()) {}
 
-json content_of(const EngineOptions& options) {
-  const auto source = model_source(options);
-  json content = {{"model", weights_fingerprint(source->path())}};
-  if (const auto mmproj = source->mmproj(); !mmproj.empty()) content["mmproj"] = weights_fingerprint(mmproj);
+namespace {
+
+json content_of(const EngineOptions& options, const ModelSource& source) {
+  json content = {{"model", weights_fingerprint(source.path())}};
+  if (const auto mmproj = source.mmproj(); !mmproj.empty()) content["mmproj"] = weights_fingerprint(mmproj);
   for (const auto& [name, dir] : module_dirs(options))
     content["new_modules"][name] = weights_fingerprint(dir);
   if (!options.clip.empty()) content["clip"] = weights_fingerprint(resolve_model_dir(options.clip));
@@ -192,20 +193,14 @@ json content_of(const EngineOptions& options) {
   return content;
 }
 
-namespace {
-
 // What layers that are kept in few bits depend on.
-std::string weights_origin(const EngineOptions& options, const ModelSource& source) {
-  std::string origin = weights_fingerprint(source.path());
-  if (!source.mmproj().empty()) origin += concat(" ", weights_fingerprint(source.mmproj()));
-  for (const std::string& adapter : options.adapters)
-    origin += concat(" ", weights_fingerprint(resolve_model_dir(adapter)));
-  return origin;
+std::string weights_origin(const json& content) {
+  return json_text({content["model"], content.value("mmproj", json()), content.value("adapters", json())});
 }
 
 // Beside pictures and questions.
-std::string prefix_origin(const EngineOptions& options, const LoadOptions& load) {
-  const json origin = {{"content", content_of(options)},
+std::string prefix_origin(const EngineOptions& options, const LoadOptions& load, const json& content) {
+  const json origin = {{"content", content},
                        {"dtype", c10::toString(load.dtype)},
                        {"weights", options.weights},
                        {"kv", options.kv},
@@ -215,6 +210,10 @@ std::string prefix_origin(const EngineOptions& options, const LoadOptions& load)
 }
 
 }  // namespace
+
+json content_of(const EngineOptions& options) {
+  return content_of(options, *model_source(options));
+}
 
 std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   if (options.threads >= 0) set_threads(options.threads);
@@ -228,8 +227,8 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   if (!sets.empty()) load.config_overrides = read_json(sets[0].second / "config.json");
 
   check_fits(*source, load, kv);
-  PackedCopy copy(options.cache_dir, options.cache_dir.empty() ? "" : weights_origin(options, *source),
-                  load.weights);
+  const json content = options.cache_dir.empty() ? json() : content_of(options, *source);
+  PackedCopy copy(options.cache_dir, content.is_null() ? "" : weights_origin(content), load.weights);
   std::unique_ptr<Vlm> model = load_vlm(*source, load);
   copy.finish();
   check_kv_format(kv, model->decoder().config().head_dim, load.device);
@@ -246,7 +245,7 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
                 before, within);
   }
   auto cache = make_prefix_cache(options.cache_mb, options.cache_dir, options.cache_disk_gb, load.device,
-                                 [&] { return prefix_origin(options, load); });
+                                 [&] { return prefix_origin(options, load, content); });
   auto engine = std::make_unique<Engine>(std::move(model), modules, std::move(cache));
   engine->kv_ = kv;
 

@@ -63,6 +63,11 @@ class Hash {
     bytes(flat.const_data_ptr(), flat.nbytes());
   }
   XXH128_hash_t sum() const { return XXH3_128bits_digest(state_); }
+  /// As hex() writes it.
+  std::string text() const {
+    const XXH128_hash_t all = sum();
+    return hex(all.high64, all.low64);
+  }
 
  private:
   XXH3_state_t* state_;

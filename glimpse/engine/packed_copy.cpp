@@ -1,11 +1,9 @@
 #include "glimpse/engine/packed_copy.h"
 
-#include <sys/stat.h>
-
 #include <iostream>
 
+#include "glimpse/engine/checked_file.h"
 #include "glimpse/engine/hash.h"
-#include "glimpse/io/safetensors.h"
 
 namespace glimpse {
 
@@ -14,17 +12,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kFormat = "glimpse packed weights 1";  // to be counted up when the layout changes
-
-std::string checksum(const std::string& key, const std::map<std::string, at::Tensor>& tensors) {
-  Hash hash(0);
-  hash.add(key);
-  for (const auto& [name, tensor] : tensors) {
-    hash.add(name);
-    hash.add(tensor);
-  }
-  const XXH128_hash_t sum = hash.sum();
-  return hex(sum.high64, sum.low64);
-}
 
 }  // namespace
 
@@ -45,8 +32,7 @@ PackedCopy::PackedCopy(fs::path dir, const std::string& origin, WeightOptions& h
   Hash hash(0);
   hash.add(std::string(kFormat));
   hash.add(origin);
-  const XXH128_hash_t sum = hash.sum();
-  key_ = hex(sum.high64, sum.low64);
+  key_ = hash.text();
   file_ = dir / concat("weights-", key_, ".safetensors");
   how.packed = read();
   if (how.packed) return;
@@ -56,19 +42,10 @@ PackedCopy::PackedCopy(fs::path dir, const std::string& origin, WeightOptions& h
   };
 }
 
-// Every byte is looked at: the load is about to use most of them.
 std::shared_ptr<const Weights> PackedCopy::read() const {
-  std::error_code error;
-  if (!fs::exists(file_, error)) return nullptr;
-  try {
-    Safetensors file = load_safetensors(file_);
-    const auto sum = file.metadata.find("checksum");
-    check(sum != file.metadata.end() && sum->second == checksum(key_, file.tensors), "damaged");
-    return std::make_shared<const Weights>(Weights::from(std::move(file.tensors), file_.string()));
-  } catch (const std::exception&) {  // damaged, or somebody else's
-    fs::remove(file_, error);
-    return nullptr;
-  }
+  return load_checked(file_, 0, key_, [&](std::map<std::string, at::Tensor> tensors) {
+    return std::make_shared<const Weights>(Weights::from(std::move(tensors), file_.string()));
+  });
 }
 
 void PackedCopy::finish() {
@@ -77,11 +54,8 @@ void PackedCopy::finish() {
   for (const auto& [name, weight] : made_) tensors.merge(tensors_of(name, weight));
   made_.clear();
   try {
-    const fs::path dir = file_.parent_path();
-    std::error_code error;
-    if (dir.has_parent_path()) fs::create_directories(dir.parent_path(), error);
-    mkdir(dir.c_str(), 0700);  // as for the pictures that may be kept beside it
-    save_safetensors(file_, tensors, {{"checksum", checksum(key_, tensors)}});
+    make_private_folder(file_.parent_path());  // as for the pictures that may be kept beside it
+    save_checked(file_, tensors, 0, key_);
   } catch (const std::exception& failure) {
     std::cerr << "glimpse: no copy of the packed weights was kept: " << failure.what() << "\n";
   }

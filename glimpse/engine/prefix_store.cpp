@@ -1,7 +1,6 @@
 #include "glimpse/engine/prefix_store.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,8 +9,8 @@
 #include <iostream>
 
 #include "glimpse/base/atomic_file.h"
+#include "glimpse/engine/checked_file.h"
 #include "glimpse/engine/hash.h"
-#include "glimpse/io/safetensors.h"
 
 namespace glimpse {
 
@@ -70,16 +69,9 @@ std::vector<Stored> stored_in(const fs::path& dir) {
 
 PrefixStore::PrefixStore(PrefixStoreOptions options, at::Device device)
     : options_(std::move(options)), device_(device) {
-  const fs::path& dir = options_.dir;
-  std::error_code error;
-  if (!fs::exists(dir)) {
-    if (dir.has_parent_path()) fs::create_directories(dir.parent_path(), error);
-    check(mkdir(dir.c_str(), 0700) == 0 || errno == EEXIST, "cannot make the folder ", dir.string(), ": ",
-          std::strerror(errno));
-  }
-  check(fs::is_directory(dir), dir.string(), " is no folder");
+  make_private_folder(options_.dir);
   Hash hash(0);
-  hash.add(secret_of(dir));
+  hash.add(secret_of(options_.dir));
   hash.add(options_.origin);
   seed_ = hash.sum().low64;
   make_room(options_.max_bytes);
@@ -99,34 +91,15 @@ fs::path PrefixStore::path_of(const PrefixKey& key) const {
   return options_.dir / (hex(key.high, key.low) + std::string(kEnding));
 }
 
-std::string PrefixStore::checksum(const PrefixKey& key,
-                                  const std::map<std::string, at::Tensor>& tensors) const {
-  Hash hash(seed_);
-  hash.add(key.high);
-  hash.add(key.low);
-  for (const auto& [name, tensor] : tensors) {
-    hash.add(name);
-    hash.add(tensor);
-  }
-  const XXH128_hash_t sum = hash.sum();
-  return hex(sum.high64, sum.low64);
-}
-
 std::shared_ptr<const ImagePrefix> PrefixStore::load(const PrefixKey& key) {
   const fs::path path = path_of(key);
-  std::error_code error;
-  if (!fs::exists(path, error)) return nullptr;
-  try {
-    const Safetensors file = load_safetensors(path);
-    const auto check_sum = file.metadata.find("checksum");
-    check(check_sum != file.metadata.end() && check_sum->second == checksum(key, file.tensors), "damaged");
-    auto prefix = std::make_shared<const ImagePrefix>(prefix_of(file.tensors, device_));
-    fs::last_write_time(path, fs::file_time_type::clock::now(), error);
-    return prefix;
-  } catch (const std::exception&) {  // damaged, or somebody else's
-    fs::remove(path, error);
-    return nullptr;
-  }
+  return load_checked(path, seed_, hex(key.high, key.low),
+                      [&](const std::map<std::string, at::Tensor>& tensors) {
+                        auto prefix = std::make_shared<const ImagePrefix>(prefix_of(tensors, device_));
+                        std::error_code ignored;
+                        fs::last_write_time(path, fs::file_time_type::clock::now(), ignored);
+                        return prefix;
+                      });
 }
 
 void PrefixStore::save(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix) {
@@ -164,7 +137,7 @@ void PrefixStore::write(const Pending& pending) {
   if (fs::exists(path)) return;
   const std::map<std::string, at::Tensor> tensors = tensors_of(*pending.prefix);
   make_room(options_.max_bytes - std::min(options_.max_bytes, pending.prefix->bytes()));
-  save_safetensors(path, tensors, {{"checksum", checksum(pending.key, tensors)}});
+  save_checked(path, tensors, seed_, hex(pending.key.high, pending.key.low));
   bytes_ += fs::file_size(path);
 }
 

@@ -42,7 +42,6 @@ class PrefixStore {
     std::shared_ptr<const ImagePrefix> prefix;
   };
   std::filesystem::path path_of(const PrefixKey& key) const;
-  std::string checksum(const PrefixKey& key, const std::map<std::string, at::Tensor>& tensors) const;
   void run();
   void write(const Pending& pending);
   void make_room(uint64_t limit);

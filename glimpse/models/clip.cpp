@@ -83,6 +83,19 @@ at::Tensor ClipVit::Pass::placed(const at::Tensor& rows) const {
   return taps_.class_tokens ? at::cat({patches, rows.narrow(0, 0, 1)}) : patches.contiguous();
 }
 
+size_t ClipVit::Pass::bytes() const {
+  size_t sum = x_.nbytes();
+  const auto add = [&](const at::Tensor& tensor) {
+    if (tensor.defined()) sum += tensor.nbytes();
+  };
+  for (const at::Tensor& state : states_) add(state);
+  for (const VisionAttention& attention : attention_) {
+    add(attention.received);
+    add(attention.keys);
+  }
+  return sum;
+}
+
 void ClipVit::Pass::note_state() {
   for (size_t tap = 0; tap < states_.size(); ++tap)
     if (taps_.states[tap] == next_) states_[tap] = placed(x_);

@@ -55,6 +55,8 @@ class ClipVit::Pass {
   const std::vector<VisionAttention>& attention() const { return attention_; }
   /// The hidden state that is there.
   at::Tensor state() const { return placed(x_); }
+  /// Of all that it holds.
+  size_t bytes() const;
 
  private:
   at::Tensor placed(const at::Tensor& rows) const;

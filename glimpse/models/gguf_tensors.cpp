@@ -97,6 +97,11 @@ std::string qwen3_vision_name(const std::string& name) {
                 other_tensor(name, kQwen3Other));
 }
 
+std::string clip_name(const std::string& name) {
+  return either(name, block_tensor(name, "v.blk.", "visual.vision_model.encoder.layers.", kClipModules),
+                other_tensor(name, kClipOther));
+}
+
 Weights::Lazy lazy_tensor(const Gguf& gguf, const std::string& name) {
   const Gguf::Entry& entry = entry_of(gguf, name);
   return {entry.shape,
@@ -145,6 +150,12 @@ void add(Tensors& tensors, const std::string& name, Weights::Lazy tensor) {
   const auto [old, added] = tensors.emplace(name, tensor);
   check(added, tensor.file, ": tensor '", tensor.name_in_file, "' is a second '", name, "' (the first is in ",
         old->second.file, ")");
+}
+
+Tensors text_tensors(const Gguf& gguf) {
+  Tensors tensors;
+  for (const auto& [name, entry] : gguf.entries()) add(tensors, text_name(name), lazy_tensor(gguf, name));
+  return tensors;
 }
 
 // The converter splits the encoder's patch embedding by frame and its qkv by kind; here they are whole again.
@@ -216,8 +227,7 @@ const Gguf::Entry& entry_of(const Gguf& gguf, const std::string& name) {
 }
 
 Tensors published_tensors(const Gguf& text, const Gguf& vision) {
-  Tensors tensors;
-  for (const auto& [name, entry] : text.entries()) add(tensors, text_name(name), lazy_tensor(text, name));
+  Tensors tensors = text_tensors(text);
   add_vision(vision, tensors, vision_name);
   return tensors;
 }
@@ -232,8 +242,7 @@ std::vector<int64_t> deepstack_blocks(const Gguf& vision) {
 }
 
 Tensors qwen3_tensors(const Gguf& text, const Gguf& vision) {
-  Tensors tensors, encoder;
-  for (const auto& [name, entry] : text.entries()) add(tensors, text_name(name), lazy_tensor(text, name));
+  Tensors tensors = text_tensors(text), encoder;
   add_vision(vision, encoder, qwen3_vision_name);
   // Mergers are listed by the blocks that they follow.
   const std::vector<int64_t> blocks = deepstack_blocks(vision);
@@ -263,12 +272,8 @@ Tensors llava_tensors(const Gguf& text, const Gguf& vision, const nlohmann::json
   }
   const auto intermediate = config.at("vision_config").at("intermediate_size").get<int64_t>();
   for (const auto& [name, entry] : vision.entries()) {
-    std::string published = clip_mlp_name(vision, name, intermediate);
-    if (published.empty())
-      published = block_tensor(name, "v.blk.", "visual.vision_model.encoder.layers.", kClipModules);
-    for (const auto& [from, to] : kClipOther)
-      if (published.empty() && name.starts_with(from)) published = concat(to, name.substr(from.size()));
-    add(tensors, published.empty() ? name : published, lazy_tensor(vision, name));
+    const std::string mlp = clip_mlp_name(vision, name, intermediate);
+    add(tensors, mlp.empty() ? clip_name(name) : mlp, lazy_tensor(vision, name));
   }
   return tensors;
 }

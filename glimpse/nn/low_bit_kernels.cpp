@@ -83,11 +83,8 @@ HWY_INLINE void store_tile(const VL (&acc)[M][B][kParts], const low_bit::Rows& x
 // Rows [row, row + M) and blocks [block, block + B): integer sums over all of k.
 template <int M, int B, class T>
 HWY_INLINE void tile8(const low_bit::Rows& x, const low_bit::Weight8& w, int64_t row, int64_t block, T* y) {
-  const L l;
   VL acc[M][B][kParts];
-  for (int i = 0; i < M; ++i)
-    for (int b = 0; b < B; ++b)
-      for (int p = 0; p < kParts; ++p) acc[i][b][p] = hn::Zero(l);
+  clear(acc);
   const uint8_t* u = x.u + row * x.stride;
   const int8_t* own = w.w + block * w.quads * kQuadBytes;
   for (int64_t q = 0; q < w.quads; ++q) {
@@ -133,9 +130,7 @@ HWY_INLINE void tile_of_pairs(const int32_t* rows, int64_t stride, const int32_t
                               T* y) {
   const L l;
   VL acc[M][B][kParts];
-  for (int i = 0; i < M; ++i)
-    for (int b = 0; b < B; ++b)
-      for (int p = 0; p < kParts; ++p) acc[i][b][p] = hn::Zero(l);
+  clear(acc);
   for (int64_t q = 0; q < w.quads; ++q)
     for (int odd = 0; odd < 2; ++odd) {
       VL weight[B][kParts];
@@ -229,17 +224,12 @@ HWY_INLINE VL load_multiples(const int8_t* from) {
 
 template <int M, int B, class T>
 HWY_INLINE void tile4(const low_bit::Rows& x, const low_bit::Weight4& w, int64_t row, int64_t block, T* y) {
-  const L l;
   const int64_t groups = w.quads / w.group_quads;
   VL total[M][B][kParts];
-  for (int i = 0; i < M; ++i)
-    for (int b = 0; b < B; ++b)
-      for (int p = 0; p < kParts; ++p) total[i][b][p] = hn::Zero(l);
+  clear(total);
   for (int64_t g = 0; g < groups; ++g) {
     VL acc[M][B][kParts];
-    for (int i = 0; i < M; ++i)
-      for (int b = 0; b < B; ++b)
-        for (int p = 0; p < kParts; ++p) acc[i][b][p] = hn::Zero(l);
+    clear(acc);
     for (int64_t q = g * w.group_quads; q < (g + 1) * w.group_quads; q += 2)
       for (int b = 0; b < B; ++b) {
         const uint8_t* from = w.w + ((block + b) * w.quads + q) / 2 * kQuadBytes;

@@ -86,6 +86,14 @@ HWY_INLINE VL quad_dot(VL acc, VL u, VL s) {
 #endif
 }
 
+// Sums of a tile's rows x blocks, before the first product.
+template <int M, int B, class Vector>
+HWY_INLINE void clear(Vector (&sums)[M][B][kParts]) {
+  for (int i = 0; i < M; ++i)
+    for (int b = 0; b < B; ++b)
+      for (int p = 0; p < kParts; ++p) sums[i][b][p] = hn::Zero(hn::DFromV<Vector>());
+}
+
 HWY_INLINE VL load_quads(const void* from) {
   return hn::LoadU(L(), static_cast<const int32_t*>(from));
 }

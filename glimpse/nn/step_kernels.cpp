@@ -69,18 +69,13 @@ HWY_INLINE VF load_halves(const uint16_t* from) {
 template <int M, int B, class Load, class T>
 HWY_INLINE void tile_of_steps(const low_bit::SignedRows& x, const low_bit::SteppedWeight& w, const Load& load,
                               int64_t row, int64_t block, T* y) {
-  const L l;
   const LF f;
   const int64_t groups = w.quads / w.group_quads;
   VF total[M][B][kParts];
-  for (int i = 0; i < M; ++i)
-    for (int b = 0; b < B; ++b)
-      for (int p = 0; p < kParts; ++p) total[i][b][p] = hn::Zero(f);
+  clear(total);
   for (int64_t g = 0; g < groups; ++g) {
     VL acc[M][B][kParts];
-    for (int i = 0; i < M; ++i)
-      for (int b = 0; b < B; ++b)
-        for (int p = 0; p < kParts; ++p) acc[i][b][p] = hn::Zero(l);
+    clear(acc);
     for (int64_t q = g * w.group_quads; q < (g + 1) * w.group_quads; q += 2)
       for (int b = 0; b < B; ++b)
         for (int p = 0; p < kParts; ++p) {

@@ -140,22 +140,20 @@ class AtTerminal(CliTest):
         self.leave(terminal)
         self.assertEqual(self.history.read_text(), "something else\n")
 
+    def stop_an_answer(self, terminal, *says):
+        terminal.send("Hello\r")
+        terminal.expect("\r\n")
+        while len(terminal.shown) - terminal.read_to < 20:
+            self.assertTrue(terminal.read(30))
+        terminal.send(CTRL_C)
+        terminal.expect(*says, PROMPT)
+
     def test_interrupted_answer(self):
         terminal = self.start("-m", self.endless_model(), "-n", "100000")
-        terminal.send("Hello\r")
-        terminal.expect("\r\n")
-        while len(terminal.shown) - terminal.read_to < 20:
-            self.assertTrue(terminal.read(30))
-        terminal.send(CTRL_C)
-        terminal.expect("stopped; the conversation goes on as if this had not been asked", PROMPT)
+        self.stop_an_answer(terminal, "stopped; the conversation goes on as if this had not been asked")
         self.type(terminal, "/keep 5", "/keep")
         # Another one is answered, and stopped, as well.
-        terminal.send("Hello\r")
-        terminal.expect("\r\n")
-        while len(terminal.shown) - terminal.read_to < 20:
-            self.assertTrue(terminal.read(30))
-        terminal.send(CTRL_C)
-        terminal.expect("stopped", PROMPT)
+        self.stop_an_answer(terminal, "stopped")
         self.leave(terminal)
 
     def test_interrupted_line(self):
@@ -188,11 +186,16 @@ class AtTerminal(CliTest):
         self.assertEqual(read_png(path)[:3], (448, 448, 3))
         return path
 
-    def test_show_where_the_terminal_shows_nothing(self):
+    def asked_what_it_shows(self):
+        """A terminal that /show has asked what it can draw, and that has not answered yet."""
         terminal = self.start("-i", IMAGE)
         self.type(terminal, QUESTION, ANSWER)
         terminal.send("/show\r")
         terminal.expect("\x1b[c")
+        return terminal
+
+    def test_show_where_the_terminal_shows_nothing(self):
+        terminal = self.asked_what_it_shows()
         terminal.send("\x1b[?62;22c")
         self.shown_file(terminal.expect("visual tokens kept", PROMPT))
         # It is asked once.
@@ -203,20 +206,14 @@ class AtTerminal(CliTest):
         self.leave(terminal)
 
     def test_show_where_the_terminal_does_not_answer(self):
-        terminal = self.start("-i", IMAGE)
-        self.type(terminal, QUESTION, ANSWER)
-        terminal.send("/show\r")
-        terminal.expect("\x1b[c")
+        terminal = self.asked_what_it_shows()
         terminal.send("/keep 9\r")  # typed meanwhile
         self.shown_file(terminal.expect("visual tokens kept"))
         terminal.expect("keeping 9 visual tokens", PROMPT)
         self.leave(terminal)
 
     def test_show_by_kitty(self):
-        terminal = self.start("-i", IMAGE)
-        self.type(terminal, QUESTION, ANSWER)
-        terminal.send("/show\r")
-        terminal.expect("\x1b[c")
+        terminal = self.asked_what_it_shows()
         terminal.send("\x1b_Gi=31;OK\x1b\\\x1b[?62;c")
         shown = terminal.expect("visual tokens kept", PROMPT)
         path = self.shown_file(shown)
@@ -229,10 +226,7 @@ class AtTerminal(CliTest):
         self.leave(terminal)
 
     def test_show_by_sixel(self):
-        terminal = self.start("-i", IMAGE)
-        self.type(terminal, QUESTION, ANSWER)
-        terminal.send("/show\r")
-        terminal.expect("\x1b[c")
+        terminal = self.asked_what_it_shows()
         terminal.send("\x1b[?62;4;22c")
         shown = terminal.expect("visual tokens kept", PROMPT)
         self.shown_file(shown)

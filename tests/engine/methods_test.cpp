@@ -49,15 +49,19 @@ Subject builtin() {
   return out;
 }
 
+std::unique_ptr<Engine> engine_of(const test::GoldenCase& golden, const char* modules_name,
+                                  const std::filesystem::path& clip = {}) {
+  auto model = test::load_model(golden, at::kFloat, clip);
+  const auto modules =
+      GlimpseModules::load(golden.folder / modules_name, base_shape(*model), model->decoder().options());
+  return std::make_unique<Engine>(std::move(model), modules);
+}
+
 Subject llava() {
   const test::GoldenCase first(test::golden_dir() / "llava_tiny/cases/l01_single.json"),
       second(test::golden_dir() / "llava_tiny/cases/l02_tail_long.json");
-  static const std::unique_ptr<Engine> engine = [&] {
-    auto model = test::load_model(first, at::kFloat, test::golden_dir() / "methods/clip_full_112");
-    const auto modules =
-        GlimpseModules::load(first.folder / "nm_main", base_shape(*model), model->decoder().options());
-    return std::make_unique<Engine>(std::move(model), modules);
-  }();
+  static const std::unique_ptr<Engine> engine =
+      engine_of(first, "nm_main", test::golden_dir() / "methods/clip_full_112");
   Subject out{"LLaVA", *engine, {}};
   std::vector<Patches> both;
   const auto add = [&](Ids ids, const std::vector<Patches>& images) {
@@ -81,12 +85,7 @@ Subject llava() {
 // Whose encoder gives features for later layers.
 Subject qwen3() {
   const test::GoldenCase golden(test::golden_dir() / "qwen3_vl_tiny/glimpse/g01_image.json");
-  static const std::unique_ptr<Engine> engine = [&] {
-    auto model = test::load_model(golden, at::kFloat);
-    const auto modules =
-        GlimpseModules::load(golden.folder / "nm_main", base_shape(*model), model->decoder().options());
-    return std::make_unique<Engine>(std::move(model), modules);
-  }();
+  static const std::unique_ptr<Engine> engine = engine_of(golden, "nm_main");
   Subject out{"Qwen3-VL", *engine, {}};
   at::manual_seed(11);
   std::vector<Patches> pictures;
@@ -111,12 +110,7 @@ Subject next() {
     return test::GoldenCase(test::golden_dir() / "llava_next_tiny" / (name + ".json"));
   };
   const test::GoldenCase first = golden("glimpse/g01_landscape");
-  static const std::unique_ptr<Engine> engine = [&] {
-    auto model = test::load_model(first, at::kFloat);
-    const auto modules =
-        GlimpseModules::load(first.folder / "nm_mistral", base_shape(*model), model->decoder().options());
-    return std::make_unique<Engine>(std::move(model), modules);
-  }();
+  static const std::unique_ptr<Engine> engine = engine_of(first, "nm_mistral");
   Subject out{"LLaVA-NeXT", *engine, {}};
   for (const char* name :
        {"glimpse/g01_landscape", "plain/p02_portrait", "plain/p04_extreme", "glimpse/g02_two_images"}) {

@@ -197,15 +197,21 @@ def run_cases(name, model, out, generator):
                     lambda: run(model, make_inputs(grids, texts, generator)))
 
 
-def make(name, spec, out, seed):
-    generator = torch.Generator().manual_seed(seed)
-    config = Qwen2_5_VLConfig(**json.loads(json.dumps(spec["config"])), torch_dtype="float32")
-    model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+def save_random_model(model_class, config, out, generator, shard="1GB"):
+    """A model of random weights whose answers never end, written to out/model."""
+    model = model_class._from_config(config, attn_implementation="eager").eval()
     random_weights(model, generator)
     model.tie_weights()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-    model.save_pretrained(out / "model", max_shard_size=spec.get("shard", "1GB"))
+    model.save_pretrained(out / "model", max_shard_size=shard)
+    return model
+
+
+def make(name, spec, out, seed):
+    generator = torch.Generator().manual_seed(seed)
+    config = Qwen2_5_VLConfig(**json.loads(json.dumps(spec["config"])), torch_dtype="float32")
+    model = save_random_model(Qwen2_5_VLForConditionalGeneration, config, out, generator, spec.get("shard", "1GB"))
     if spec.get("newer"):
         to_newer_layout(out / "model")
     if spec.get("parameters"):

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "bench"))
+from gguf_sizes import add_text_sizes, add_vision_sizes  # noqa: E402
 from gguf_tokenizer import add_tokenizer  # noqa: E402
 
 MODEL = ROOT / "models/tiny/model"
@@ -90,6 +91,18 @@ def quantize(values, kind):
     return packed.reshape(*values.shape[:-1], -1)
 
 
+def stored(values, kind):
+    """The bytes of a tensor and its type: of whole blocks only, else float16."""
+    kind = Type.F32 if values.ndim == 1 else kind
+    if values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+        kind = Type.F16
+    return quantize(np.ascontiguousarray(values.float().numpy()), kind), kind
+
+
+def read_back(data, kind, shape):
+    return torch.from_numpy(np.array(quants.dequantize(data, kind)).reshape(shape))
+
+
 class Writer(gguf.GGUFWriter):
     """Writes tensors and remembers what they read as."""
 
@@ -102,12 +115,15 @@ class Writer(gguf.GGUFWriter):
         kind = self.kind if kind is None else kind
         if kind == Type.Q4_K:
             kind = next((other for part, other in MIXED.items() if part in to), kind)
-        if values.ndim == 1:
-            kind = Type.F32
-        values = np.ascontiguousarray(values.float().numpy())
-        data = quantize(values, kind)
+        data, kind = stored(values, kind)
         self.add_tensor(to, data, raw_dtype=kind)
-        self.read[name] = torch.from_numpy(np.array(quants.dequantize(data, kind)).reshape(values.shape))
+        self.read[name] = read_back(data, kind, values.shape)
+
+    def add_parts(self, name, parts, join):
+        """One tensor of the model as several, (values, GGUF name or None, type or None) by their names; `join` makes it whole again."""
+        for part, args in parts.items():
+            self.add(part, *args)
+        self.read[name] = join([self.read.pop(part) for part in parts])
 
     def finish(self):
         self.write_header_to_file()
@@ -116,15 +132,16 @@ class Writer(gguf.GGUFWriter):
         self.close()
 
 
+def add_patches(writer, name, tensor, kind):
+    """The encoder's patch embedding, which is split by frame."""
+    writer.add_parts(name, {name + end: (tensor[:, :, frame].contiguous(), "v.patch_embd.weight" + end, kind) for frame, end in enumerate(("", ".1"))},
+                     lambda frames: torch.stack(frames, 2))
+
+
 def write_text(path, tensors, kind, part=0):
     writer = Writer(path, gguf.MODEL_ARCH.QWEN2VL, CONFIG["num_hidden_layers"], kind, part)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_block_count(CONFIG["num_hidden_layers"])
-    writer.add_context_length(CONFIG["max_position_embeddings"])
-    writer.add_embedding_length(CONFIG["hidden_size"])
-    writer.add_feed_forward_length(CONFIG["intermediate_size"])
-    writer.add_head_count(CONFIG["num_attention_heads"])
-    writer.add_head_count_kv(CONFIG["num_key_value_heads"])
+    add_text_sizes(writer, CONFIG)
     writer.add_rope_dimension_sections(CONFIG["rope_scaling"]["mrope_section"] + [0])
     writer.add_rope_freq_base(CONFIG["rope_theta"])
     writer.add_layer_norm_rms_eps(CONFIG["rms_norm_eps"])
@@ -144,11 +161,7 @@ def write_vision(path, tensors, kind):
     writer.add_clip_projector_type(gguf.VisionProjectorType.QWEN25VL)
     writer.add_vision_projection_dim(CONFIG["hidden_size"])
     writer.add_vision_image_size(560)
-    writer.add_vision_patch_size(vision["patch_size"])
-    writer.add_vision_embedding_length(vision["hidden_size"])
-    writer.add_vision_feed_forward_length(vision["intermediate_size"])
-    writer.add_vision_block_count(vision["depth"])
-    writer.add_vision_head_count(vision["num_heads"])
+    add_vision_sizes(writer, vision)
     writer.add_vision_image_mean(preprocessor["image_mean"])
     writer.add_vision_image_std(preprocessor["image_std"])
     writer.add_vision_use_silu(True)
@@ -158,15 +171,9 @@ def write_vision(path, tensors, kind):
         if not name.startswith("visual."):
             continue
         if "patch_embed" in name:
-            for frame, end in enumerate(("", ".1")):
-                patch_kind = Type.F16 if kind == Type.F16 else Type.F32
-                writer.add(f"{name}{end}", tensor[:, :, frame].contiguous(), "v.patch_embd.weight" + end, patch_kind)
-            writer.read[name] = torch.stack([writer.read[name], writer.read.pop(name + ".1")], 2)
+            add_patches(writer, name, tensor, Type.F16 if kind == Type.F16 else Type.F32)
         elif ".qkv." in name:
-            parts = [name.replace("qkv", letter) for letter in "qkv"]
-            for part, rows in zip(parts, tensor.chunk(3)):
-                writer.add(part, rows.contiguous())
-            writer.read[name] = torch.cat([writer.read.pop(part) for part in parts])
+            writer.add_parts(name, {name.replace("qkv", letter): (rows.contiguous(),) for letter, rows in zip("qkv", tensor.chunk(3))}, torch.cat)
         else:
             writer.add(name, tensor)
     writer.finish()

@@ -7,11 +7,10 @@ import json
 import shutil
 
 import gguf
-import numpy as np
-import torch
 from gguf import GGMLQuantizationType as Type
-from gguf import TokenType, quants
-from make_gguf import ROOT, Writer, quantize
+from gguf import TokenType
+from gguf_sizes import add_text_sizes
+from make_gguf import ROOT, Writer, read_back, stored
 from safetensors.torch import load_file, save_file
 
 GOLDEN = ROOT / "tests/data/golden/llava_tiny"
@@ -62,45 +61,26 @@ def permuted(rows, heads):
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape).contiguous()
 
 
-def stored(values, kind):
-    """The bytes of a tensor and its type: of whole blocks only, else float16."""
-    kind = Type.F32 if values.ndim == 1 else kind
-    if values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
-        kind = Type.F16
-    values = np.ascontiguousarray(values.float().numpy())
-    return quantize(values, kind), kind
-
-
-def read_back(data, kind, shape):
-    return torch.from_numpy(np.array(quants.dequantize(data, kind)).reshape(shape))
-
-
 def write_text(path, tensors, config, kind):
     writer = Writer(path, gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"], kind)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
+    add_text_sizes(writer, config)
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     add_tokenizer(writer, config["vocab_size"])
-    read = {}
     for name, tensor in tensors.items():
         if "mm_projector" in name:
             continue
         heads = next((config[key] for part, key in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")) if part in name), 0)
-        data, own = stored(permuted(tensor, heads) if heads else tensor, kind)
-        writer.add_tensor(writer.names.get_name(name, try_suffixes=(".weight", ".bias")), data, raw_dtype=own)
+        writer.add(name, permuted(tensor, heads) if heads else tensor)
         # Whole rows are stored, so what they read as does not depend on their order.
-        read[name] = read_back(*stored(tensor, kind), tensor.shape)
+        writer.read[name] = read_back(*stored(tensor, kind), tensor.shape)
     writer.finish()
-    return read
+    return writer.read
 
 
 def write_vision(path, tower, projector, config, kind):
-    writer, kept = gguf.GGUFWriter(path, "clip"), config["num_hidden_layers"] - 1
+    kept = config["num_hidden_layers"] - 1
+    writer = Writer(path, gguf.MODEL_ARCH.MMPROJ, kept, kind)
     preprocessor = json.loads((GOLDEN / "vision_tower/preprocessor_config.json").read_text())
     writer.add_bool("clip.has_text_encoder", False)
     writer.add_bool("clip.has_vision_encoder", True)
@@ -114,11 +94,8 @@ def write_vision(path, tower, projector, config, kind):
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", config["layer_norm_eps"])
     writer.add_array("clip.vision.image_mean", preprocessor["image_mean"])
     writer.add_array("clip.vision.image_std", preprocessor["image_std"])
-    read = {}
     for name, tensor in projector.items():
-        data, own = stored(tensor, kind)
-        writer.add_tensor(name.replace("model.mm_projector.", "mm."), data, raw_dtype=own)
-        read[name] = read_back(data, own, tensor.shape)
+        writer.add(name, tensor, name.replace("model.mm_projector.", "mm."))
     for name, tensor in tower.items():
         parts = name.removeprefix("vision_model.").removesuffix(".weight").removesuffix(".bias")
         end = name.removeprefix("vision_model." + parts)
@@ -127,13 +104,11 @@ def write_vision(path, tower, projector, config, kind):
             index, parts = parts.removeprefix("encoder.layers.").split(".", 1)
             block = f"v.blk.{index}."
         if parts not in VISION or (block and int(index) >= kept):
-            read[name] = tensor  # what LLaVA does not use
+            writer.read[name] = tensor  # what LLaVA does not use
             continue
-        data, own = stored(tensor, Type.F16 if parts.startswith("embeddings.") and kind != Type.F32 else kind)
-        writer.add_tensor(block + VISION[parts] + end, data, raw_dtype=own)
-        read[name] = read_back(data, own, tensor.shape)
-    Writer.finish(writer)
-    return read
+        writer.add(name, tensor, block + VISION[parts] + end, Type.F16 if parts.startswith("embeddings.") and kind != Type.F32 else kind)
+    writer.finish()
+    return writer.read
 
 
 def write_llava(out, kind):

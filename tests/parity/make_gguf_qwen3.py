@@ -3,11 +3,10 @@ import json
 import shutil
 
 import gguf
-import torch
 from gguf import GGMLQuantizationType as Type
+from gguf_sizes import add_text_sizes, add_vision_sizes
 from gguf_tokenizer import add_tokenizer
-from make_gguf import MODEL, ROOT, Writer
-from make_gguf_llava import read_back, stored
+from make_gguf import MODEL, ROOT, Writer, add_patches
 from safetensors.torch import load_file, save_file
 
 GOLDEN = ROOT / "tests/data/golden/qwen3_vl_tiny"
@@ -18,12 +17,7 @@ BLOCK = {"norm1": "ln1", "norm2": "ln2", "attn.qkv": "attn_qkv", "attn.proj": "a
 def write_text(path, tensors, config, kind):
     text = config["text_config"]
     writer = Writer(path, gguf.MODEL_ARCH.QWEN3VL, text["num_hidden_layers"], kind)
-    writer.add_block_count(text["num_hidden_layers"])
-    writer.add_context_length(text["max_position_embeddings"])
-    writer.add_embedding_length(text["hidden_size"])
-    writer.add_feed_forward_length(text["intermediate_size"])
-    writer.add_head_count(text["num_attention_heads"])
-    writer.add_head_count_kv(text["num_key_value_heads"])
+    add_text_sizes(writer, text)
     writer.add_key_length(text["head_dim"])
     writer.add_value_length(text["head_dim"])
     writer.add_rope_dimension_sections(text["rope_scaling"]["mrope_section"] + [0])
@@ -31,16 +25,12 @@ def write_text(path, tensors, config, kind):
     writer.add_layer_norm_rms_eps(text["rms_norm_eps"])
     writer.add_num_deepstack_layers(len(config["vision_config"]["deepstack_visual_indexes"]))
     add_tokenizer(writer, MODEL, text)
-    read = {}
     for name, tensor in tensors.items():
-        if name.startswith("model.visual."):
-            continue
-        data, own = stored(tensor, kind)
-        short = name.replace("model.language_model.", "model.")
-        writer.add_tensor(writer.names.get_name(short, try_suffixes=(".weight", ".bias")), data, raw_dtype=own)
-        read[name] = read_back(data, own, tensor.shape)
+        if not name.startswith("model.visual."):
+            short = name.replace("model.language_model.", "model.")
+            writer.add(name, tensor, writer.names.get_name(short, try_suffixes=(".weight", ".bias")))
     writer.finish()
-    return read
+    return writer.read
 
 
 def vision_name(name, taps):
@@ -63,11 +53,7 @@ def write_vision(path, tensors, config, kind):
     writer.add_clip_projector_type(gguf.VisionProjectorType.QWEN3VL)
     writer.add_vision_projection_dim(config["text_config"]["hidden_size"])
     writer.add_vision_image_size(round(vision["num_position_embeddings"] ** 0.5) * vision["patch_size"])
-    writer.add_vision_patch_size(vision["patch_size"])
-    writer.add_vision_embedding_length(vision["hidden_size"])
-    writer.add_vision_feed_forward_length(vision["intermediate_size"])
-    writer.add_vision_block_count(vision["depth"])
-    writer.add_vision_head_count(vision["num_heads"])
+    add_vision_sizes(writer, vision)
     writer.add_vision_image_mean(preprocessor["image_mean"])
     writer.add_vision_image_std(preprocessor["image_std"])
     writer.add_vision_use_gelu(True)
@@ -76,24 +62,17 @@ def write_vision(path, tensors, config, kind):
     writer.add_vision_is_deepstack_layers([block in taps for block in range(vision["depth"])])
     for key, name in (("min", "shortest_edge"), ("max", "longest_edge")):
         writer.add_uint32(f"clip.vision.image_{key}_pixels", preprocessor["size"][name])
-    read = {}
     for full, tensor in tensors.items():
         if not full.startswith("model.visual."):
             continue
         name = full.removeprefix("model.visual.")
         if name == "patch_embed.proj.weight":
-            frames = []
-            for frame, end in enumerate(("", ".1")):
-                data, own = stored(tensor[:, :, frame].contiguous(), Type.F16 if kind != Type.F32 else kind)
-                writer.add_tensor("v.patch_embd.weight" + end, data, raw_dtype=own)
-                frames.append(read_back(data, own, tensor[:, :, frame].shape))
-            read[full] = torch.stack(frames, 2)
-            continue
-        data, own = stored(tensor, Type.F32 if "pos_embed" in name else kind)
-        writer.add_tensor("v.patch_embd.bias" if name.startswith("patch_embed.") else vision_name(name, taps), data, raw_dtype=own)
-        read[full] = read_back(data, own, tensor.shape)
+            add_patches(writer, full, tensor, Type.F16 if kind != Type.F32 else kind)
+        else:
+            to = "v.patch_embd.bias" if name.startswith("patch_embed.") else vision_name(name, taps)
+            writer.add(full, tensor, to, Type.F32 if "pos_embed" in name else kind)
     writer.finish()
-    return read
+    return writer.read
 
 
 def write_qwen3(out, base, kind):

@@ -12,7 +12,7 @@ import json
 from functools import partial
 
 import torch
-from make_checkpoints import STEPS, fresh_rope, make_all, random_weights, write_cases
+from make_checkpoints import STEPS, fresh_rope, make_all, save_random_model, write_cases
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, LlavaConfig, LlavaForConditionalGeneration
 
@@ -70,8 +70,8 @@ def make_inputs(spec, images, texts, generator):
     return inputs
 
 
-def run(model, spec, inputs):
-    """The case's tensors."""
+def text_tensors(model, spec, inputs):
+    """What the language model gives for the inputs, as tensors of a case."""
     fresh_rope(model.language_model.model.rotary_emb)
     logits = model(**inputs).logits[0]
     out = model.generate(
@@ -81,17 +81,27 @@ def run(model, spec, inputs):
     steps = torch.cat(out.logits)
     assert torch.allclose(steps[0], logits[-1], atol=1e-4)
     ids = inputs["input_ids"][0]
-    tensors = {
+    return {
         "input_ids": torch.where(ids == IMAGE, -200, ids) if spec["layout"] == "original" else ids,
         "position_ids": torch.arange(len(ids)), "rope_deltas": torch.zeros(1, dtype=torch.long), "all_logits": logits,
         "first_logits": logits[-1], "generated_ids": out.sequences[0, -STEPS:], "step_top2": steps.topk(2).values,
     }  # fmt: skip
+
+
+def stored(tensors):
+    """As a case's file has them: numbers of 32 bits, in memory of their own."""
+    return {k: (v if v.is_floating_point() else v.int()).contiguous().clone() for k, v in tensors.items()}
+
+
+def run(model, spec, inputs):
+    """The case's tensors."""
+    tensors = text_tensors(model, spec, inputs)
     if "pixel_values" in inputs:
         features = model.get_image_features(pixel_values=inputs["pixel_values"],
                                             vision_feature_layer=model.config.vision_feature_layer,
                                             vision_feature_select_strategy="default")
         tensors |= {"pixel_values": inputs["pixel_values"], "image_embeds": features.flatten(0, 1)}
-    return {k: (v if v.is_floating_point() else v.int()).contiguous().clone() for k, v in tensors.items()}
+    return stored(tensors)
 
 
 def renamed(tensors, *pairs):
@@ -147,11 +157,7 @@ def to_original_layout(folder, model):
 def make(name, spec, out, seed):
     generator = torch.Generator().manual_seed(seed)
     config = LlavaConfig(**json.loads(json.dumps(spec["config"])), torch_dtype="float32")
-    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
-    random_weights(model, generator)
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    model.save_pretrained(out / "model")
+    model = save_random_model(LlavaForConditionalGeneration, config, out, generator)
     if spec["layout"] == "newer":
         to_newer_layout(out / "model")
     if spec["layout"] == "original":

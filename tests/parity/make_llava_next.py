@@ -11,8 +11,8 @@ import json
 from functools import partial
 
 import torch
-from make_checkpoints import STEPS, fresh_rope, make_all, random_weights, write_cases
-from make_llava import IMAGE, PATCH, original_config, renamed, shape, to_newer_layout
+from make_checkpoints import make_all, random_weights, save_random_model, write_cases
+from make_llava import IMAGE, PATCH, original_config, renamed, shape, stored, text_tensors, to_newer_layout
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel, LlavaNextConfig, LlavaNextForConditionalGeneration
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
@@ -65,26 +65,13 @@ def make_inputs(model, spec, sizes, texts, generator):
 
 def run(model, spec, inputs):
     """The case's tensors."""
-    fresh_rope(model.language_model.model.rotary_emb)
     given = {key: inputs[key] for key in ("input_ids", "pixel_values", "image_sizes") if key in inputs}
-    logits = model(**given).logits[0]
-    out = model.generate(
-        **given, attention_mask=torch.ones_like(inputs["input_ids"]), max_new_tokens=STEPS, do_sample=False,
-        return_dict_in_generate=True, output_logits=True,
-    )  # fmt: skip
-    steps = torch.cat(out.logits)
-    assert torch.allclose(steps[0], logits[-1], atol=1e-4)
-    ids = inputs["input_ids"][0]
-    tensors = {
-        "input_ids": torch.where(ids == IMAGE, -200, ids) if spec["layout"] == "original" else ids,
-        "position_ids": torch.arange(len(ids)), "rope_deltas": torch.zeros(1, dtype=torch.long), "all_logits": logits,
-        "first_logits": logits[-1], "generated_ids": out.sequences[0, -STEPS:], "step_top2": steps.topk(2).values,
-    }  # fmt: skip
+    tensors = text_tensors(model, spec, given)
     if "tiles" in inputs:
         pixels = [picture[:count] for picture, count in zip(inputs["pixel_values"], inputs["tiles"], strict=True)]
         tensors |= {"pixel_values": torch.cat(pixels), "image_sizes": inputs["image_sizes"], "image_embeds": inputs["image_embeds"],
                     "tiles": torch.tensor(inputs["tiles"])}
-    return {k: (v if v.is_floating_point() else v.int()).contiguous().clone() for k, v in tensors.items()}
+    return stored(tensors)
 
 
 def to_original_layout(folder, model, generator):
@@ -107,11 +94,7 @@ def to_original_layout(folder, model, generator):
 def make(name, spec, out, seed):
     generator = torch.Generator().manual_seed(seed)
     config = LlavaNextConfig(**json.loads(json.dumps(spec["config"])), torch_dtype="float32")
-    model = LlavaNextForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
-    random_weights(model, generator)
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    model.save_pretrained(out / "model")
+    model = save_random_model(LlavaNextForConditionalGeneration, config, out, generator)
     if spec["layout"] == "newer":
         to_newer_layout(out / "model")
     if spec["layout"] == "original":

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / ".venv/transformers"))
-from make_checkpoints import END, MERGE, PAD, START, STEPS, VIDEO, VOCAB, make_all, random_weights, run_cases  # noqa: E402
+from make_checkpoints import END, MERGE, PAD, START, STEPS, VIDEO, VOCAB, make_all, run_cases, save_random_model  # noqa: E402
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration  # noqa: E402
 import make_checkpoints  # noqa: E402
 import torch  # noqa: E402
@@ -85,12 +85,8 @@ class Parts:
 def make(name, spec, out, seed):
     generator = torch.Generator().manual_seed(seed)
     config = Qwen3VLConfig(**json.loads(json.dumps(spec["config"])), dtype="float32")
-    model = Qwen3VLForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
-    random_weights(model, generator)
-    model.tie_weights()
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    model.save_pretrained(out / "model", max_shard_size="200KB" if spec["variant"] == "sharded" else "1GB")
+    shard = "200KB" if spec["variant"] == "sharded" else "1GB"
+    model = save_random_model(Qwen3VLForConditionalGeneration, config, out, generator, shard)
     if spec["variant"] == "parameters":
         as_transformers_5(out / "model")
     run_cases(name, Parts(model), out, generator)
