@@ -13,7 +13,7 @@ namespace {
 
 struct ChatFlags {
   CommonFlags common;
-  std::vector<std::string> images;
+  std::vector<MediumFile> media;
   std::string pictures = "auto";
   bool no_history = false;
 };
@@ -61,7 +61,8 @@ bool ask(ChatCommands& commands, const std::string& question, int64_t max_new_to
   std::cout << std::endl;
   if (answer.finish_reason == "cancelled") return false;
   commands.answered(answer);
-  if (isatty(STDERR_FILENO)) std::cerr << summary(answer) << "\n";
+  if (isatty(STDERR_FILENO))
+    std::cerr << video_lines(answer, commands.session().media()) << summary(answer) << "\n";
   std::cerr << cut_note(answer, max_new_tokens);
   return true;
 }
@@ -110,7 +111,7 @@ int run(ChatFlags& flags, Interrupt& interrupt) {
                                               : PictureProtocol::none);
   Lines lines(flags, commands);
   if (lines.person()) std::cerr << ChatCommands::help();
-  for (const std::string& path : flags.images) commands.add_image(path);
+  for (const MediumFile& file : flags.media) commands.add(file);
   const int status = talk(flags, commands, lines, interrupt);
   interrupt.disarm();
   return status;
@@ -120,10 +121,8 @@ int run(ChatFlags& flags, Interrupt& interrupt) {
 
 std::function<int()> add_chat(CLI::App& app, Interrupt& interrupt) {
   auto flags = std::make_shared<ChatFlags>();
-  app.add_option("-i,--image", flags->images, "image of the first question, repeatable")
-      ->type_name("FILE")
-      ->allow_extra_args(false)
-      ->group("Images");
+  add_media_flags(app, flags->media, "image of the first question, repeatable",
+                  "video of the first question, or folder of its frames as pictures, repeatable");
   app.add_option("--pictures", flags->pictures,
                  "how /show draws in the terminal: auto asks the terminal, none only writes the file")
       ->check(CLI::IsMember({"auto", "kitty", "sixel", "none"}))

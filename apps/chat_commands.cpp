@@ -7,9 +7,10 @@
 #include "chat_completion.h"
 #include "glimpse/base/ascii.h"
 #include "glimpse/engine/kept_grids.h"
+#include "glimpse/engine/kept_pictures.h"
+#include "glimpse/engine/row_media.h"
 #include "glimpse/eval/grid.h"
-#include "glimpse/image/decode.h"
-#include "glimpse/image/overlay.h"
+#include "glimpse/image/video_out.h"
 #include "paths.h"
 
 namespace glimpse::app {
@@ -48,12 +49,19 @@ const std::vector<ChatCommands::Command>& ChatCommands::commands() {
   using enum Command::Argument;
   static const std::vector<Command> all = {
       {"/image", "FILE", "adds an image to the next question", must, ArgumentKind::path,
-       [](ChatCommands& chat, const std::string& rest) { chat.image(rest); }},
+       [](ChatCommands& chat, const std::string& rest) {
+         chat.add({false, pasted_path(rest)});
+       }},
+      {"/video", "FILE", "adds a video, or a folder of its frames, to the next question", must,
+       ArgumentKind::path,
+       [](ChatCommands& chat, const std::string& rest) {
+         chat.add({true, pasted_path(rest)});
+       }},
       {"/prune", "METHODS", "prunes by these, as --prune does; alone: what is in use", may,
        ArgumentKind::methods, [](ChatCommands& chat, const std::string& rest) { chat.prune(rest); }},
       {"/keep", "SHARE", "keeps this fraction or number of the visual tokens, or auto", may,
        ArgumentKind::budget, [](ChatCommands& chat, const std::string& rest) { chat.keep(rest); }},
-      {"/show", "FILE", "draws what the last answer kept of the images", may, ArgumentKind::path,
+      {"/show", "FILE", "draws what the last answer kept of images and videos", may, ArgumentKind::path,
        [](ChatCommands& chat, const std::string& rest) { chat.show(rest); }},
       {"/clear", "", "forgets the conversation", none, ArgumentKind::none,
        [](ChatCommands& chat, const std::string&) { chat.clear(); }},
@@ -98,16 +106,16 @@ bool ChatCommands::run(const std::string& line) {
   return true;
 }
 
-void ChatCommands::add_image(const std::string& path) {
-  check(path != "-", "image -: standard input holds the questions");
-  Image image = load_image(path, flags_.bounds.decode_options());
-  if (person_)
-    std::cerr << path << ": " << image.width << " x " << image.height << " pixels, for the next question\n";
-  session_.add_image(std::move(image));
-}
-
-void ChatCommands::image(const std::string& argument) {
-  add_image(pasted_path(argument));
+void ChatCommands::add(const MediumFile& file) {
+  check(file.path != "-", file.video ? "video" : "image", " -: standard input holds the questions");
+  Medium medium = open_medium(file, flags_);
+  if (person_) {
+    const auto* const video = std::get_if<Video>(&medium);
+    const Size size = size_of(medium);
+    std::cerr << file.path << ": " << (video ? shown_of(*video) : concat(size.width, " x ", size.height))
+              << " pixels, for the next question\n";
+  }
+  session_.add(std::move(medium));
 }
 
 void ChatCommands::say_pruning() const {
@@ -161,24 +169,24 @@ PictureProtocol ChatCommands::protocol() {
 
 void ChatCommands::show(const std::string& argument) {
   check(last_ && !last_->segments.empty(), "/show: there is no answer about an image yet");
-  const std::vector<Image>& images = session_.images();
+  const std::vector<Medium>& media = session_.media();
   fs::path file = pasted_path(argument);
   if (file.empty()) {
     if (folder_.empty()) folder_ = new_folder();
     file = folder_ / concat("kept-", ++shown_, ".png");
   }
-  for (size_t i = 0; i < images.size(); ++i) {
+  for (size_t i = 0; i < media.size(); ++i) {
     const std::vector<KeptGrid> grids = kept_grids(last_->segments, last_->keep, static_cast<int64_t>(i));
-    int64_t kept = 0, all = 0;
-    for (const KeptGrid& grid : grids) {
-      kept += std::ssize(grid.keep);
-      all += grid.rows * grid.cols;
+    const auto [kept, all] = count_kept(*last_, i);
+    const fs::path name = numbered(file, i, media.size());
+    if (is_video_name(name)) {
+      save_kept(media[i], grids, KeptStyle::overlay, name);
+    } else {
+      const Image picture = kept_picture(media[i], grids, KeptStyle::overlay);
+      save_png(picture, name);
+      std::cerr << picture_sequence(picture, protocol());
     }
-    const Image picture = draw_kept(images[i], grids);
-    const fs::path name = numbered(file, i, images.size());
-    save_png(picture, name);
-    std::cerr << picture_sequence(picture, protocol()) << name.string() << ": " << kept << " of " << all
-              << " visual tokens kept\n";
+    std::cerr << name.string() << ": " << kept << " of " << all << " visual tokens kept\n";
   }
 }
 

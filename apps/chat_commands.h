@@ -10,6 +10,7 @@
 #include "flags.h"
 #include "glimpse/engine/session.h"
 #include "line_editor.h"
+#include "media.h"
 #include "terminal_picture.h"
 
 namespace glimpse::app {
@@ -26,7 +27,8 @@ class ChatCommands {
   bool run(const std::string& line);
   bool leaving() const { return leaving_; }
   Session& session() { return session_; }
-  void add_image(const std::string& path);
+  /// Reads an image or opens a video for the next question.
+  void add(const MediumFile& file);
   /// The answer that /show is about.
   void answered(const Answer& answer) { last_ = answer; }
   /// How /show draws in the terminal, and who gets what was typed while it asked.
@@ -41,7 +43,6 @@ class ChatCommands {
  private:
   struct Command;
   static const std::vector<Command>& commands();
-  void image(const std::string& argument);
   void keep(const std::string& argument);
   void prune(const std::string& argument);
   void show(const std::string& argument);

@@ -24,6 +24,8 @@ struct EvalFlags {
   EngineOptions engine;
   Fetching fetching;
   ImageBounds bounds;
+  SettingFlags frames;
+  VideoOptions video;
   std::vector<std::string> tasks, methods, budgets = {"own"}, sets;
   std::string out, data_root, image_root, budget_from, masks_out;
   std::string judge_key = "OPENAI_API_KEY";
@@ -58,6 +60,12 @@ std::vector<TaskRow> rows_of(const EvalFlags& flags, const Task& task, const Tas
   });
   check(!rows.empty(), "task ", task.name, ": no row can be asked");
   return rows;
+}
+
+bool shows_videos(const EvalPlan& plan) {
+  return std::ranges::any_of(plan.tasks, [](const EvalTask& task) {
+    return std::ranges::any_of(task.rows, [](const TaskRow& row) { return !row.videos.empty(); });
+  });
 }
 
 EvalPlan make_plan(const EvalFlags& flags) {
@@ -96,8 +104,16 @@ EvalPlan make_plan(const EvalFlags& flags) {
   plan.out = flags.out;
   plan.shard = shard_from_environment();
   plan.bounds = flags.bounds;
+  plan.video = flags.video;
+  check(!flags.frames.given() || shows_videos(plan),
+        "--fps and what else there is for videos: there is no video in the rows");
   plan.max_new_tokens = flags.masks_only ? 1 : flags.max_new_tokens;
   plan.keep_going = flags.keep_going;
+  check(flags.keep_going || !shows_videos(plan) ||
+            std::ranges::none_of(plan.cells, [](const GridCell& cell) { return cell.method == kDownsample; }),
+        "methods: ", kDownsample,
+        " makes pictures smaller, but the rows have videos; leave it out, or leave "
+        "those rows out with --keep-going");
   return plan;
 }
 
@@ -116,6 +132,8 @@ EvalSettings settings_of(const EvalFlags& flags, const EvalPlan& plan) {
                    {"max_pixels", flags.bounds.max_pixels ? json(*flags.bounds.max_pixels) : json()},
                    {"preprocessing", flags.bounds.preprocessing},
                    {"sampling", "greedy"}});
+  // Records of before there were videos have none.
+  if (shows_videos(plan)) settings["video"] = VideoOptions(plan.video).fields().to_json();
   std::set<std::string> aside = kModelPlaces;
   aside.insert({"commit", "earlier_commits"});
   return {settings, aside};
@@ -323,6 +341,7 @@ std::function<int()> add_eval(CLI::App& app, Interrupt& interrupt) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->group("Generation");
   add_image_flags(app, flags->bounds);
+  flags->frames.add(app, flags->video.fields(), "Video", "", {"min_pixels", "max_pixels"});
   flags->fetching = add_model_flags(app, flags->engine);
   app.footer(
       "Example:\n"

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <iomanip>
 #include <mutex>
+#include <regex>
 #include <thread>
 
 #include "built_from.h"
@@ -26,6 +27,15 @@ std::string dashed(std::string name) {
   return name;
 }
 
+// "1:02:03.5" in seconds; anything else stays as it is.
+std::string in_seconds(const std::string& text) {
+  static const std::regex clock("(?:([0-9]{1,6}):)?([0-9]{1,6}):([0-9]{1,6}(?:[.][0-9]{1,9})?)");
+  std::smatch parts;
+  if (!std::regex_match(text, parts, clock)) return text;
+  const double hours = parts[1].matched ? std::stod(parts[1]) : 0;
+  return concat(std::setprecision(15), hours * 3600 + std::stod(parts[2]) * 60 + std::stod(parts[3]));
+}
+
 std::string method_names() {
   std::string names;
   for (const PrunerInfo& info : known_pruners({})) names += (names.empty() ? "" : ", ") + info.name;
@@ -38,8 +48,8 @@ bool g_armed = false;
 
 }  // namespace
 
-void SettingFlags::add(CLI::App& app, Fields fields, const std::string& group,
-                       const std::string& else_where) {
+void SettingFlags::add(CLI::App& app, Fields fields, const std::string& group, const std::string& else_where,
+                       const std::set<std::string>& without) {
   const auto checked = [](const auto& take) {
     try {
       take();
@@ -48,6 +58,7 @@ void SettingFlags::add(CLI::App& app, Fields fields, const std::string& group,
     }
   };
   for (const Field& field : fields.list()) {
+    if (without.contains(field.name)) continue;
     const std::string letter = field.letter ? concat("-", field.letter, ",") : "";
     const std::string flag = letter + "--" + dashed(field.name), help = field.about(else_where);
     CLI::Option* option = nullptr;
@@ -57,7 +68,8 @@ void SettingFlags::add(CLI::App& app, Fields fields, const std::string& group,
     else
       option = app.add_option_function<std::string>(
           flag,
-          [=, values = values_](const std::string& text) {
+          [=, values = values_](const std::string& given) {
+            const std::string text = field.kind == "TIME" ? in_seconds(given) : given;
             checked([&] { Fields(fields).set(field.name, text, "command line"); });
             (*values)[field.name] = text;
           },
@@ -182,6 +194,8 @@ void CommonFlags::add(CLI::App& app) {
       ->type_name("TEXT")
       ->group("Generation");
   add_image_flags(app, bounds);
+  // Bounds on the pixels are flags already.
+  frames.add(app, video.fields(), "Video", "", {"min_pixels", "max_pixels"});
 }
 
 std::string CommonFlags::composition(const Engine& loaded) const {
@@ -194,8 +208,11 @@ std::string CommonFlags::composition(const Engine& loaded) const {
   return with_settings(chosen, rule.values(), first, "--prune");
 }
 
-void CommonFlags::check_used(bool has_images) const {
-  if (has_images) return;
+void CommonFlags::check_used(bool has_media, bool has_videos) const {
+  if (!has_videos)
+    for (const auto& [name, text] : frames.values())
+      fail("--", dashed(name), ": there is no video; name one with --video, or in the rows");
+  if (has_media) return;
   check(!keep.keep && !keep.count, "--keep: there is no image whose tokens it could keep");
   for (const auto& [name, text] : rule.values())
     fail("--", dashed(name), ": there is no image whose tokens it could keep");

@@ -18,9 +18,11 @@ namespace glimpse::app {
 /// top of defaults that may only be known after a model is loaded.
 class SettingFlags {
  public:
-  /// Adds --name for every field, with its meaning, range and default. What `fields` refer to must outlive
-  /// the parsing, which sets it. `else_where`: see Field::about.
-  void add(CLI::App& app, Fields fields, const std::string& group, const std::string& else_where = "");
+  /// Adds --name for every field but those called as in `without`, with its meaning, range and default. What
+  /// `fields` refer to must outlive the parsing, which sets it. A TIME may be hours:minutes:seconds.
+  /// `else_where`: see Field::about.
+  void add(CLI::App& app, Fields fields, const std::string& group, const std::string& else_where = "",
+           const std::set<std::string>& without = {});
   bool given() const { return !values_->empty(); }
   const std::map<std::string, std::string>& values() const { return *values_; }
   /// Sets the fields that were given.
@@ -35,7 +37,7 @@ class SettingFlags {
 struct CommonFlags {
   EngineOptions engine;
   Fetching fetching;
-  SettingFlags sampling, rule;
+  SettingFlags sampling, rule, frames;
   SamplingOptions parsed_sampling;  ///< only to check values while parsing
   KeepRule parsed_rule;
   std::string prune = "auto", system;
@@ -44,12 +46,13 @@ struct CommonFlags {
   std::string reuse = "auto";
   int64_t max_new_tokens = 512;
   ImageBounds bounds;
+  VideoOptions video;  ///< as its own flags set it
 
   void add(CLI::App& app);
   /// The composition that --prune and the rule's flags together mean.
   std::string composition(const Engine& loaded) const;
-  /// Error for a setting about visual tokens that would do nothing: there is no image.
-  void check_used(bool has_images) const;
+  /// Error for a setting about visual tokens, or about videos, that would do nothing: there are none.
+  void check_used(bool has_media, bool has_videos) const;
   /// A request with every setting but messages and images.
   Request request(const Engine& loaded) const;
 };

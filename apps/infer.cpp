@@ -6,9 +6,10 @@
 
 #include "flags.h"
 #include "glimpse/base/timer.h"
+#include "glimpse/engine/kept_grids.h"
+#include "glimpse/engine/row_media.h"
 #include "glimpse/engine/scheduler.h"
 #include "glimpse/eval/grid.h"
-#include "glimpse/image/decode.h"
 #include "paths.h"
 #include "rows.h"
 
@@ -24,22 +25,17 @@ struct InferFlags {
   bool overwrite = false, keep_going = false;
 };
 
-Request make_request(const Request& shared, const Row& row, const KeptCounts& budget) {
+Request make_request(const Request& shared, const Row& row, const KeptCounts& budget,
+                     const VideoOptions& video) {
   check(row.problem.empty(), row.problem);
   Request request = shared;
   if (budget.given()) request.budget = budget.of(row.set, row.id);
-  Message message{"user", {}};
-  for (const auto& path : row.images) {
-    request.images.push_back(load_image(path, shared.bounds.decode_options()));
-    message.parts.push_back({Part::Kind::image, {}});
-  }
+  RowMedia shown = load_row_media(row.images, row.videos, row.boxes, shared.bounds, video);
+  Message message{"user", std::move(shown.parts)};
   message.parts.push_back({Part::Kind::text, row.question});
   request.messages.push_back(std::move(message));
-  request.boxes.resize(row.images.size());
-  for (const auto& box : row.boxes)
-    if (!request.images.empty())
-      request.boxes[0].push_back(
-          normalise_box({box[0], box[1], box[2], box[3]}, request.images[0].width, request.images[0].height));
+  request.media = std::move(shown.media);
+  request.boxes = std::move(shown.boxes);
   return request;
 }
 
@@ -55,6 +51,13 @@ nlohmann::json result(const Row& row, const Answer& answer) {
                         {"keep", answer.keep},
                         {"times_ms", answer.times.to_json()}};
   if (answer.shortcut) out["shortcut"] = *answer.shortcut;
+  // Whose each list of kept tokens is, and when that is seen.
+  for (const Segment& grid : answer.segments) {
+    if (shares_media(answer.segments) || !row.videos.empty()) out["medium"].push_back(grid.medium);
+    const bool video = grid.medium >= std::ssize(row.images);
+    if (!row.videos.empty())
+      out["seconds"].push_back(video ? nlohmann::json(grid.seconds) : nlohmann::json());
+  }
   return out;
 }
 
@@ -80,11 +83,13 @@ nlohmann::json settings_of(const InferFlags& flags, const Engine& engine, Reques
       {"preprocessing", flags.common.bounds.preprocessing},
       {"system", flags.common.has_system ? nlohmann::json(flags.common.system) : nlohmann::json(nullptr)},
   });
+  if (flags.common.frames.given()) settings["video"] = flags.common.frames.values();
   return settings;
 }
 
-// The order of asking: rows about the same images one after the other, so that these are still in the cache,
-// but no row more than a window away from its place: answers wait for those of the rows before them.
+// The order of asking: rows about the same images and videos one after the other, so that these are still in
+// the cache, but no row more than a window away from its place: answers wait for those of the rows before
+// them.
 std::vector<size_t> asking_order(const std::vector<Row>& rows, bool grouped) {
   constexpr size_t window = 256;
   std::vector<size_t> order(rows.size());
@@ -92,10 +97,10 @@ std::vector<size_t> asking_order(const std::vector<Row>& rows, bool grouped) {
   for (size_t first = 0; grouped && first < order.size(); first += window) {
     const auto begin = order.begin() + static_cast<std::ptrdiff_t>(first),
                end = order.begin() + static_cast<std::ptrdiff_t>(std::min(first + window, order.size()));
-    std::map<std::vector<std::filesystem::path>, size_t> seen;  // and by which row first
-    for (auto row = begin; row != end; ++row) seen.emplace(rows[*row].images, *row);
-    std::stable_sort(begin, end,
-                     [&](size_t x, size_t y) { return seen.at(rows[x].images) < seen.at(rows[y].images); });
+    const auto shown = [&](size_t row) { return std::pair(rows[row].images, rows[row].videos); };
+    std::map<decltype(shown(0)), size_t> seen;  // and by which row first
+    for (auto row = begin; row != end; ++row) seen.emplace(shown(*row), *row);
+    std::stable_sort(begin, end, [&](size_t x, size_t y) { return seen.at(shown(x)) < seen.at(shown(y)); });
   }
   return order;
 }
@@ -158,7 +163,8 @@ class Answering {
 
   void ask(const Request& shared, size_t row) {
     attempt(row, [&] {
-      in_flight_.push_back({row, scheduler_.submit(make_request(shared, rows_[row], budget_))});
+      in_flight_.push_back(
+          {row, scheduler_.submit(make_request(shared, rows_[row], budget_, flags_.common.video))});
     });
   }
 
@@ -239,11 +245,15 @@ int run(InferFlags& flags, Interrupt& interrupt) {
   for (const Row& row : rows)
     check(flags.keep_going || row.problem.empty(), flags.rows, ":", row.line, ": ", row.problem);
   std::vector<NamedPath> inputs = {{"the file of rows", flags.rows}, {"--budget-from", flags.budget_from}};
-  for (const Row& row : rows)
+  for (const Row& row : rows) {
     for (const auto& image : row.images) inputs.push_back({"a picture of the rows", image});
+    for (const auto& video : row.videos) inputs.push_back({"a video of the rows", video});
+  }
   check_outputs({{"--out", flags.out}}, inputs);
+  const bool has_videos = std::ranges::any_of(rows, [](const Row& row) { return !row.videos.empty(); });
   flags.common.check_used(
-      std::any_of(rows.begin(), rows.end(), [](const Row& r) { return !r.images.empty(); }));
+      has_videos || std::ranges::any_of(rows, [](const Row& row) { return !row.images.empty(); }),
+      has_videos);
   const KeptCounts budget = flags.budget_from.empty() ? KeptCounts() : KeptCounts(flags.budget_from);
   flags.common.fetching.provide(flags.common.engine, interrupt);
   const auto engine = Engine::load(flags.common.engine);
@@ -271,13 +281,15 @@ int run(InferFlags& flags, Interrupt& interrupt) {
 std::function<int()> add_infer(CLI::App& app, Interrupt& interrupt) {
   auto flags = std::make_shared<InferFlags>();
   app.add_option("rows", flags->rows,
-                 "JSONL file: question, image or images (a name or a list), optional id, dataset, bboxs")
+                 "JSONL file: question, image or images, video or videos (a name or a list), optional id, "
+                 "dataset, bboxs")
       ->required();
   app.add_option("-o,--out", flags->out, "JSONL file of answers; an existing one is continued")
       ->required()
       ->type_name("FILE")
       ->group("Output");
-  app.add_option("--image-root", flags->image_root, "folder of the images; also <root>/cot/<dataset>/<image>")
+  app.add_option("--image-root", flags->image_root,
+                 "folder of the images and videos; also <root>/cot/<dataset>/<image>")
       ->type_name("DIR")
       ->capture_default_str()
       ->group("Images");

@@ -5,6 +5,7 @@
 
 #include "flags.h"
 #include "glimpse/engine/memory_need.h"
+#include "glimpse/image/video.h"
 #include "glimpse/io/quantization.h"
 #include "glimpse/models/config.h"
 #include "glimpse/models/vision_shape.h"
@@ -83,6 +84,32 @@ int64_t fixed_tokens_of(const Vlm& model) {
   }
 }
 
+bool takes_videos(const Vlm& model) {
+  constexpr int side = 64;
+  const Image blank{side, side, std::vector<uint8_t>(size_t{3} * side * side)};
+  const Video video{video_of({blank, blank}, 1, "blank"), {}};
+  try {
+    model.prompt({{"user", {{Part::Kind::video, {}}}}}, {video}, {});
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+/// A minute of video as it is shown without further settings.
+nlohmann::json minute_of_video(const MemoryNeed& need) {
+  const VideoInfo info{60 * 24, 24, 1280, 720};
+  const int64_t side = std::llround(std::sqrt(static_cast<double>(need.token_pixels())));
+  const VideoSample sample = sample_video(info, {}, static_cast<int>(side));
+  const int64_t frame = sample.size.height / side * (sample.size.width / side);
+  const int64_t tokens = std::ssize(sample.indices) / 2 * frame;  // two frames have their tokens in common
+  return {{"frames", sample.indices.size()},
+          {"width", info.width},
+          {"height", info.height},
+          {"visual_tokens", tokens},
+          {"kv_bytes", tokens * need.kv_token}};
+}
+
 /// What the model will need of this machine's memory, of whose images the largest.
 nlohmann::json memory_of(const MemoryNeed& need, int64_t context, int64_t fixed_tokens = 0) {
   const auto available = available_memory();
@@ -126,6 +153,14 @@ void print_memory(const nlohmann::json& memory, const std::string& weights, int6
               << " visual tokens, " << in(image["kv_bytes"], kMib, 1) << " MiB of KV cache, "
               << in(image["bytes"], kMib, 0) << " MiB while it is read\n";
   }
+  if (memory.contains("minute_of_video")) {
+    const auto& video = memory["minute_of_video"];
+    std::cout << "  a video         " << video["frames"] << " frames, a minute, of " << video["width"]
+              << " x " << video["height"] << " pixels: " << video["visual_tokens"] << " visual tokens, "
+              << in(video["kv_bytes"], kMib, 1) << " MiB of KV cache"
+              << (video["visual_tokens"] > context ? " (more than the context holds; --max-frames)" : "")
+              << "\n";
+  }
   if (!memory.contains("available_bytes")) return;
   std::cout << "  here            " << in(memory["available_bytes"], kGib, 1) << " GiB available: ";
   const nlohmann::json largest = memory.value("largest_image", nlohmann::json{{"visual_tokens", 0}});
@@ -168,6 +203,7 @@ int run(InspectFlags& flags, Interrupt& interrupt) {
   if (need) need->vision = vision_shape(source->config(), source->path());
   if (need)
     out["memory"] = memory_of(*need, engine->model().max_positions(), fixed_tokens_of(engine->model()));
+  if (need && takes_videos(engine->model())) out["memory"]["minute_of_video"] = minute_of_video(*need);
   const nlohmann::json config = source->config();
   const Quantization packing = Quantization::of(config, source->where("config.json"));
   if (packing.method != Quantization::Method::none) out["quantization"] = packing.text();

@@ -30,6 +30,7 @@ void parse_row(const std::string& text, const fs::path& root, Row& row) {
   row.question = std::move(parsed.question);
   row.boxes = std::move(parsed.boxes);
   for (const std::string& name : parsed.images) row.images.push_back(find_image(root, parsed.dataset, name));
+  for (const std::string& name : parsed.videos) row.videos.push_back(find_video(root, parsed.dataset, name));
 }
 
 // A log gets its first line soon, later ones more rarely.
@@ -60,7 +61,7 @@ std::vector<Row> read_rows(const fs::path& file, const fs::path& root, size_t li
 }
 
 std::string Row::fingerprint() const {
-  return question_fingerprint(question, boxes, images);
+  return question_fingerprint(question, boxes, images, videos);
 }
 
 constexpr const char* kAdvice = "; name another --out, or start again with --overwrite";

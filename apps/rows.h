@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -9,17 +8,19 @@
 #include <vector>
 
 #include "glimpse/io/line_file.h"
+#include "glimpse/io/row_box.h"
 
 namespace glimpse::app {
 
-/// One question of a JSONL file (Visual-CoT rows: question, image, dataset, bboxs; an id if there is one).
+/// One question of a JSONL file (Visual-CoT rows: question, image or video, dataset, bboxs; an id if there is
+/// one).
 struct Row {
   nlohmann::json id;                  ///< as written, else the line's index
   std::string set = "all", question;  ///< its dataset, if it names one
-  std::vector<std::filesystem::path> images;
-  std::vector<std::array<double, 4>> boxes;  ///< pixels, x1 y1 x2 y2; of the first image
-  size_t line = 0;                           ///< 1-based, for messages
-  std::string problem;                       ///< why it cannot be asked, or ""
+  std::vector<std::filesystem::path> images, videos;
+  std::vector<RowBox> boxes;  ///< of the first image, else of the first video
+  size_t line = 0;            ///< 1-based, for messages
+  std::string problem;        ///< why it cannot be asked, or ""
 
   /// Of what is asked.
   std::string fingerprint() const;

@@ -16,7 +16,8 @@ struct ServeFlags {
   std::vector<std::string> presets;
   std::string key, key_file;
   size_t kv_mb = 0, body_mb = 64;
-  double grace = 20, fetch_seconds = 10;
+  size_t video_mb = 256;
+  double grace = 20, fetch_seconds = 10, video_seconds = 60;
 };
 
 // The model's id: given, else that of its folder, without what a list of ids would stumble over.
@@ -70,8 +71,9 @@ int run(ServeFlags& flags, Interrupt& interrupt) {
   options.scheduler.kv_bytes = flags.kv_mb << 20;
   options.http.max_body = flags.body_mb << 20;
   options.http.max_bodies = std::max(options.http.max_bodies, 2 * options.http.max_body);
-  options.pictures.fetch.timeout =
-      std::chrono::milliseconds(static_cast<int64_t>(flags.fetch_seconds * 1000));
+  options.media.fetch.timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.fetch_seconds * 1000));
+  options.media.fetch.max_video_bytes = flags.video_mb << 20;
+  options.media.video_time = std::chrono::milliseconds(static_cast<int64_t>(flags.video_seconds * 1000));
   options.grace = std::chrono::milliseconds(static_cast<int64_t>(flags.grace * 1000));
   const std::stop_token stop = interrupt.arm();
   serve::Service service(std::move(options));
@@ -111,19 +113,26 @@ std::function<int()> add_serve(CLI::App& app, Interrupt& interrupt) {
       ->check(count(1));
   add("--kv-mb", flags->kv_mb, "memory for the KV caches of all answers, in MiB; 0: no bound", "N")
       ->check(count(0));
-  add("--media-path", options.pictures.media_path, "folder whose pictures clients may name by file: URLs",
-      "DIR");
-  add("--allow-domain", options.pictures.fetch.domains,
-      "host that pictures may be fetched from by http(s), at ports 80 and 443, or HOST:PORT; *.HOST: those "
+  add("--media-path", options.media.media_path,
+      "folder whose pictures and videos clients may name by file: URLs", "DIR");
+  add("--allow-domain", options.media.fetch.domains,
+      "host that pictures and videos may be fetched from by http(s), at ports 80 and 443, or HOST:PORT; "
+      "*.HOST: those "
       "below it; *: every one (may be repeated)",
       "HOST")
       ->take_all();
-  add("--fetch-seconds", flags->fetch_seconds, "fetching a picture may take, redirects included", "SECONDS")
+  add("--fetch-seconds", flags->fetch_seconds, "fetching a picture or video may take, redirects included",
+      "SECONDS")
       ->check(CLI::Range(0.001, 3600.0));
-  app.add_flag("--allow-private-addresses", options.pictures.fetch.private_addresses,
+  app.add_flag("--allow-private-addresses", options.media.fetch.private_addresses,
                "allowed hosts may be in private networks or on this machine")
       ->group("Server");
   add("--max-images", options.max_images, "images of one request, at most", "N")->check(count(0));
+  add("--max-videos", options.max_videos, "videos of one request, at most", "N")->check(count(0));
+  add("--max-frames", options.max_frames, "frames that are taken of a video, at most", "N")->check(count(2));
+  add("--max-video-mb", flags->video_mb, "largest video file, in MiB", "N")->check(CLI::Range(1, 1 << 14));
+  add("--video-seconds", flags->video_seconds, "reading the frames of one video may take", "SECONDS")
+      ->check(CLI::Range(0.001, 3600.0));
   add("--max-body-mb", flags->body_mb, "largest request, in MiB", "N")->check(count(1));
   add("--max-new-tokens", options.max_new_tokens, "longest answer where the client asks for no number", "N")
       ->check(count(1));

@@ -20,7 +20,7 @@ struct TrainFlags {
   Fetching fetching;
   std::string config, out, resume;
   std::vector<std::string> data;
-  SettingFlags settings;
+  SettingFlags settings, frames;
   TrainOptions parsed;  ///< only to check values while parsing
   bool overwrite = false;
 };
@@ -45,11 +45,13 @@ TrainOptions options_of(const TrainFlags& flags) {
     options.from_json(settings, file.string());
     check(flags.config.empty() && flags.data.empty() && flags.out.empty(),
           "--resume goes on with the run's own settings; --config, --data and --out do not go with it");
-    for (const auto& [name, text] : flags.settings.values())
-      check(kMayChange.contains(name), "--resume goes on with the run's own ", name,
-            "; only --threads, --loader-threads, --device, --epochs and --max-steps may differ");
+    for (const SettingFlags* given : {&flags.settings, &flags.frames})
+      for (const auto& [name, text] : given->values())
+        check(kMayChange.contains(name), "--resume goes on with the run's own ", name,
+              "; only --threads, --loader-threads, --device, --epochs and --max-steps may differ");
   }
   flags.settings.apply(options.fields());
+  flags.frames.apply(options.video.fields());
   return options;
 }
 
@@ -167,8 +169,9 @@ std::function<int()> add_flags(CLI::App& app, Interrupt& interrupt, std::shared_
   app.add_option("-c,--config", flags->config,
                  concat("YAML file of settings (see configs/", flags->command, "); flags win over it"))
       ->type_name("FILE");
-  app.add_option("--data", flags->data,
-                 "JSONL file of rows: question, answer, image, dataset, bboxs, width, height (repeatable)")
+  app.add_option(
+         "--data", flags->data,
+         "JSONL file of rows: question, answer, image or video, dataset, bboxs, width, height (repeatable)")
       ->type_name("FILE")
       ->allow_extra_args(false);
   app.add_option("-o,--out", flags->out, "the run's directory")->type_name("DIR");
@@ -176,6 +179,8 @@ std::function<int()> add_flags(CLI::App& app, Interrupt& interrupt, std::shared_
   app.add_flag("--overwrite", flags->overwrite, "start a run again that --out already holds");
   flags->fetching.add(app, true, "Options");
   flags->settings.add(app, flags->parsed.fields(), "Settings");
+  // Bounds on the pixels are settings already.
+  flags->frames.add(app, flags->parsed.video.fields(), "Video", "", {"min_pixels", "max_pixels"});
   return [flags, &interrupt] { return run(*flags, interrupt); };
 }
 

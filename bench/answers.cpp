@@ -137,11 +137,11 @@ VisionShape vision_shape(const Question& question) {
 }
 
 Grid patch_grid(const Question& question, const VisionShape& vision) {
-  return patch_grid(question.visual, vision);
+  return patch_grid(question.visual, vision, question.frames);
 }
 
 Prompt make_prompt(const Question& question, const Vlm& model) {
-  return make_prompt(model_config(question), question.visual, question.text, model);
+  return make_prompt(model_config(question), question.visual, question.text, model, question.frames);
 }
 
 std::unique_ptr<Engine> load_engine(const Question& question) {

@@ -8,10 +8,11 @@
 
 namespace glimpse::bench {
 
-/// One question about one image, as bench/peer_transformers.py asks it too.
+/// One question about one image or video, as bench/peer_transformers.py asks it too.
 struct Question {
   std::filesystem::path checkpoint;  ///< folder of model/ and new_modules/, as make_checkpoint.py writes it
   int64_t visual = 1024, text = 30, decode = 64;
+  int64_t frames = 0;   ///< of a video; 0: an image
   double keep = 0.074;  ///< share of the visual tokens that a pruned answer keeps
   int threads = 2, rounds = 2;
   std::string weights = "auto";  ///< as EngineOptions has them
@@ -28,7 +29,7 @@ struct Question {
 };
 
 VisionShape vision_shape(const Question& question);
-/// The patch grid of the image: as near to a square as its visual tokens allow.
+/// The patch grid of the image or video: as near to a square as its visual tokens allow.
 Grid patch_grid(const Question& question, const VisionShape& vision);
 
 /// The question's prompt: random ids and noise, the same in every run.

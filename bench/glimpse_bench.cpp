@@ -136,6 +136,9 @@ int main(int argc, char** argv) {
   app.add_option("--sizes", options.sizes, "visual tokens of the growing images, ascending")
       ->check(CLI::Range(4, 65536));
   app.add_option("--visual", question.visual, "visual tokens")->check(CLI::Range(4, 65536));
+  app.add_option("--frames", question.frames,
+                 "frames of a video that has the visual tokens, two in a slice; 0: an image")
+      ->check(CLI::Range(0, 4096));
   app.add_option("--text", question.text, "text tokens, the two around the image included")
       ->check(CLI::Range(3, 65536));
   app.add_option("--decode", question.decode, "decoding steps")->check(CLI::Range(1, 65536));

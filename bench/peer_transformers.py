@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Times Hugging Face transformers on a Qwen2.5-VL or LLaVA-1.5 checkpoint, the way glimpse_bench times glimpse.
 
-Usage: peer_transformers.py --model DIR [--threads 2] [--visual 1024] [--text 30] [--decode 64] [--rounds 2]
+Usage: peer_transformers.py --model DIR [--threads 2] [--visual 1024] [--frames 0] [--text 30] [--decode 64] [--rounds 2]
            [--dtype bfloat16|float32] [--json OUT]
 
-One image of --visual tokens (as square as can be) and --text text tokens, SDPA attention, no pruning. Vision encoding, prefill
+One image of --visual tokens (as square as can be), or a video of --frames frames that has them, and --text text tokens, SDPA attention, no pruning. Vision encoding, prefill
 (language model on given embeddings, logits of the last position only) and --decode greedy steps are timed apart.
 """
 import argparse
@@ -22,6 +22,7 @@ def parse():
     parser.add_argument("--model", required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--visual", type=int, default=1024, help="visual tokens")
+    parser.add_argument("--frames", type=int, default=0, help="frames of a video, two in a slice; 0: an image")
     parser.add_argument("--text", type=int, default=30, help="text tokens, the two around the image included")
     parser.add_argument("--decode", type=int, default=64, help="decoding steps")
     parser.add_argument("--rounds", type=int, default=2)
@@ -56,27 +57,30 @@ class Clock:
 class Qwen:
     network = Qwen2_5_VLForConditionalGeneration
 
-    def __init__(self, model, visual, generator):
+    def __init__(self, model, visual, generator, frames=0):
         self.model, self.text, vision = model, model.model, model.config.vision_config
-        self.head = model.lm_head
-        self.grid = grid_of(visual, vision.spatial_merge_size).to(model.device)
+        self.head, self.is_video, slices = model.lm_head, frames > 0, max(1, frames // 2)
+        self.grid = grid_of(visual // slices, vision.spatial_merge_size).to(model.device)
+        self.grid[0, 0] = slices
         self.pixels = torch.randn(int(self.grid.prod()), 3 * vision.temporal_patch_size * vision.patch_size**2, generator=generator)
         self.before, self.after = [model.config.vision_start_token_id], [model.config.vision_end_token_id]
-        self.image_token = model.config.image_token_id
+        self.image_token = model.config.video_token_id if self.is_video else model.config.image_token_id
 
     def encode(self):
         return self.model.visual(self.pixels, grid_thw=self.grid)
 
     def place(self, input_ids):
         """Positions of the prompt, and of the i-th token after it."""
-        positions, deltas = self.model.get_rope_index(input_ids, image_grid_thw=self.grid)
+        grids = {"video_grid_thw": self.grid, "second_per_grid_ts": [1.0]} if self.is_video else {"image_grid_thw": self.grid}
+        positions, deltas = self.model.get_rope_index(input_ids, **grids)
         return positions, lambda i: (input_ids.shape[1] + i + deltas).expand(3, 1, 1)
 
 
 class Llava:
     network = LlavaForConditionalGeneration
 
-    def __init__(self, model, visual, generator):
+    def __init__(self, model, visual, generator, frames=0):
+        assert frames == 0, "the family knows no videos"
         self.model, self.text, vision = model, model.language_model.model, model.config.vision_config
         self.head = model.language_model.lm_head
         assert visual == (vision.image_size // vision.patch_size) ** 2, "every image has the same number of visual tokens"
@@ -129,7 +133,7 @@ def main():
     ).eval().to(options.device)  # fmt: skip
     load = 1e3 * (time.perf_counter() - start)
     generator = torch.Generator().manual_seed(0)
-    family = kind(model, options.visual, generator)
+    family = kind(model, options.visual, generator, options.frames)
     family.pixels = family.pixels.to(options.device, dtype)
     around = len(family.before) + len(family.after)
     text = torch.randint(0, 500, (options.text - around,), generator=generator).tolist()

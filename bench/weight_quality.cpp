@@ -29,7 +29,7 @@ std::vector<Question> read_questions(const std::string& file, const std::filesys
     Question& question = questions.emplace_back();
     Message message{"user", {}};
     for (const std::string& name : row.images) {
-      question.request.images.push_back(load_image(find_image(root, row.dataset, name)));
+      question.request.media.push_back(load_image(find_image(root, row.dataset, name)));
       message.parts.push_back({Part::Kind::image, {}});
     }
     message.parts.push_back({Part::Kind::text, row.question});
@@ -46,7 +46,7 @@ at::Tensor distributions(const Engine& engine, const Request& request, const std
   const at::NoGradGuard no_grad;
   Sequence sequence;
   sequence.kv = engine.kv();
-  sequence.prompt = engine.model().prompt(request.messages, request.images, request.bounds);
+  sequence.prompt = engine.model().prompt(request.messages, request.media, request.bounds);
   sequence.pruners = make_pruners(engine.default_prune(), engine.pruner_context());
   Sequence* const sequences[] = {&sequence};
   std::vector<at::Tensor> all = {prefill(engine.model(), sequences)};

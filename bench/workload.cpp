@@ -7,8 +7,16 @@
 
 namespace glimpse::bench {
 
-Grid patch_grid(int64_t visual, const VisionShape& vision) {
+Grid patch_grid(int64_t visual, const VisionShape& vision, int64_t frames) {
   const int64_t merge = vision.merge;
+  if (frames > 0) {
+    const int64_t slices = frames / 2;
+    check(frames % 2 == 0 && visual % slices == 0, "--frames: ", visual, " visual tokens in ", frames,
+          " frames do not make slices of two frames with equally many");
+    Grid grid = patch_grid(visual / slices, vision);
+    grid.t = static_cast<int>(slices);
+    return grid;
+  }
   if (const int64_t side = vision.tile; side > 0) {
     check(visual % (side * side) == 0, "--visual: ", visual, " tokens are no tiles of ", side, " x ", side);
     return {static_cast<int>(visual / (side * side)), static_cast<int>(side), static_cast<int>(side)};
@@ -18,15 +26,17 @@ Grid patch_grid(int64_t visual, const VisionShape& vision) {
   return {1, static_cast<int>(rows * merge), static_cast<int>(visual / rows * merge)};
 }
 
-Prompt make_prompt(const nlohmann::json& config, int64_t visual, int64_t text, const Vlm& model) {
+Prompt make_prompt(const nlohmann::json& config, int64_t visual, int64_t text, const Vlm& model,
+                   int64_t frames) {
   const VisionShape vision = glimpse::vision_shape(config);
   // What marks an image's place: its token, and those around it if the family has them.
   std::vector<int64_t> image;
-  for (const char* key :
-       {"vision_start_token_id", "image_token_id", "image_token_index", "vision_end_token_id"})
+  for (const char* key : {"vision_start_token_id", frames > 0 ? "video_token_id" : "image_token_id",
+                          "image_token_index", "vision_end_token_id"})
     if (config.contains(key)) image.push_back(config.at(key));
-  const Grid grid = patch_grid(visual, vision);
+  const Grid grid = patch_grid(visual, vision, frames);
   Patches picture{{}, grid};
+  if (frames > 0) picture.clip.emplace(1.0);
   int64_t others = std::ssize(image) - 1;
   if (vision.tile > 0) {  // a square of tiles behind the whole picture, a newline behind each of their rows
     const auto across = static_cast<int>(std::sqrt(grid.t - 1));

@@ -38,6 +38,14 @@ pkg_check_modules(ssl REQUIRED IMPORTED_TARGET openssl)
 pkg_check_modules(curl REQUIRED IMPORTED_TARGET libcurl)
 pkg_check_modules(edit REQUIRED IMPORTED_TARGET libedit)
 pkg_check_modules(sixel REQUIRED IMPORTED_TARGET libsixel)
+if(GLIMPSE_VIDEO)
+  set(_video libavformat>=59 libavcodec>=59 libavutil>=57 libswscale>=6)
+  pkg_check_modules(ffmpeg IMPORTED_TARGET ${_video})
+  if(NOT ffmpeg_FOUND)
+    message(FATAL_ERROR "video files need FFmpeg's libraries, version 5.1 or newer: ${_video}. Install libavformat-dev and "
+                        "libswscale-dev (Debian; make setup does), or build without video: -DGLIMPSE_VIDEO=OFF")
+  endif()
+endif()
 find_path(GLOO_INCLUDE_DIR gloo/context.h REQUIRED)  # libtorch has Gloo in it, but not its headers
 pkg_check_modules(isal REQUIRED IMPORTED_TARGET libisal)
 find_path(PROTOZERO_INCLUDE_DIR protozero/pbf_writer.hpp REQUIRED)  # headers only, and no pkg-config file

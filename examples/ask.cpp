@@ -16,7 +16,7 @@ int main(int argc, char** argv) try {
 
   using Kind = glimpse::Part::Kind;
   glimpse::Request request;
-  request.images = {glimpse::load_image(argv[1])};
+  request.media = {glimpse::load_image(argv[1])};
   request.messages = {{"user", {{Kind::image, {}}, {Kind::text, argv[2]}}}};
   request.on_text = [](const std::string& text) { std::cout << text << std::flush; };
 

@@ -17,6 +17,8 @@ from scikit_build_core import build as core
 DEFAULT_TORCH = "2.13.0"
 #: What comes with torch, found beside this package.
 OF_TORCH = ["libtorch*.so*", "libc10*.so*", "libgomp*.so*", "libshm*.so*"]
+#: For video files, 130 MiB with all that they need: the system's, loaded when there is a video. Others' licences hold for them, too.
+OF_FFMPEG = ["libavformat.so*", "libavcodec.so*", "libavutil.so*", "libswscale.so*"]
 
 build_sdist = core.build_sdist
 get_requires_for_build_sdist = core.get_requires_for_build_sdist
@@ -66,7 +68,7 @@ def build_editable(wheel_directory: str, config_settings: dict[str, Any] | None 
 def build_wheel(wheel_directory: str, config_settings: dict[str, Any] | None = None, metadata_directory: str | None = None) -> str:
     with tempfile.TemporaryDirectory() as bare:
         built = core.build_wheel(bare, settings_for(config_settings), metadata_directory)
-        exclude = [word for name in OF_TORCH for word in ("--exclude", name)]
+        exclude = [word for name in OF_TORCH + OF_FFMPEG for word in ("--exclude", name)]
         subprocess.run([sys.executable, "-m", "auditwheel", "repair", *exclude, "--wheel-dir", f"{bare}/repaired", f"{bare}/{built}"], check=True)
         (repaired,) = Path(bare, "repaired").iterdir()
         Path(wheel_directory, repaired.name).write_bytes(repaired.read_bytes())

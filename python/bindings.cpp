@@ -47,6 +47,7 @@ py::dict to_dict(const Answer& answer) {
     image["picture"] = segment.medium;
     image["rows"] = segment.rows;
     image["cols"] = segment.cols;
+    image["seconds"] = segment.seconds;
     image["area"] = py::make_tuple(segment.area.x1, segment.area.y1, segment.area.x2, segment.area.y2);
     if (i < answer.keep.size()) image["keep"] = array(answer.keep[i].data(), answer.keep[i].size());
     if (answer.scores.size() >= first + count) image["scores"] = array(answer.scores.data() + first, count);
@@ -120,16 +121,16 @@ int64_t whole(const json& from, const char* name) {
 
 Request request_of(const json& from, const py::list& pictures) {
   Request request;
+  request.bounds.fields().from_json(from.at("bounds"), "pictures");
+  for (const py::handle& each : pictures) request.media.push_back(medium(each, request.bounds));
+  size_t shown = 0;
   for (const json& message : from.at("messages")) {
     Message to{message.at("role").get<std::string>(), {}};
     for (const json& part : message.at("parts"))
-      to.parts.push_back(part.is_null() ? Part{Part::Kind::image, {}}
+      to.parts.push_back(part.is_null() ? part_of(request.media.at(shown++))
                                         : Part{Part::Kind::text, part.get<std::string>()});
     request.messages.push_back(std::move(to));
   }
-  request.bounds.fields().from_json(from.at("bounds"), "pictures");
-  for (const py::handle& each : pictures)
-    request.images.push_back(picture(each, request.bounds.decode_options()));
   if (!from.at("keep").is_null()) request.budget = budget_of(py::str(from.at("keep").dump()));
   request.reuse = parse_reuse(from.at("reuse").get<std::string>());
   request.max_new_tokens = whole(from, "max_new_tokens");
@@ -141,8 +142,12 @@ Request request_of(const json& from, const py::list& pictures) {
   for (const json& image : from.at("boxes")) {
     request.boxes.emplace_back();
     for (const json& box : image) {
-      const auto [x1, y1, x2, y2] = box.get<std::array<double, 4>>();
-      request.boxes.back().push_back({x1, y1, x2, y2});
+      const auto numbers = box.get<std::vector<double>>();
+      check(numbers.size() == 4 || numbers.size() == 6,
+            "boxes: expected x1, y1, x2, y2 and, in a video, from and to which second; got ", box.dump());
+      Box to{numbers[0], numbers[1], numbers[2], numbers[3]};
+      if (numbers.size() == 6) std::tie(to.from, to.to) = std::pair(numbers[4], numbers[5]);
+      request.boxes.back().push_back(to);
     }
   }
   return request;
@@ -182,7 +187,8 @@ class Server {
   }
 
   /// `stages`: see pruners_of(); none: as the engine does by default. `ids` and `patches` (pixel values and
-  /// grid (t, h, w) of each): a prompt made elsewhere, in place of messages and pictures.
+  /// grid (t, h, w) of each, and of a video the seconds between its slices): a prompt made elsewhere, in
+  /// place of messages and pictures.
   Running submit(const std::string& text, const py::list& pictures, const std::optional<py::list>& stages,
                  const std::vector<int64_t>& ids, const py::list& patches) {
     const Alone alone;
@@ -191,9 +197,12 @@ class Server {
     if (stages) request.pruners = pruners_of(*stages, engine_->pruner_context());
     request.ids = ids;
     for (const py::handle& each : patches) {
-      const auto [pixels, grid] = each.cast<std::pair<py::object, std::array<int, 3>>>();
-      request.patches.push_back({tensor_of(pixels, "pixel_values").to(at::kCPU, at::kFloat).contiguous(),
-                                 {grid[0], grid[1], grid[2]}});
+      const auto [pixels, grid, seconds] =
+          each.cast<std::tuple<py::object, std::array<int, 3>, std::optional<double>>>();
+      Patches of{tensor_of(pixels, "pixel_values").to(at::kCPU, at::kFloat).contiguous(),
+                 {grid[0], grid[1], grid[2]}};
+      if (seconds) of.clip.emplace(*seconds);
+      request.patches.push_back(std::move(of));
     }
     request.sampling = engine_->default_sampling();
     request.sampling.fields().from_json(from.at("sampling"), "sampling");

@@ -96,9 +96,9 @@ py::object to_python(const View& view) {
   py::dict out;
   py::list segments, attention;
   for (const Segment& each : view.segments)
-    segments.append(
-        of_package("Segment")(each.rows, each.cols, each.first, each.medium,
-                              py::make_tuple(each.area.x1, each.area.y1, each.area.x2, each.area.y2)));
+    segments.append(of_package("Segment")(
+        each.rows, each.cols, each.first, each.medium,
+        py::make_tuple(each.area.x1, each.area.y1, each.area.x2, each.area.y2), each.seconds));
   for (const VisionAttention& each : view.vision_attention)
     attention.append(py::make_tuple(optional_tensor(each.received), optional_tensor(each.keys)));
   out["segments"] = segments;

@@ -57,7 +57,7 @@ inline Request row_request(int index, const std::string& prune = "glimpse") {
   static const std::vector<nlohmann::json> rows = tiny_rows("rows.jsonl");
   Request request;
   request.messages = {user(rows.at(index)["question"], 1)};
-  request.images = {row_image(rows.at(index))};
+  request.media = {row_image(rows.at(index))};
   request.prune = prune;
   request.max_new_tokens = 32;
   return request;

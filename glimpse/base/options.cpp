@@ -22,10 +22,10 @@ std::string spelled(const nlohmann::json& value) {
 
 std::string detail::in_words(Range range) {
   constexpr double large = 1e6;
+  const bool positive = range.low > 0 && range.low < 1e-6;
   if (range.high < large)
-    return range.low > 0 && range.low < 1e-6 ? concat("above 0, at most ", range.high)
-                                             : concat(range.low, " to ", range.high);
-  return range.low > -large ? concat("at least ", range.low) : "";
+    return positive ? concat("above 0, at most ", range.high) : concat(range.low, " to ", range.high);
+  return positive ? "above 0" : range.low > -large ? concat("at least ", range.low) : "";
 }
 
 std::string Field::about(std::string_view else_where) const {

@@ -50,17 +50,17 @@ Reuse parse_reuse(const std::string& name);
 /// One question.
 struct Request {
   std::vector<Message> messages;
-  std::vector<Image> images;  ///< one per image part, in order
+  std::vector<Medium> media;  ///< one per part that is no text, in order
   ImageBounds bounds;
-  /// A prompt made elsewhere, in place of messages and images: its tokens, in which each image has one place
-  /// or one per visual token, and what the encoder takes of these images.
+  /// A prompt made elsewhere, in place of messages and media: its tokens, in which each medium has one place
+  /// or one per visual token, and what the encoder takes of these media.
   std::vector<int64_t> ids;
   std::vector<Patches> patches;
   std::string prune = "auto";          ///< composition; auto: glimpse if modules were given, else none
   std::optional<PrunerChain> pruners;  ///< in place of `prune`
   Budget budget;
   Reuse reuse = Reuse::automatic;
-  std::vector<std::vector<Box>> boxes;  ///< reference boxes per image, normalised
+  std::vector<std::vector<Box>> boxes;  ///< reference boxes per medium, normalised
   SamplingOptions sampling;
   int64_t max_new_tokens = 512;
   bool ignore_eos = false;
@@ -84,7 +84,7 @@ struct Answer {
   std::vector<at::Tensor> logits;
   std::string finish_reason;      ///< "stop", "length" or "cancelled"
   std::vector<Segment> segments;  ///< token grids
-  /// Per image, row-major indices of the visual tokens kept. A class token (VisionZip) has no place and is
+  /// Per segment, row-major indices of the visual tokens kept. A class token (VisionZip) has no place and is
   /// counted in `kept_tokens` only.
   std::vector<std::vector<int64_t>> keep;
   std::vector<float> scores;     ///< [N] probability per visual token, or empty

@@ -31,7 +31,7 @@ Job::Job(const Engine& engine, const Request& request)
   check(max_new_tokens_ > 0, "max_new_tokens: ", max_new_tokens_, " is not positive");
   check(logprobs_.value_or(0) >= 0, "logprobs: ", logprobs_.value_or(0), " is negative");
   const Vlm& model = engine.model();
-  sequence.prompt = request.ids.empty() ? model.prompt(request.messages, request.images, request.bounds)
+  sequence.prompt = request.ids.empty() ? model.prompt(request.messages, request.media, request.bounds)
                                         : model.prompt(request.ids, request.patches);
   sequence.pruners = request.pruners
                          ? *request.pruners

@@ -81,7 +81,8 @@ PrefixKey prefix_key(const Sequence& sequence, const PrefixEnd& end, uint64_t we
     hash.add(std::vector<double>{segment.area.x1, segment.area.y1, segment.area.x2, segment.area.y2});
   for (const std::vector<Box>& boxes : sequence.boxes) {
     hash.add(boxes.size());
-    for (const Box& box : boxes) hash.add(std::vector<double>{box.x1, box.y1, box.x2, box.y2});
+    for (const Box& box : boxes)
+      hash.add(std::vector<double>{box.x1, box.y1, box.x2, box.y2, box.from, box.to});
   }
   return key_of(hash);
 }

@@ -6,9 +6,9 @@ Answer Session::ask(const std::string& question, std::stop_token stop,
                     std::function<void(const std::string&)> on_text) {
   Request next = request_;
   Message message{"user", {}};
-  for (const Image& image : pending_) {
-    message.parts.push_back({Part::Kind::image, {}});
-    next.images.push_back(image);
+  for (const Medium& medium : pending_) {
+    message.parts.push_back(part_of(medium));
+    next.media.push_back(medium);
   }
   message.parts.push_back({Part::Kind::text, question});
   next.messages.push_back(std::move(message));

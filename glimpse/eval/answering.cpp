@@ -5,10 +5,11 @@
 #include <set>
 
 #include "glimpse/base/timer.h"
+#include "glimpse/engine/kept_grids.h"
+#include "glimpse/engine/row_media.h"
 #include "glimpse/eval/downsample.h"
 #include "glimpse/eval/evaluation.h"
 #include "glimpse/eval/machine.h"
-#include "glimpse/image/decode.h"
 #include "glimpse/io/line_file.h"
 
 namespace glimpse {
@@ -47,12 +48,19 @@ json line_of(const TaskRow& row, const Request& request, const Answer& answer, c
   json images = json::array();
   for (size_t i = 0; i < answer.segments.size(); ++i) {
     const Segment& span = answer.segments[i];
-    const Image& picture = request.images[span.medium];
+    const Size size = size_of(request.media[span.medium]);
     images.push_back({{"grid", {span.rows, span.cols}},
-                      {"size", {picture.width, picture.height}},
+                      {"size", {size.width, size.height}},
                       {"area", {span.area.x1, span.area.y1, span.area.x2, span.area.y2}}});
   }
   line["images"] = images;
+  // Whose each grid is, where not each is of another one, and when a video's is seen.
+  const bool videos = std::ranges::any_of(request.media, is_video);
+  for (const Segment& span : answer.segments) {
+    if (videos || shares_media(answer.segments)) line["medium"].push_back(span.medium);
+    const bool timed = videos && is_video(request.media[span.medium]);
+    if (videos) line["seconds"].push_back(timed ? json(span.seconds) : json());
+  }
   return line;
 }
 
@@ -76,22 +84,18 @@ void check_readable(const fs::path& path) {
 
 Request make_request(const EvalPlan& plan, const Task& task, const TaskRow& row) {
   check(row.problem.empty(), row.problem);
+  for (const auto& files : {row.images, row.videos})
+    for (const fs::path& path : files)
+      if (!fs::is_directory(path)) check_readable(path);
+  RowMedia shown = load_row_media(row.images, row.videos, row.boxes, plan.bounds, plan.video);
   Request request;
-  Message message{"user", {}};
-  for (const fs::path& path : row.images) {
-    check_readable(path);
-    request.images.push_back(load_image(path, plan.bounds.decode_options()));
-    message.parts.push_back({Part::Kind::image, {}});
-  }
+  Message message{"user", std::move(shown.parts)};
   message.parts.push_back({Part::Kind::text, row.question});
   request.messages = {message};
+  request.media = std::move(shown.media);
+  request.boxes = std::move(shown.boxes);
   request.bounds = plan.bounds;
   request.max_new_tokens = plan.max_new_tokens.value_or(task.max_new_tokens);
-  request.boxes.resize(row.images.size());
-  if (!request.images.empty())
-    for (const auto& box : row.boxes)
-      request.boxes[0].push_back(
-          normalise_box({box[0], box[1], box[2], box[3]}, request.images[0].width, request.images[0].height));
   return request;
 }
 
@@ -140,7 +144,7 @@ class Answering {
     request.prune = cell.cell->method;
     request.reuse = Reuse::never;  // of the methods that are compared every one runs
     request.budget = budget_of(plan_, *cell.cell, row);
-    if (cell.cell->method == kDownsample && !request.images.empty()) {
+    if (cell.cell->method == kDownsample && !request.media.empty()) {
       check(accounting_.token_pixels().has_value(), kDownsample,
             ": this model's config.json tells no token size");
       const auto [smaller, visual] = downsampled(request, engine_.model(), *accounting_.token_pixels());

@@ -13,8 +13,10 @@ PrunerChain compared_pruners(const std::string& method, const PrunerContext& con
 }
 
 Downsampled downsampled(const Request& request, const Vlm& model, int64_t side) {
+  check(std::ranges::none_of(request.media, is_video), kDownsample,
+        ": makes pictures smaller, no videos; leave it out of the methods");
   const std::vector<Segment> segments =
-      model.prompt(request.messages, request.images, request.bounds).segments;
+      model.prompt(request.messages, request.media, request.bounds).segments;
   check(!shares_media(segments), kDownsample, ": pictures in tiles are as large as they are");
   const auto room = request.budget.of(segments);
   check(room.has_value(), kDownsample, ": needs a budget, as in ", kDownsample, "@0.1");
@@ -28,8 +30,8 @@ Downsampled downsampled(const Request& request, const Vlm& model, int64_t side) 
     const int64_t rows =
         std::clamp<int64_t>(std::llround(static_cast<double>(own.rows) * scale), 1, std::min(most, own.rows));
     const int64_t cols = std::clamp<int64_t>(most / rows, 1, own.cols);
-    out.request.images[i] =
-        resize(request.images[i], static_cast<int>(cols * side), static_cast<int>(rows * side));
+    out.request.media[i] = resize(std::get<Image>(request.media[i]), static_cast<int>(cols * side),
+                                  static_cast<int>(rows * side));
   }
   return out;
 }

@@ -12,8 +12,8 @@ constexpr const char* kDownsample = "downsample";
 PrunerChain compared_pruners(const std::string& method, const PrunerContext& context);
 
 /// A request about smaller pictures, with nothing pruned, and the visual tokens that the pictures have as
-/// they are. `side`: pixels of a token's side. Errors: no budget, a model whose pictures all have as many
-/// tokens.
+/// they are. `side`: pixels of a token's side. Errors: no budget, a video, a model whose pictures all have as
+/// many tokens.
 struct Downsampled {
   Request request;
   int64_t visual_tokens = 0;

@@ -31,6 +31,7 @@ struct EvalPlan {
   std::filesystem::path out;
   Shard shard;
   ImageBounds bounds;
+  VideoOptions video;
   std::optional<int64_t> max_new_tokens;  ///< instead of the tasks' own
   KeptCounts counts;                      ///< for cells with budget "from"
   bool keep_going = false;  ///< note rows that cannot be answered instead of ending with their Error

@@ -62,11 +62,14 @@ Budget kept_in(const json& line) {
   Budget budget;
   int64_t sum = 0;
   const int64_t all = member(line, "kept_tokens").get<int64_t>();
-  if (const json& keep = member(line, "keep"); keep.is_array())
-    for (const json& image : keep) {
-      budget.counts.push_back(std::ssize(image));
-      sum += budget.counts.back();
-    }
+  const json& keep = member(line, "keep");
+  const json& media = member(line, "medium");  // whose each list is, where some have several
+  for (size_t i = 0; keep.is_array() && i < keep.size(); ++i) {
+    const bool goes_on = i > 0 && media.is_array() && i < media.size() && media[i] == media[i - 1];
+    if (!goes_on) budget.counts.push_back(0);
+    budget.counts.back() += std::ssize(keep[i]);
+    sum += std::ssize(keep[i]);
+  }
   if (!budget.counts.empty() && sum == all) return budget;
   return {.keep = {}, .count = all, .counts = {}};
 }

@@ -1,5 +1,9 @@
 #include "glimpse/eval/masks.h"
 
+#include <algorithm>
+
+#include "glimpse/base/json_file.h"
+#include "glimpse/engine/row_media.h"
 #include "glimpse/eval/row_score.h"
 #include "glimpse/image/overlay.h"
 
@@ -22,32 +26,47 @@ std::string file_name(const std::string& text) {
   return out.str();
 }
 
+// How many grids boxes are compared with: the first of an image, all of a video.
+size_t compared_grids(const json& line) {
+  const json& seconds = member(line, "seconds");
+  if (!seconds.is_array() || seconds.at(0).is_null()) return 1;
+  const json& media = line.at("medium");
+  return std::ranges::find_if(media, [&](const json& medium) { return medium != media[0]; }) - media.begin();
+}
+
 }  // namespace
 
-TokenMask kept_mask(const json& line, size_t image) {
-  const json& grid = line.at("images").at(image).at("grid");
+TokenMask kept_mask(const json& line, size_t number) {
+  const json& grid = line.at("images").at(number).at("grid");
   TokenMask mask{grid.at(0), grid.at(1), {}};
   mask.tokens.resize(static_cast<size_t>(mask.rows) * mask.cols);
-  for (const int64_t token : line.at("keep").at(image).get<std::vector<int64_t>>()) mask.tokens.at(token) = 1;
+  for (const int64_t token : line.at("keep").at(number).get<std::vector<int64_t>>())
+    mask.tokens.at(token) = 1;
   return mask;
 }
 
-std::optional<TokenMask> boxed_mask(const TaskRow& row, const json& line) {
+std::optional<ComparedMasks> compared_masks(const TaskRow& row, const json& line) {
   if (row.boxes.empty() || line.at("images").empty()) return {};
   const SeenImage seen = seen_image(line);
-  TokenMask mask = kept_mask(line, 0);
-  std::vector<Box> boxes;
-  for (const auto& box : row.boxes)
-    boxes.push_back(normalise_box({box[0], box[1], box[2], box[3]}, seen.width, seen.height));
-  mask.tokens = boxes_to_mask(boxes, mask.rows, mask.cols, seen.area);
-  return mask;
+  const std::vector<Box> boxes = normalised(row.boxes, {seen.height, seen.width});
+  const json& seconds = member(line, "seconds");
+  ComparedMasks out;
+  for (size_t i = 0; i < compared_grids(line); ++i) {
+    const TokenMask kept = kept_mask(line, i);
+    const bool timed = seconds.is_array() && seconds.at(i).is_number();
+    const std::vector<uint8_t> boxed =
+        boxes_to_mask(timed ? boxes_at(boxes, seconds[i]) : boxes, kept.rows, kept.cols, seen.area);
+    out.kept.insert(out.kept.end(), kept.tokens.begin(), kept.tokens.end());
+    out.boxed.insert(out.boxed.end(), boxed.begin(), boxed.end());
+  }
+  return out;
 }
 
-double mask_iou(const TokenMask& a, const TokenMask& b) {
+double mask_iou(const ComparedMasks& masks) {
   int64_t both = 0, either = 0;
-  for (size_t i = 0; i < a.tokens.size(); ++i) {
-    both += a.tokens[i] && b.tokens[i];
-    either += a.tokens[i] || b.tokens[i];
+  for (size_t i = 0; i < masks.kept.size(); ++i) {
+    both += masks.kept[i] && masks.boxed[i];
+    either += masks.kept[i] || masks.boxed[i];
   }
   return either ? static_cast<double>(both) / static_cast<double>(either) : 0.0;
 }

@@ -65,7 +65,7 @@ struct Sums {
       all += value.get<double>();
     }
     gflop["total"].add(all);
-    if (const auto boxed = boxed_mask(row, line)) mask.add(kept_mask(line, 0).tokens, boxed->tokens);
+    if (const auto masks = compared_masks(row, line)) mask.add(masks->kept, masks->boxed);
   }
 
   json to_json() const {

@@ -1,14 +1,16 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <optional>
 
 #include "glimpse/base/chart.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/base/web_page.h"
 #include "glimpse/base/web_text.h"
+#include "glimpse/engine/kept_pictures.h"
+#include "glimpse/engine/row_media.h"
 #include "glimpse/eval/results.h"
 #include "glimpse/eval/row_score.h"
-#include "glimpse/image/decode.h"
 #include "glimpse/image/overlay.h"
 #include "glimpse/image/resize.h"
 
@@ -29,6 +31,7 @@ p.soft { margin-bottom: .6rem; }
 .shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .7rem; margin-top: .8rem; }
 .shots figure { margin: 0; min-width: 0; }
 .shots img { width: 100%; display: block; border-radius: 6px; }
+.shots figure.wide { grid-column: span 3; }
 .shots figcaption { font-size: .82rem; color: var(--soft); overflow-wrap: anywhere; }
 .shots b { color: var(--text); font-weight: 600; }
 .right { color: var(--c2); } .wrong { color: var(--c1); }
@@ -171,8 +174,7 @@ std::string all_curves(const std::vector<const json*>& cells, const std::string&
          "</div>\n";
 }
 
-std::string shot(const Image& image) {
-  constexpr int side = 168;
+std::string shot(const Image& image, int side) {
   const double scale = std::min(1.0, static_cast<double>(side) / std::max(image.width, image.height));
   const auto scaled = [&](int n) { return std::max(1, static_cast<int>(std::lround(n * scale))); };
   const std::vector<uint8_t> bytes =
@@ -180,9 +182,24 @@ std::string shot(const Image& image) {
   return "data:image/jpeg;base64," + base64({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
 }
 
-std::string figure(const Image& image, const std::string& caption) {
-  return concat("<figure><img alt='' src='", shot(image), "'><figcaption>", caption,
+// Of a video, whose frames are many, it is a wide one.
+std::string figure(const Image& image, const std::string& caption, bool wide) {
+  constexpr int side = 168, columns = 3;
+  return concat("<figure", wide ? " class='wide'" : "", "><img alt='' src='",
+                shot(image, wide ? columns * side : side), "'><figcaption>", caption,
                 "</figcaption></figure>\n");
+}
+
+// What the answer of a line kept of the first image or video.
+Image kept_of_first(const Medium& medium, const json& line) {
+  const bool video = is_video(medium);
+  std::vector<KeptGrid> grids;
+  for (size_t i = 0; i < line.at("images").size(); ++i) {
+    const bool first = video ? line.at("medium").at(i) == 0 : i == 0;
+    const json& grid = line["images"][i].at("grid");
+    if (first) grids.push_back({grid.at(0), grid.at(1), line.at("keep").at(i), seen_image(line).area});
+  }
+  return kept_picture(medium, grids, KeptStyle::overlay);
 }
 
 // The first row of each set, then the second ones, and so on: the same for every run.
@@ -190,7 +207,7 @@ std::vector<const TaskRow*> shown_rows(const EvalTask& task, size_t count) {
   std::vector<const TaskRow*> out;
   std::vector<const TaskRow*> left;
   for (const TaskRow& row : task.rows)
-    if (!row.images.empty()) left.push_back(&row);
+    if (!row.images.empty() || !row.videos.empty()) left.push_back(&row);
   while (out.size() < count && !left.empty()) {
     std::vector<std::string> seen;
     std::vector<const TaskRow*> rest;
@@ -234,19 +251,22 @@ std::string gallery(const EvalPlan& plan, const EvalTask& task, const std::vecto
   std::string out;
   for (const TaskRow* row : rows) {
     std::string shots;
-    const Image image = load_image(row->images[0], plan.bounds.decode_options());
+    const bool video = row->images.empty();
+    std::optional<Medium> medium;  // of a row that was answered, so that it can be read
     for (size_t i = 0; i < cells.size(); ++i) {
       const json& line = answers[i].at(row->key());
       if (line.contains("problem")) continue;
-      const json& grid = line.at("images").at(0).at("grid");
+      if (!medium)
+        medium = load_medium(video ? row->videos[0] : row->images[0], video, plan.bounds, plan.video);
       const std::string text = line.at("answer");
       const auto score = line_score(task.task, *row, line);
       const char* mark = !score ? "" : *score > 0.5 ? " class='right'" : " class='wrong'";
       const bool own = cells[i]->at("budget") == "own";
-      shots += figure(draw_kept(image, grid.at(0), grid.at(1), line.at("keep").at(0), seen_image(line).area),
+      shots += figure(kept_of_first(*medium, line),
                       concat("<b>", name_of(*cells[i]), own ? "" : " " + budget_name(*cells[i]), "</b> ",
                              line.at("kept_tokens"), " of ", line.at("visual_tokens"), "<br><span", mark, ">",
-                             escape_html(text), "</span>"));
+                             escape_html(text), "</span>"),
+                      video);
     }
     std::string right;
     for (const std::string& each : row->answers) right += (right.empty() ? "" : " / ") + each;

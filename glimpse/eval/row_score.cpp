@@ -38,8 +38,8 @@ SeenImage seen_image(const json& line) {
 
 std::optional<double> line_score(const Task& task, const TaskRow& row, const json& line) {
   if (task.score != "mask_iou") return row_score(task, row, line.at("answer"), seen_image(line));
-  const auto boxed = boxed_mask(row, line);
-  return boxed ? mask_iou(kept_mask(line, 0), *boxed) : 0.0;
+  const auto masks = compared_masks(row, line);
+  return masks ? mask_iou(*masks) : 0.0;
 }
 
 JudgeQuestion judge_question(const TaskRow& row, const std::string& answer) {

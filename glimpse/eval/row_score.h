@@ -14,7 +14,7 @@ namespace glimpse {
 /// boxes, whatever the answer).
 const std::vector<std::string>& score_names();
 
-/// As a line of answers says.
+/// As a line of answers says of its first image, or of the frames of its first video.
 SeenImage seen_image(const nlohmann::json& line);
 
 /// The score of an answer's text in [0, 1] by the task's own rule; nothing for one that only a judge can

@@ -29,8 +29,15 @@ Fields Task::fields() {
       .add("options", options, "member of a row: a list of options, lettered below the question")
       .add("answer", answer, "member of a row: the right answer, or a list of them")
       .add("image", image, "member of a row: the image's name, or a list of them")
+      .add("video", video, "member of a row: the video's name, or a list of them")
       .add("boxes", boxes, "member of a row: one box or a list of them");
   return fields;
+}
+
+nlohmann::json Task::to_json() const {
+  nlohmann::json out = Task(*this).fields().to_json();
+  if (video == Task().video) out.erase("video");
+  return out;
 }
 
 Task Task::read(const fs::path& file) {

@@ -1,11 +1,11 @@
 #pragma once
 
-#include <array>
 #include <filesystem>
 #include <string>
 #include <vector>
 
 #include "glimpse/base/options.h"
+#include "glimpse/io/row_box.h"
 
 namespace glimpse {
 
@@ -14,12 +14,11 @@ struct TaskRow {
   nlohmann::json id;  ///< as written, else the row's index in its file; unique in its set
   std::string set, question;
   std::vector<std::string> answers;  ///< what counts as right; a single one unless several people answered
-  std::vector<std::filesystem::path> images;
-  std::vector<std::array<double, 4>>
-      boxes;                ///< where the answer is seen: x1 y1 x2 y2 in pixels of the first image
-  std::string place;        ///< file and row, for messages
-  std::string problem;      ///< why it cannot be asked, or ""
-  std::string fingerprint;  ///< of what is asked (io/run_identity.h)
+  std::vector<std::filesystem::path> images, videos;
+  std::vector<RowBox> boxes;  ///< where the answer is seen: in the first image, else in the first video
+  std::string place;          ///< file and row, for messages
+  std::string problem;        ///< why it cannot be asked, or ""
+  std::string fingerprint;    ///< of what is asked (io/run_identity.h)
 
   /// Names the row among all of its task.
   std::string key() const;
@@ -41,10 +40,11 @@ struct Task {
   int64_t max_new_tokens = 128;
   // Members of a row (format rows).
   std::string id = "id", set = "dataset", question = "question", options = "options", answer = "answer",
-              image = "image", boxes = "bboxs";
+              image = "image", video = "video", boxes = "bboxs";
 
   Fields fields();
-  nlohmann::json to_json() const { return Task(*this).fields().to_json(); }
+  /// For the record; without `video` where it is the usual one, as older records are.
+  nlohmann::json to_json() const;
 
   /// Reads a task file. Errors name it and what is wrong.
   static Task read(const std::filesystem::path& file);

@@ -59,14 +59,9 @@ std::vector<std::string> texts_of(const json& value, const std::string& name) {
   return texts;
 }
 
-bool is_box(const json& value) {
-  return value.is_array() && value.size() == 4 &&
-         std::all_of(value.begin(), value.end(), [](const json& x) { return x.is_number(); });
-}
-
 // One box or a list of them, as corners.
-std::vector<std::array<double, 4>> boxes_of(const json& value, const Task& task) {
-  std::vector<std::array<double, 4>> boxes;
+std::vector<RowBox> boxes_of(const json& value, const Task& task) {
+  std::vector<RowBox> boxes;
   if (value.is_null()) return boxes;
   const bool sizes = task.box_format == "xywh";
   const char* const form = sizes ? "[x, y, width, height]" : "[x1, y1, x2, y2]";
@@ -74,9 +69,9 @@ std::vector<std::array<double, 4>> boxes_of(const json& value, const Task& task)
   const bool one = !value.empty() && value[0].is_number();
   for (const json& each : one ? json::array({value}) : value) {
     check(is_box(each), "\"", task.boxes, "\" must be ", form, " or a list of such boxes");
-    auto& box = boxes.emplace_back(each.get<std::array<double, 4>>());
-    for (const size_t i : {2, 3})
-      if (sizes) box[i] += box[i - 2];
+    RowBox& box = boxes.emplace_back(parse_box(each));
+    box.x2 += sizes ? box.x1 : 0;
+    box.y2 += sizes ? box.y1 : 0;
   }
   return boxes;
 }
@@ -90,11 +85,16 @@ std::string stripped(const Task& task, std::string text) {
   return trimmed(text);
 }
 
-// What both formats give, before images are looked for.
+// What both formats give, before files are looked for.
 struct Parsed {
   TaskRow row;
-  std::vector<std::string> images;
+  std::vector<std::string> images, videos;
 };
+
+// Whether it is a box as answers have them, which are of one time.
+bool is_answered_box(const json& value) {
+  return is_box(value) && value.size() == 4;
+}
 
 Parsed parse_row(const Task& task, const json& object) {
   Parsed out;
@@ -106,12 +106,15 @@ Parsed parse_row(const Task& task, const json& object) {
   }
   const json& answer = member(object, task.answer.c_str());
   // The answer of a question for boxes may be the boxes.
-  const bool boxes =
-      is_box(answer) || (answer.is_array() && std::all_of(answer.begin(), answer.end(), is_box));
+  const bool boxes = is_answered_box(answer) ||
+                     (answer.is_array() && std::all_of(answer.begin(), answer.end(), is_answered_box));
   if (!answer.is_null() && !boxes) out.row.answers = texts_of(answer, task.answer);
   if (const json& image = member(object, task.image.c_str()); !image.is_null())
     out.images = texts_of(image, task.image);
-  check_no_unread_image(object, task.image, {task.id, task.set, task.question, task.options, task.answer});
+  if (const json& video = member(object, task.video.c_str()); !video.is_null())
+    out.videos = texts_of(video, task.video);
+  check_no_unread_media(object, task.image, task.video,
+                        {task.id, task.set, task.question, task.options, task.answer});
   out.row.boxes = boxes_of(member(object, task.boxes.c_str()), task);
   if (const json& set = member(object, task.set.c_str()); set.is_string())
     out.row.set = set.get<std::string>();
@@ -155,14 +158,17 @@ TaskRow make_row(const Task& task, const Record& record, const std::string& set,
   check(row.id.is_string() || row.id.is_number(), "\"", task.id, "\" must be text or a number");
   check(!row.answers.empty() || !row.boxes.empty(), "\"", task.answer, "\" is missing");
   row.question = stripped(task, row.question) + task.suffix;
-  if (task.score == "mask_iou" && (row.boxes.empty() || parsed.images.empty()))
-    row.problem = "has no picture with a box that masks could be compared with";
+  const bool shows = !parsed.images.empty() || !parsed.videos.empty();
+  check_box_times(row.boxes, parsed.images.empty() && !parsed.videos.empty());
+  if (task.score == "mask_iou" && (row.boxes.empty() || !shows))
+    row.problem = "has no picture with a box, nor such a video, that masks could be compared with";
   try {
     for (const std::string& name : parsed.images) row.images.push_back(find_image(images, row.set, name));
+    for (const std::string& name : parsed.videos) row.videos.push_back(find_video(images, row.set, name));
   } catch (const Error& error) {
     row.problem = error.what();
   }
-  row.fingerprint = question_fingerprint(row.question, row.boxes, row.images);
+  row.fingerprint = question_fingerprint(row.question, row.boxes, row.images, row.videos);
   return std::move(row);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "glimpse/base/check.h"
 
@@ -24,7 +25,15 @@ Range tokens_between(double from, double to, int count) {
 
 Box normalise_box(const Box& pixels, int width, int height) {
   check(width > 0 && height > 0, "boxes need the image's size, got ", width, " x ", height);
-  return {pixels.x1 / width, pixels.y1 / height, pixels.x2 / width, pixels.y2 / height};
+  return {pixels.x1 / width,  pixels.y1 / height, pixels.x2 / width,
+          pixels.y2 / height, pixels.from,        pixels.to};
+}
+
+std::vector<Box> boxes_at(std::span<const Box> boxes, double seconds) {
+  std::vector<Box> out;
+  std::ranges::copy_if(boxes, std::back_inserter(out),
+                       [&](const Box& box) { return box.from <= seconds && seconds <= box.to; });
+  return out;
 }
 
 std::vector<uint8_t> boxes_to_mask(std::span<const Box> normalised, int h, int w, const Box& area) {

@@ -1,18 +1,21 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
 namespace glimpse {
 
 /// Corners of a rectangle, x to the right, y downwards; in pixels or, normalised, in parts of the image's
-/// sides.
+/// sides. In a video it is there from one time to another, both included.
 struct Box {
   double x1 = 0;
   double y1 = 0;
   double x2 = 0;
   double y2 = 0;
+  double from = -std::numeric_limits<double>::infinity(),
+         to = std::numeric_limits<double>::infinity();  ///< s
 };
 
 /// All of an image, in parts of its sides.
@@ -20,6 +23,9 @@ inline constexpr Box whole_image{0, 0, 1, 1};
 
 /// A box in pixels as parts of an image of `width` x `height` pixels (both positive, else Error).
 Box normalise_box(const Box& pixels, int width, int height);
+
+/// Those that are there at a time of a video.
+std::vector<Box> boxes_at(std::span<const Box> boxes, double seconds);
 
 /// The tokens that any of the normalised boxes touches: [h*w] of 0/1, row-major over a grid of `h` x `w`
 /// tokens that covers `area` of the image. What reaches outside it is clipped; an empty or inverted box marks

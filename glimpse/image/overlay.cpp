@@ -102,6 +102,13 @@ Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_
   return draw_kept(image, std::span(&grid, 1));
 }
 
+Image kept_mask(std::span<const KeptGrid> grids, int width, int height) {
+  Image out{width, height, {}};
+  for (const uint8_t kept : kept_pixels(grids, width, height))
+    out.rgb.insert(out.rgb.end(), 3, kept != 0 ? 255 : 0);
+  return out;
+}
+
 std::vector<uint8_t> encode_png(const Image& image) {
   return encode(image.rgb, image.width, image.height, PNG_FORMAT_RGB, "PNG");
 }

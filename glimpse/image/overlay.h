@@ -29,6 +29,10 @@ Image draw_kept(const Image& image, std::span<const KeptGrid> grids);
 Image draw_kept(const Image& image, int rows, int cols, const std::vector<int64_t>& keep,
                 const Box& area = whole_image);
 
+/// What the grids keep of a picture of `width` x `height` pixels: white in a kept cell of any of them, else
+/// black. Throws Error for an index outside its grid.
+Image kept_mask(std::span<const KeptGrid> grids, int width, int height);
+
 /// The bytes of a PNG file. Throws Error for a picture without pixels.
 std::vector<uint8_t> encode_png(const Image& image);
 

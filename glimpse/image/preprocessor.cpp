@@ -25,9 +25,8 @@ void check_normalisation(const std::array<float, 3>& mean, const std::array<floa
   for (const float value : mean) check(std::isfinite(value), "image_mean must be finite, got ", value);
 }
 
-std::array<std::array<float, 256>, 3> normalisation_table(const std::array<float, 3>& mean,
-                                                          const std::array<float, 3>& std) {
-  std::array<std::array<float, 256>, 3> table;
+LevelTable normalisation_table(const std::array<float, 3>& mean, const std::array<float, 3>& std) {
+  LevelTable table;
   for (int c = 0; c < 3; ++c)
     for (int v = 0; v < 256; ++v) table[c][v] = (static_cast<float>(v * (1 / 255.0)) - mean[c]) / std[c];
   return table;

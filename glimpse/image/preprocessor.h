@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "glimpse/base/check.h"
+#include "glimpse/image/patches.h"
 
 namespace glimpse {
 
@@ -35,7 +36,6 @@ void check_normalisation(const std::array<float, 3>& mean, const std::array<floa
 
 /// Normalised value of every byte of every channel, rounded as the image processor rounds it: the rescaling
 /// in double, the rest in float.
-std::array<std::array<float, 256>, 3> normalisation_table(const std::array<float, 3>& mean,
-                                                          const std::array<float, 3>& std);
+LevelTable normalisation_table(const std::array<float, 3>& mean, const std::array<float, 3>& std);
 
 }  // namespace glimpse

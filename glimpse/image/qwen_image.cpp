@@ -9,6 +9,7 @@
 #include "glimpse/base/check.h"
 #include "glimpse/image/preprocessor.h"
 #include "glimpse/image/resize.h"
+#include "glimpse/image/video_rate.h"
 
 namespace glimpse {
 namespace {
@@ -27,6 +28,64 @@ void check_options(const QwenImageOptions& options) {
         options.max_pixels);
   check_normalisation(options.mean, options.std);
 }
+
+// Pictures of one size as patches of numbers, or of bytes; see Patches::pixel_values.
+template <class Value>
+class Cutter {
+ public:
+  Cutter(const QwenImageOptions& options, Size size, int64_t frames)
+      : table_(std::make_shared<LevelTable>(normalisation_table(options.mean, options.std))),
+        patch_(options.patch_size),
+        merge_(options.merge_size),
+        per_slice_(options.temporal_patch_size) {
+    out.grid = {static_cast<int>(frames / per_slice_), size.height / options.patch_size,
+                size.width / options.patch_size};
+    out.pixel_values = at::empty({frames / per_slice_ * out.grid.h * out.grid.w, row_size()},
+                                 kBytes ? at::kByte : at::kFloat);
+    if (kBytes) out.levels = table_;
+  }
+
+  // As `count` frames from `frame` on, of one slice.
+  void add(const Image& picture, int64_t frame, int64_t count) {
+    const Grid& grid = out.grid;
+    Value* const slice = out.pixel_values.template data_ptr<Value>() +
+                         frame / per_slice_ * grid.h * grid.w * row_size() +
+                         frame % per_slice_ * patch_ * patch_;
+    at::parallel_for(0, grid.h / merge_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t unit_row = begin; unit_row < end; ++unit_row) {
+        Value* to = slice + unit_row * merge_ * grid.w * row_size();
+        for (int64_t unit_column = 0; unit_column < grid.w / merge_; ++unit_column)
+          for (int64_t i = 0; i < merge_; ++i)
+            for (int64_t j = 0; j < merge_; ++j, to += row_size())
+              fill(picture, unit_row * merge_ + i, unit_column * merge_ + j, count, to);
+      }
+    });
+  }
+
+  Patches out;
+
+ private:
+  static constexpr bool kBytes = std::is_same_v<Value, uint8_t>;
+  Value value(int channel, uint8_t byte) const {
+    if constexpr (kBytes) return byte;
+    return static_cast<Value>((*table_)[channel][byte]);
+  }
+  int64_t row_size() const { return 3 * per_slice_ * patch_ * patch_; }
+  void fill(const Image& picture, int64_t row, int64_t column, int64_t count, Value* to) const {
+    const int64_t size = patch_ * patch_;
+    for (int c = 0; c < 3; ++c, to += per_slice_ * size) {
+      Value* pixel = to;
+      for (int64_t y = 0; y < patch_; ++y) {
+        const uint8_t* from = &picture.rgb[((row * patch_ + y) * picture.width + column * patch_) * 3 + c];
+        for (int64_t x = 0; x < patch_; ++x) *pixel++ = value(c, from[3 * x]);
+      }
+      for (int64_t i = 1; i < count; ++i) std::copy_n(to, size, to + i * size);
+    }
+  }
+
+  const std::shared_ptr<const LevelTable> table_;
+  const int64_t patch_, merge_, per_slice_;
+};
 
 }  // namespace
 
@@ -84,37 +143,30 @@ Image qwen_resize(const Image& image, const QwenImageOptions& options) {
 
 Patches qwen_patches(const Image& image, const QwenImageOptions& options) {
   const Image resized = qwen_resize(image, options);
-  const auto table = normalisation_table(options.mean, options.std);
-  const int patch = options.patch_size;
-  const int merge = options.merge_size;
-  const Grid grid{1, resized.height / patch, resized.width / patch};
-  const int frames = options.temporal_patch_size;
-  const int64_t frame_size = static_cast<int64_t>(patch) * patch;
-  const int64_t row_size = 3 * frames * frame_size;
-  Patches out{at::empty({static_cast<int64_t>(grid.h) * grid.w, row_size}, at::kFloat), grid};
-  float* const values = out.pixel_values.data_ptr<float>();
+  Cutter<float> cutter(options, {resized.height, resized.width}, options.temporal_patch_size);
+  cutter.add(resized, 0, options.temporal_patch_size);
+  return std::move(cutter.out);
+}
 
-  const auto fill_patch = [&](int row, int column, float* to) {
-    for (int c = 0; c < 3; ++c, to += frames * frame_size) {
-      float* pixel = to;
-      for (int y = 0; y < patch; ++y) {
-        const uint8_t* from =
-            &resized.rgb[((static_cast<int64_t>(row) * patch + y) * resized.width + column * patch) * 3 + c];
-        for (int x = 0; x < patch; ++x) *pixel++ = table[c][from[3 * x]];
-      }
-      for (int t = 1; t < frames; ++t) std::copy_n(to, frame_size, to + t * frame_size);
-    }
-  };
-  at::parallel_for(0, grid.h / merge, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t unit_row = begin; unit_row < end; ++unit_row) {
-      float* to = values + unit_row * merge * grid.w * row_size;
-      for (int unit_column = 0; unit_column < grid.w / merge; ++unit_column)
-        for (int i = 0; i < merge; ++i)
-          for (int j = 0; j < merge; ++j, to += row_size)
-            fill_patch(static_cast<int>(unit_row) * merge + i, unit_column * merge + j, to);
-    }
+Patches qwen_patches(const Video& video, const QwenImageOptions& options) {
+  check_options(options);
+  const VideoInfo& info = video.source->info();
+  VideoSample sample = sample_video(info, video.options, options.patch_size * options.merge_size);
+  const int per_slice = options.temporal_patch_size;
+  while (sample.indices.size() % per_slice != 0) sample.indices.push_back(sample.indices.back());
+  Cutter<uint8_t> cutter(options, sample.size, std::ssize(sample.indices));
+  video.source->read(sample.indices, [&](size_t frame, const Image& image) {
+    cutter.add(resize_frame(image, sample.size), static_cast<int64_t>(frame), 1);
   });
-  return out;
+  const double rate = detail::video_rate(info, video.options);
+  const auto time_of = [&](int64_t index) { return static_cast<double>(index) / rate; };
+  Clip& clip = cutter.out.clip.emplace();
+  clip.seconds_per_grid = per_slice / sample.fps;
+  for (size_t first = 0; first < sample.indices.size(); first += per_slice) {
+    const auto* const index = &sample.indices[first];
+    clip.seconds.push_back((time_of(index[0]) + time_of(index[per_slice - 1])) / 2);
+  }
+  return std::move(cutter.out);
 }
 
 }  // namespace glimpse

@@ -8,6 +8,7 @@
 #include "glimpse/image/decode.h"
 #include "glimpse/image/image.h"
 #include "glimpse/image/patches.h"
+#include "glimpse/image/video.h"
 
 namespace glimpse {
 
@@ -43,5 +44,10 @@ Image qwen_resize(const Image& image, const QwenImageOptions& options);
 /// Resizes, normalises and cuts one picture into patches; the still image stands for every frame of its
 /// temporal patch. Errors as for qwen_resize.
 Patches qwen_patches(const Image& image, const QwenImageOptions& options);
+
+/// The same of what a video's own options choose of it, frame by frame; a grid has a frame for every
+/// `temporal_patch_size` of them, the last one standing for those that are missing. Errors as of sample_video
+/// and VideoSource::read.
+Patches qwen_patches(const Video& video, const QwenImageOptions& options);
 
 }  // namespace glimpse

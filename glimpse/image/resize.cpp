@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "glimpse/base/check.h"
+#include "glimpse/image/pixel_bounds.h"
 
 namespace glimpse {
 namespace {
@@ -136,8 +137,8 @@ Image resize(const Image& image, int width, int height, Filter filter) {
   return resize_height(resize_width(image, width, filter), height, filter);
 }
 
-Size smart_resize(int height, int width, int factor, int64_t min_pixels, int64_t max_pixels,
-                  bool thin_grows) {
+Size detail::smart_resize_between(int height, int width, int factor, double min_pixels, double max_pixels,
+                                  bool thin_grows) {
   check(height > 0 && width > 0, "an image of ", width, " x ", height, " pixels has no content");
   const double ratio = static_cast<double>(std::max(height, width)) / std::min(height, width);
   check(ratio <= 200, "the image is ", width, " x ", height, " pixels, an aspect ratio of ", ratio,
@@ -146,17 +147,23 @@ Size smart_resize(int height, int width, int factor, int64_t min_pixels, int64_t
   const int least = thin_grows ? 0 : factor;
   int h = std::max(least, nearest_multiple(height, factor));
   int w = std::max(least, nearest_multiple(width, factor));
-  const int64_t rounded_area = static_cast<int64_t>(h) * w;
+  const double rounded_area = static_cast<double>(h) * w;
   if (rounded_area > max_pixels) {
-    const double shrink = std::sqrt(area / static_cast<double>(max_pixels));
+    const double shrink = std::sqrt(area / max_pixels);
     h = static_cast<int>(std::floor(height / shrink / factor)) * factor;
     w = static_cast<int>(std::floor(width / shrink / factor)) * factor;
   } else if (rounded_area < min_pixels) {
-    const double grow = std::sqrt(static_cast<double>(min_pixels) / area);
+    const double grow = std::sqrt(min_pixels / area);
     h = static_cast<int>(std::ceil(height * grow / factor)) * factor;
     w = static_cast<int>(std::ceil(width * grow / factor)) * factor;
   }
   return {h, w};
+}
+
+Size smart_resize(int height, int width, int factor, int64_t min_pixels, int64_t max_pixels,
+                  bool thin_grows) {
+  return detail::smart_resize_between(height, width, factor, static_cast<double>(min_pixels),
+                                      static_cast<double>(max_pixels), thin_grows);
 }
 
 Size smart_resize_strict(int height, int width, int factor, int64_t min_pixels, int64_t max_pixels) {

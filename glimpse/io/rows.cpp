@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <fstream>
+#include <span>
 
 #include "glimpse/base/ascii.h"
 #include "glimpse/base/check.h"
@@ -53,13 +54,16 @@ std::string reason_of(const json::exception& error) {
   return reason.size() <= longest ? reason : reason.substr(0, longest) + "...";
 }
 
-bool names_picture(const json& value) {
-  if (value.is_array()) return std::any_of(value.begin(), value.end(), names_picture);
+constexpr std::string_view kPictures[] = {".jpg", ".jpeg", ".png",  ".webp", ".gif",
+                                          ".bmp", ".tif",  ".tiff", ".avif", ".heic"};
+constexpr std::string_view kVideos[] = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"};
+
+bool names_file(const json& value, std::span<const std::string_view> endings) {
+  if (value.is_array())
+    return std::ranges::any_of(value, [&](const json& each) { return names_file(each, endings); });
   if (!value.is_string()) return false;
   const std::string ending = lowered(fs::path(value.get<std::string>()).extension().string());
-  constexpr std::string_view known[] = {".jpg", ".jpeg", ".png",  ".webp", ".gif",
-                                        ".bmp", ".tif",  ".tiff", ".avif", ".heic"};
-  return std::find(std::begin(known), std::end(known), ending) != std::end(known);
+  return std::ranges::find(endings, ending) != endings.end();
 }
 
 std::vector<std::string> names_in(const json& object, const char* key) {
@@ -72,14 +76,40 @@ std::vector<std::string> names_in(const json& object, const char* key) {
   return value.get<std::vector<std::string>>();
 }
 
-// "image", or "images" as many data sets call it.
-std::vector<std::string> image_names(const json& object) {
-  std::vector<std::string> one = names_in(object, "image"), several = names_in(object, "images");
-  check(one.empty() || several.empty() || one == several,
-        "\"image\" and \"images\" name different pictures; keep one of them");
-  if (one.empty() && several.empty() && !object.contains("images"))
-    check_no_unread_image(object, "image", {"id", "question", "answer"});
+// "image", or "images" as many data sets call it; videos likewise.
+std::vector<std::string> names_in(const json& object, const std::string& key, const char* what) {
+  const std::string plural = key + "s";
+  std::vector<std::string> one = names_in(object, key.c_str()), several = names_in(object, plural.c_str());
+  check(one.empty() || several.empty() || one == several, '"', key, "\" and \"", plural, "\" name different ",
+        what, "; keep one of them");
   return one.empty() ? several : one;
+}
+
+// Where `is_it` of what there is.
+fs::path find_at(const fs::path& root, const std::string& dataset, const std::string& name, const char* what,
+                 bool (*is_it)(const fs::path&)) {
+  std::vector<fs::path> places = {root / name};
+  if (!dataset.empty()) places.insert(places.begin(), root / "cot" / dataset / name);
+  if (const size_t slash = name.find('/', 4); name.starts_with("cot/") && slash != name.npos)
+    places.push_back(root / name.substr(0, slash) / "val" / name.substr(slash + 1));
+  std::string looked;
+  for (const fs::path& place : places) {
+    // The system would end the name at a NUL, and find another file.
+    const bool whole = place.native().find('\0') == fs::path::string_type::npos;
+    if (whole && is_it(place)) return place;
+    looked += (looked.empty() ? "" : ", ") + place.string();
+  }
+  fail(what, " not found; looked at ", looked, " (set --image-root)");
+}
+
+bool is_there(const fs::path& place) {
+  std::error_code ignored;
+  return fs::exists(place, ignored);
+}
+
+bool is_no_folder(const fs::path& place) {
+  std::error_code ignored;
+  return is_there(place) && !fs::is_directory(place, ignored);
 }
 
 }  // namespace
@@ -92,13 +122,18 @@ json parse_json_line(std::string_view text) {
   }
 }
 
-void check_no_unread_image(const json& object, const std::string& image_key,
+void check_no_unread_media(const json& object, const std::string& image_key, const std::string& video_key,
                            const std::vector<std::string>& read) {
-  if (object.contains(image_key)) return;
-  for (const auto& [key, value] : object.items())
-    check(!names_picture(value) || std::find(read.begin(), read.end(), key) != read.end(), "\"", key,
-          "\" names a picture, but pictures are read from \"", image_key, "\"; call it so, or add \"",
-          image_key, "\": null to ask without one");
+  if (object.contains(image_key) || object.contains(video_key)) return;
+  for (const auto& [key, value] : object.items()) {
+    if (std::ranges::find(read, key) != read.end()) continue;
+    const auto refuse = [&key = key](const std::string& what, const std::string& from) {
+      fail('"', key, "\" names a ", what, ", but ", what, "s are read from \"", from,
+           "\"; call it so, or add \"", from, "\": null to ask without one");
+    };
+    if (names_file(value, kPictures)) refuse("picture", image_key);
+    if (names_file(value, kVideos)) refuse("video", video_key);
+  }
 }
 
 void visit_lines(const fs::path& file,
@@ -127,32 +162,23 @@ QuestionRow parse_question_row(std::string_view text) {
   row.question = text_member(row.object, "question");
   const json& dataset = member(row.object, "dataset");
   if (dataset.is_string()) row.dataset = dataset.get<std::string>();
-  row.images = image_names(row.object);
+  row.images = names_in(row.object, "image", "pictures");
+  row.videos = names_in(row.object, "video", "videos");
+  if (!row.object.contains("images") && !row.object.contains("videos"))
+    check_no_unread_media(row.object, "image", "video", {"id", "question", "answer"});
   const json& boxes = member(row.object, "bboxs");
-  check(boxes.is_null() || boxes.is_array(), "\"bboxs\" must be a list of [x1, y1, x2, y2]");
-  for (const json& box : boxes) {
-    check(box.is_array() && std::all_of(box.begin(), box.end(), [](const json& x) { return x.is_number(); }),
-          "\"bboxs\" must be a list of [x1, y1, x2, y2]");
-    check(box.size() == 4, "a box has ", box.size(), " numbers, expected 4");
-    row.boxes.push_back(box.get<std::array<double, 4>>());
-  }
+  check(boxes.is_null() || boxes.is_array(), "\"bboxs\" must be a list of boxes [x1, y1, x2, y2]");
+  for (const json& box : boxes) row.boxes.push_back(parse_box(box));
+  check_box_times(row.boxes, row.images.empty() && !row.videos.empty());
   return row;
 }
 
 fs::path find_image(const fs::path& root, const std::string& dataset, const std::string& name) {
-  std::vector<fs::path> places = {root / name};
-  if (!dataset.empty()) places.insert(places.begin(), root / "cot" / dataset / name);
-  if (const size_t slash = name.find('/', 4); name.starts_with("cot/") && slash != name.npos)
-    places.push_back(root / name.substr(0, slash) / "val" / name.substr(slash + 1));
-  std::string looked;
-  for (const fs::path& place : places) {
-    std::error_code ignored;
-    // The system would end the name at a NUL, and find another file.
-    const bool whole = place.native().find('\0') == fs::path::string_type::npos;
-    if (whole && fs::exists(place, ignored) && !fs::is_directory(place, ignored)) return place;
-    looked += (looked.empty() ? "" : ", ") + place.string();
-  }
-  fail("image not found; looked at ", looked, " (set --image-root)");
+  return find_at(root, dataset, name, "image", is_no_folder);
+}
+
+fs::path find_video(const fs::path& root, const std::string& dataset, const std::string& name) {
+  return find_at(root, dataset, name, "video", is_there);
 }
 
 }  // namespace glimpse

@@ -48,6 +48,21 @@ bool belongs_to_model(const fs::path& file) {
   return std::find(std::begin(endings), std::end(endings), file.extension()) != std::end(endings);
 }
 
+// A picture's, or a video's.
+std::string medium_fingerprint(const fs::path& file_or_folder) {
+  if (!fs::is_directory(file_or_folder)) return file_fingerprint(file_or_folder);
+  std::vector<fs::path> files;
+  std::error_code error;
+  for (fs::directory_iterator entry(file_or_folder, error), end; !error && entry != end;
+       entry.increment(error))
+    if (entry->is_regular_file(error)) files.push_back(entry->path());
+  check(!error, file_or_folder.string(), ": cannot be read: ", error.message());
+  std::sort(files.begin(), files.end());
+  std::string all;
+  for (const fs::path& file : files) all += file_fingerprint(file);
+  return content_hash(all);
+}
+
 std::string short_text(const json& value) {
   constexpr size_t longest = 60;
   const std::string text = json_text(value);
@@ -94,14 +109,19 @@ std::string weights_fingerprint(const fs::path& dir_or_file) {
   return content_hash(all);
 }
 
-std::string question_fingerprint(const std::string& question, const std::vector<std::array<double, 4>>& boxes,
-                                 const std::vector<fs::path>& images) {
+std::string question_fingerprint(const std::string& question, const std::vector<RowBox>& boxes,
+                                 const std::vector<fs::path>& images, const std::vector<fs::path>& videos) {
   std::string all = json_text(json{question, boxes});
-  for (const fs::path& image : images) try {
-      all += ' ' + file_fingerprint(image);
+  const auto add = [&](const fs::path& medium) {
+    try {
+      all += ' ' + medium_fingerprint(medium);
     } catch (const Error&) {
       all += " unreadable";
     }
+  };
+  for (const fs::path& image : images) add(image);
+  if (!videos.empty()) all += " videos";
+  for (const fs::path& video : videos) add(video);
   return content_hash(all);
 }
 

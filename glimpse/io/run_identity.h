@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -8,6 +7,8 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "glimpse/io/row_box.h"
 
 namespace glimpse {
 
@@ -27,9 +28,11 @@ std::string file_fingerprint(const std::filesystem::path& file, uintmax_t whole_
 /// they find it, and reading all of a large model would take as long as loading it.
 std::string weights_fingerprint(const std::filesystem::path& dir_or_file);
 
-/// Of what a row asks. A picture that cannot be read is one of its own.
-std::string question_fingerprint(const std::string& question, const std::vector<std::array<double, 4>>& boxes,
-                                 const std::vector<std::filesystem::path>& images);
+/// Of what a row asks. A picture that cannot be read is one of its own. Of a video that is a folder its
+/// files, by their names' order.
+std::string question_fingerprint(const std::string& question, const std::vector<RowBox>& boxes,
+                                 const std::vector<std::filesystem::path>& images,
+                                 const std::vector<std::filesystem::path>& videos = {});
 
 /// Settings as they are read back from a file: paths and texts of the command line need not be UTF-8.
 nlohmann::json stored(const nlohmann::json& settings);

@@ -179,19 +179,22 @@ const Tokenizer& Llava::tokenizer() const {
   return *tokenizer_;
 }
 
-Prompt Llava::prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+Prompt Llava::prompt(const std::vector<Message>& messages, const std::vector<Medium>& media,
                      const ImageBounds& bounds) const {
   check(!bounds.min_pixels && !bounds.max_pixels && !bounds.reference(),
         "image bounds: this model's encoder sees ", visual_.image_size(), " x ", visual_.image_size(),
         " pixels at a time; leave out min-pixels, max-pixels and the reference preprocessing");
-  check(images.empty() || image_options_, dir_.string(), no_preprocessor);
+  check(media.empty() || image_options_, dir_.string(), no_preprocessor);
   std::vector<Patches> patches;
-  patches.reserve(images.size());
-  for (const Image& image : images) patches.push_back(patches_of(image));
+  patches.reserve(media.size());
+  for (const Medium& medium : media) {
+    check(!is_video(medium), dir_.string(), ": this model knows no videos; give it pictures of one");
+    patches.push_back(patches_of(std::get<Image>(medium)));
+  }
   std::vector<int64_t> question;
   const std::vector<int64_t> ids = chat_ids(messages, true, &question);
   Prompt out = prompt(ids, std::move(patches));
-  set_question(out, ids, question, place_.token);
+  set_question(out, ids, question, {&place_.token, 1});
   out.question = question_of(messages);
   return out;
 }

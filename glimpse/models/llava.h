@@ -40,7 +40,7 @@ class Llava : public Vlm {
   bool has_class_token() const override { return true; }
   int64_t max_positions() const override { return rope_.context(); }
 
-  Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+  Prompt prompt(const std::vector<Message>& messages, const std::vector<Medium>& media,
                 const ImageBounds& bounds) const override;
   std::vector<int64_t> chat_ids(const std::vector<Message>& messages, bool add_generation_prompt,
                                 std::vector<int64_t>* question) const override;

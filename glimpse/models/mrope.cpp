@@ -6,6 +6,16 @@
 
 namespace glimpse {
 
+namespace {
+
+// In float32, as published: at some rates double rounds to another number.
+int64_t time_step(int64_t slice, double seconds_per_grid, double tokens_per_second) {
+  const float seconds = static_cast<float>(slice) * static_cast<float>(seconds_per_grid);
+  return static_cast<int64_t>(seconds * static_cast<float>(tokens_per_second));
+}
+
+}  // namespace
+
 MropePositions mrope_positions(const std::vector<int64_t>& ids, const std::vector<Grid>& images,
                                const std::vector<Grid>& videos, const std::vector<double>& seconds_per_grid,
                                const MropeConfig& config) {
@@ -39,8 +49,7 @@ MropePositions mrope_positions(const std::vector<int64_t>& ids, const std::vecto
     for (int64_t t = 0; t < grid.t; ++t)
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t c = 0; c < cols; ++c, ++i) {
-          time[i] =
-              out.next + static_cast<int64_t>(static_cast<double>(t) * seconds * config.tokens_per_second);
+          time[i] = out.next + time_step(t, seconds, config.tokens_per_second);
           row[i] = out.next + r;
           col[i] = out.next + c;
           largest = std::max({largest, time[i], row[i], col[i]});

@@ -29,22 +29,6 @@ std::vector<int64_t> Prompt::media_rows() const {
   return rows;
 }
 
-Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, const ImagePlace& place,
-             int64_t vocab_size, int64_t max_positions) {
-  std::vector<std::vector<TokenGrid>> grids;
-  for (const Patches& each : patches) {
-    const auto [t, h, w] = each.grid;
-    check(t > 0 && h > 0 && w > 0 && h % place.merge == 0 && w % place.merge == 0,
-          "prompt: an image has a grid of ", t, " x ", h, " x ", w, " patches, expected multiples of ",
-          place.merge);
-    check(each.pixel_values.dim() == 2 && each.pixel_values.size(0) == int64_t{t} * h * w,
-          "prompt: an image with a grid of ", t, " x ", h, " x ", w, " has pixel values of the shape ",
-          each.pixel_values.sizes());
-    grids.push_back({{int64_t{each.grid.t} * h / place.merge, w / place.merge, each.area}});
-  }
-  return widen(ids, std::move(patches), grids, place, vocab_size, max_positions);
-}
-
 Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches,
              const std::vector<std::vector<TokenGrid>>& grids, const ImagePlace& place, int64_t vocab_size,
              int64_t max_positions) {
@@ -91,8 +75,9 @@ Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches,
   check_as(Error::Kind::too_large, std::ssize(out.ids) < max_positions, "prompt: ", out.ids.size(),
            " tokens do not fit the model's context of ", max_positions,
            out.visual_rows.empty() ? "; shorten the text"
-           : place.resizes         ? "; lower --max-pixels, give fewer images or shorten the text"
-                                   : "; give fewer images or shorten the text");
+           : place.resizes
+               ? "; lower --max-pixels, give fewer images or frames (--max-frames) or shorten the text"
+               : "; give fewer images or shorten the text");
   out.patches = std::move(patches);
   const std::vector<int64_t> media = out.media_rows();
   const int64_t text = std::ssize(out.ids) - std::ssize(media);
@@ -102,11 +87,14 @@ Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches,
 }
 
 void set_question(Prompt& prompt, const std::vector<int64_t>& ids, const std::vector<int64_t>& places,
-                  int64_t image_token) {
+                  std::span<const int64_t> media_tokens) {
   if (places.empty()) return;
   prompt.question_rows.clear();
   for (const int64_t place : places)
-    prompt.question_rows.push_back(place - std::count(ids.begin(), ids.begin() + place, image_token));
+    prompt.question_rows.push_back(place - std::count_if(ids.begin(), ids.begin() + place, [&](int64_t id) {
+                                     return std::find(media_tokens.begin(), media_tokens.end(), id) !=
+                                            media_tokens.end();
+                                   }));
 }
 
 }  // namespace glimpse

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -55,24 +56,20 @@ struct TokenGrid {
 struct ImagePlace {
   int64_t token = 0;     ///< the mark
   int64_t stored = 0;    ///< what Prompt::ids hold there: a token that has an embedding
-  int64_t merge = 1;     ///< patches per visual token, along either side
   bool resizes = false;  ///< how many tokens an image has follows from ImageBounds
 };
 
-/// A prompt in which every image has a place per visual token; `ids` hold one place per image or already one
-/// per visual token. The positions are left to the family. Errors: an id outside the vocabulary, images
-/// without places or the other way round, more tokens than `max_positions`.
-Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches, const ImagePlace& place,
-             int64_t vocab_size, int64_t max_positions);
-/// The same for images that are made of these grids, one after the other; a place per token is then one per
-/// row, structure included. A grid without tokens is no segment.
+/// A prompt of images that are made of these grids, one after the other. `ids` hold one place per image or
+/// already one per row of it, structure included. A grid without tokens is no segment; a segment's medium is
+/// the number of its place. The positions are left to the family. Errors: an id outside the vocabulary,
+/// images without places or the other way round, more tokens than `max_positions`.
 Prompt widen(const std::vector<int64_t>& ids, std::vector<Patches> patches,
              const std::vector<std::vector<TokenGrid>>& grids, const ImagePlace& place, int64_t vocab_size,
              int64_t max_positions);
 
-/// Notes that `places` of the `ids` which the prompt was made from, one `image_token` per image, hold the
-/// question; none: what it says already.
+/// Notes that `places` of the `ids` which the prompt was made from, with one of the
+/// `media_tokens` for each place, hold the question; none: what it says already.
 void set_question(Prompt& prompt, const std::vector<int64_t>& ids, const std::vector<int64_t>& places,
-                  int64_t image_token);
+                  std::span<const int64_t> media_tokens);
 
 }  // namespace glimpse

@@ -85,7 +85,7 @@ class Qwen25Vit::Pass : public QwenVitPass {
     const Block& block = vit_.blocks_[index];
     const at::Tensor mixed =
         attention([&](const at::Tensor& rows) { return rms_norm(rows, block.norm1, kNormEps); }, block.qkv,
-                  block.full ? frame_patches_ : window_patches_);
+                  /*windows=*/!block.full);
     for_each_block(x_.size(0), block_rows(), [&](int64_t first, int64_t count) {
       at::Tensor to = x_.narrow(0, first, count), x = to;
       const at::Tensor n = add_rms_norm(x, block.proj(mixed.narrow(0, first, count)), block.norm2, kNormEps);

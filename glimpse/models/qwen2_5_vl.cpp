@@ -38,17 +38,6 @@ std::unique_ptr<Vlm> Qwen25Vl::load(const ModelSource& source, const json& confi
   return model;
 }
 
-Prompt Qwen25Vl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const {
-  std::vector<Grid> grids;
-  for (const Patches& each : patches) grids.push_back(each.grid);
-  Prompt out = widen(ids, std::move(patches), {mrope_.image_token, mrope_.image_token, mrope_.merge, true},
-                     decoder_.config().vocab_size, max_positions());
-  const MropePositions positions = mrope_positions(out.ids, grids, {}, {}, mrope_);
-  out.position_ids = positions.ids;
-  out.next_position = positions.next;
-  return out;
-}
-
 std::unique_ptr<Encoding> Qwen25Vl::encoding(const std::vector<Patches>& patches,
                                              const VisionTaps& taps) const {
   return visual_.encoding(patches, taps);

@@ -13,8 +13,6 @@ class Qwen25Vl : public QwenVl {
                                    const LoadOptions& options);
   static VisionShape vision_shape(const nlohmann::json& config, const std::filesystem::path& dir);
 
-  using QwenVl::prompt;
-  Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
   std::unique_ptr<Encoding> encoding(const std::vector<Patches>& patches,
                                      const VisionTaps& taps) const override;
   Rope rope(const at::Tensor& position_ids) const override;

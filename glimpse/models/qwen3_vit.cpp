@@ -126,7 +126,7 @@ class Qwen3Vit::Pass : public QwenVitPass {
 
   void run(int64_t index) override {
     const Block& block = vit_.blocks_[index];
-    const at::Tensor mixed = attention(block.norm1, block.qkv, frame_patches_);
+    const at::Tensor mixed = attention(block.norm1, block.qkv);
     for_each_block(x_.size(0), block_rows(), [&](int64_t first, int64_t count) {
       at::Tensor x = x_.narrow(0, first, count);
       x.add_(block.proj(mixed.narrow(0, first, count)));

@@ -22,18 +22,6 @@ HeadStep head_norms(const Weights& weights, const std::string& block, at::Tensor
   };
 }
 
-// A picture for each temporal slice.
-std::vector<Patches> slices(const Patches& medium) {
-  const Grid slice{1, medium.grid.h, medium.grid.w};
-  const int64_t rows = int64_t{slice.h} * slice.w;
-  const bool fits = medium.grid.t > 1 && rows > 0 && medium.pixel_values.size(0) == medium.grid.t * rows;
-  if (!fits) return {medium};  // widen() says what is wrong, if anything
-  std::vector<Patches> out;
-  for (int t = 0; t < medium.grid.t; ++t)
-    out.push_back({medium.pixel_values.narrow(0, t * rows, rows), slice, medium.area});
-  return out;
-}
-
 }  // namespace
 
 Qwen3Vl::Qwen3Vl()
@@ -42,6 +30,7 @@ Qwen3Vl::Qwen3Vl()
               .image = QwenImageOptions::qwen3(),
               .system_message = false,
               .interleaved = true,
+              .slices_apart = true,
               .evaluated = false}) {}
 
 VisionShape Qwen3Vl::vision_shape(const json& config, const std::filesystem::path& dir) {
@@ -80,44 +69,6 @@ std::unique_ptr<Vlm> Qwen3Vl::load(const ModelSource& source, const json& config
       [&](std::string_view name) { return shape.tied_head && name == "lm_head.weight"; });
   model->read_parts(source, vision);
   return model;
-}
-
-Prompt Qwen3Vl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const {
-  // Every slice is a picture with a place of its own, and is marked as one.
-  std::vector<Patches> pictures;
-  std::vector<Grid> grids;
-  std::vector<int64_t> media;
-  for (size_t i = 0; i < patches.size(); ++i)
-    for (Patches& slice : slices(patches[i])) {
-      grids.push_back(slice.grid);
-      pictures.push_back(std::move(slice));
-      media.push_back(static_cast<int64_t>(i));
-    }
-  const int64_t image = mrope_.image_token, video = mrope_.video_token;
-  std::vector<int64_t> marks = ids;
-  std::replace(marks.begin(), marks.end(), video, image);
-  const int64_t vocabulary = decoder_.config().vocab_size;
-  check(marks == ids || (video >= 0 && video < vocabulary), "prompt: the video token ", video,
-        " is outside the vocabulary of ", vocabulary);
-  Prompt out =
-      widen(marks, std::move(pictures), {image, image, mrope_.merge, true}, vocabulary, max_positions());
-  const MropePositions positions = mrope_positions(out.ids, grids, {}, {}, mrope_);
-  out.position_ids = positions.ids;
-  out.next_position = positions.next;
-
-  size_t place = 0;  // of the next segment in the ids
-  for (size_t i = 0; i < out.segments.size(); ++i) {
-    Segment& segment = out.segments[i];
-    segment.medium = media[i];
-    while (marks[place] != image) ++place;
-    check(ids[place] == video || patches[media[i]].grid.t == 1, "prompt: image ", media[i] + 1, " has ",
-          patches[media[i]].grid.t, " temporal slices, which only videos have");
-    for (int64_t token = 0; token < segment.count(); ++token)
-      out.ids[out.visual_rows[segment.first + token]] = ids[place];
-    const bool widened = place + 1 < marks.size() && marks[place + 1] == image;
-    place += widened ? segment.count() : 1;
-  }
-  return out;
 }
 
 std::unique_ptr<Encoding> Qwen3Vl::encoding(const std::vector<Patches>& patches,

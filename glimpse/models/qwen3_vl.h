@@ -15,9 +15,6 @@ class Qwen3Vl : public QwenVl {
   static std::unique_ptr<Vlm> load(const ModelSource& source, const nlohmann::json& config,
                                    const LoadOptions& options);
 
-  using QwenVl::prompt;
-  /// `patches` of images, and of videos (with several slices, or at a video id) in the order of the prompt.
-  Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
   std::unique_ptr<Encoding> encoding(const std::vector<Patches>& patches,
                                      const VisionTaps& taps) const override;
   Rope rope(const at::Tensor& position_ids) const override;

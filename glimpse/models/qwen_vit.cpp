@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "glimpse/base/check.h"
 #include "glimpse/nn/device.h"
@@ -67,7 +68,7 @@ QwenVitPass::QwenVitPass(const QwenVitShape& shape, const Linear& patch_embed,
   for (const Patches& image : images) {
     check(image.pixel_values.size(1) == patch_embed.weight.size(1), "pixel values: a patch has ",
           image.pixel_values.size(1), " values, expected ", patch_embed.weight.size(1));
-    pixels_.push_back(image.pixel_values);
+    pictures_.push_back(image);
     grids_.push_back(image.grid);
   }
   out_.states.resize(taps.states.size());
@@ -112,12 +113,18 @@ at::Tensor QwenVitPass::to_tokens(const at::Tensor& t) const {
 void QwenVitPass::enter(VitWindows windows) {
   windows_ = std::move(windows);
   order_ = to_device(windows_.index, patch_embed_.weight.device());
-  const auto patches_of = [&](std::vector<int64_t> lengths) {
-    for (int64_t& length : lengths) length *= unit();
-    return Segments(std::move(lengths));
-  };
-  window_patches_ = patches_of(windows_.window_lengths);
-  frame_patches_ = patches_of(windows_.frame_lengths);
+  groups_.clear();
+  auto window = windows_.window_lengths.begin();
+  int64_t row = 0;
+  for (const int64_t tokens : windows_.frame_lengths) {
+    if (groups_.empty() || groups_.back().rows >= 2 * block_rows()) groups_.push_back({row, 0, {}, {}});
+    RowGroup& group = groups_.back();
+    group.frames.lengths.push_back(tokens * unit());
+    for (int64_t left = tokens; left > 0; left -= *window++)
+      group.windows.lengths.push_back(*window * unit());
+    group.rows += tokens * unit();
+    row += tokens * unit();
+  }
 }
 
 void QwenVitPass::embed() {
@@ -125,15 +132,15 @@ void QwenVitPass::embed() {
   enter(vit_windows(grids_, shape_.merge, shape_.window_tokens));
   x_ = at::empty({windows_.index.size(0) * unit(), shape_.hidden}, options);
   int64_t row = 0;
-  for (size_t image = 0; image < pixels_.size(); ++image) {
-    at::Tensor& pixels = pixels_[image];
-    for_each_block(pixels.size(0), block_rows(), [&](int64_t first, int64_t count) {
+  for (size_t image = 0; image < pictures_.size(); ++image) {
+    const Patches picture = std::exchange(pictures_[image], {});
+    const int64_t patches = picture.pixel_values.size(0);
+    for_each_block(patches, block_rows(), [&](int64_t first, int64_t count) {
       at::Tensor rows = x_.narrow(0, row + first, count);
-      rows.copy_(patch_embed_(pixels.narrow(0, first, count).to(options)));
+      rows.copy_(patch_embed_(picture.values(first, count).to(options)));
       add_positions(grids_[image], first, rows);
     });
-    row += pixels.size(0);
-    pixels.reset();
+    row += patches;
   }
   x_ = units_of(x_, order_);
   const Rope tables = rope();
@@ -154,29 +161,45 @@ Rope QwenVitPass::rope() const {
                                   1));
 }
 
-at::Tensor QwenVitPass::attend(at::Tensor (&parts)[3], const Segments& segments) {
-  at::Tensor q = apply_rope(parts[0], tables_), k = apply_rope(parts[1], tables_);
-  at::Tensor mixed = segment_attention(q, k, parts[2], segments);
+Rope QwenVitPass::rope_of(const RowGroup& group) const {
+  return {tables_.cos.narrow(0, group.first, group.rows), tables_.sin.narrow(0, group.first, group.rows)};
+}
+
+at::Tensor QwenVitPass::attend(at::Tensor (&parts)[3], const RowGroup& group, bool windows) {
+  const auto turned = [&](const at::Tensor& part) { return apply_rope(part, rope_of(group)); };
+  at::Tensor q = turned(parts[0]), k = turned(parts[1]);
+  at::Tensor mixed = segment_attention(q, k, parts[2], windows ? group.windows : group.frames);
   parts[2].reset();
-  if (std::find(tapped_.begin(), tapped_.end(), next_) != tapped_.end()) record(q, k);
+  if (std::find(tapped_.begin(), tapped_.end(), next_) != tapped_.end()) record(q, k, group);
   return mixed;
 }
 
 // Notes the attention that is asked of this block. Queries and keys are not needed any more.
-void QwenVitPass::record(at::Tensor q, at::Tensor k) {
-  const at::Tensor keys = to_tokens(k.to(at::kFloat).mean(1));
+void QwenVitPass::record(at::Tensor q, at::Tensor k, const RowGroup& group) {
+  keys_.push_back(k.to(at::kFloat).mean(1));
+  received_.resize(tapped_.size());
   bool rotated_twice = false;
   for (const bool twice : {false, true})
     for (size_t tap = 0; tap < tapped_.size(); ++tap) {
       if (tapped_[tap] != next_ || taps_.attention[tap].rotate_twice != twice) continue;
       if (twice && !rotated_twice) {
-        q = apply_rope(q, tables_);
-        k = apply_rope(k, tables_);
+        q = apply_rope(q, rope_of(group));
+        k = apply_rope(k, rope_of(group));
         rotated_twice = true;
       }
-      const at::Tensor received = received_attention(q, k, frame_patches_.lengths);
-      out_.attention[tap] = {to_tokens(received.unsqueeze(1)).squeeze(1), keys};
+      received_[tap].push_back(received_attention(q, k, group.frames.lengths));
     }
+}
+
+// Puts what was recorded of all groups together.
+void QwenVitPass::note_records() {
+  if (keys_.empty()) return;
+  const at::Tensor keys = to_tokens(at::cat(keys_));
+  for (size_t tap = 0; tap < received_.size(); ++tap)
+    if (!received_[tap].empty())
+      out_.attention[tap] = {to_tokens(at::cat(received_[tap]).unsqueeze(1)).squeeze(1), keys};
+  keys_.clear();
+  received_.clear();
 }
 
 }  // namespace glimpse

@@ -62,18 +62,27 @@ class QwenVitPass : public Encoding {
   /// `first` on.
   virtual void add_positions(const Grid&, int64_t /*first*/, at::Tensor /*rows*/) const {}
 
-  /// Mixed values [P, D] of the rows that `norm` gives to `qkv`, attending inside the segments.
+  /// Mixed values [P, D] of the rows that `norm` gives to `qkv`, attending inside whole frames or `windows`.
   template <class Norm>
-  at::Tensor attention(const Norm& norm, const Linear& qkv, const Segments& segments) {
-    const int64_t patches = x_.size(0);
-    at::Tensor parts[3];  // queries, keys, values
-    for (at::Tensor& part : parts)
-      part = at::empty({patches, shape_.heads, x_.size(1) / shape_.heads}, x_.options());
-    for_each_block(patches, block_rows(), [&](int64_t first, int64_t count) {
-      const at::Tensor mixed = qkv(norm(x_.narrow(0, first, count))).view({count, 3, shape_.heads, -1});
-      for (int64_t i = 0; i < 3; ++i) parts[i].narrow(0, first, count).copy_(mixed.select(1, i));
-    });
-    return attend(parts, segments);
+  at::Tensor attention(const Norm& norm, const Linear& qkv, bool windows = false) {
+    at::Tensor all = groups_.size() == 1 ? at::Tensor() : at::empty_like(x_);
+    for (const RowGroup& group : groups_) {
+      at::Tensor parts[3];  // queries, keys, values
+      for (at::Tensor& part : parts)
+        part = at::empty({group.rows, shape_.heads, x_.size(1) / shape_.heads}, x_.options());
+      for_each_block(group.rows, block_rows(), [&](int64_t first, int64_t count) {
+        const at::Tensor rows = norm(x_.narrow(0, group.first + first, count));
+        const at::Tensor mixed = qkv(rows).view({count, 3, shape_.heads, -1});
+        for (int64_t i = 0; i < 3; ++i) parts[i].narrow(0, first, count).copy_(mixed.select(1, i));
+      });
+      const at::Tensor mixed = attend(parts, group, windows);
+      if (all.defined())
+        all.narrow(0, group.first, group.rows).copy_(mixed);
+      else
+        all = mixed;
+    }
+    note_records();
+    return all;
   }
   /// What `merge(rows)` [n, out] makes of whole merge units' rows, for all tokens in their places.
   template <class Merge>
@@ -98,30 +107,39 @@ class QwenVitPass : public Encoding {
   int64_t block_rows() const { return 2 * max_block_rows(patch_embed_.weight.device()); }
   int64_t unit() const { return shape_.merge * shape_.merge; }
 
-  at::Tensor x_;                             // [P, D]: patches in window order
-  Segments window_patches_, frame_patches_;  // of these
+  at::Tensor x_;  // [P, D]: patches in window order
   VisionOutput out_;
 
  private:
+  // Rows of whole frames, few enough for queries, keys and values of theirs to be small beside all rows.
+  struct RowGroup {
+    int64_t first = 0, rows = 0;
+    Segments windows, frames;
+  };
   at::Tensor units_of(const at::Tensor& t, const at::Tensor& index) const;
   at::Tensor placed(const at::Tensor& t) const;
   at::Tensor to_tokens(const at::Tensor& t) const;
   void enter(VitWindows windows);
   void embed();
   Rope rope() const;
-  at::Tensor attend(at::Tensor (&parts)[3], const Segments& segments);
-  void record(at::Tensor q, at::Tensor k);
+  Rope rope_of(const RowGroup& group) const;
+  at::Tensor attend(at::Tensor (&parts)[3], const RowGroup& group, bool windows);
+  void record(at::Tensor q, at::Tensor k, const RowGroup& group);
+  void note_records();
 
   const QwenVitShape shape_;
   const Linear& patch_embed_;
   const VisionTaps taps_;
   const std::vector<int64_t> tapped_;
-  std::vector<at::Tensor> pixels_;  // of each image, until it is embedded
+  std::vector<Patches> pictures_;  // each until it is embedded
   std::vector<Grid> grids_;
-  VitWindows windows_;  // of the tokens that are left
-  at::Tensor order_;    // its index on the device: window order -> row-major
-  Rope tables_;         // of x_
-  int64_t next_ = 0;    // block
+  VitWindows windows_;                             // of the tokens that are left
+  std::vector<RowGroup> groups_;                   // of their patches
+  std::vector<at::Tensor> keys_;                   // of the block that runs, if it is tapped: of each group,
+  std::vector<std::vector<at::Tensor>> received_;  // and what its tokens receive, tap by tap
+  at::Tensor order_;                               // its index on the device: window order -> row-major
+  Rope tables_;                                    // of x_
+  int64_t next_ = 0;                               // block
 };
 
 }  // namespace glimpse

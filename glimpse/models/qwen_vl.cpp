@@ -1,5 +1,7 @@
 #include "glimpse/models/qwen_vl.h"
 
+#include <algorithm>
+#include <array>
 #include <numeric>
 
 #include "glimpse/models/config.h"
@@ -76,14 +78,50 @@ void QwenVl::read_parts(const ModelSource& source, const json& vision) {
   tokenizer_ = source.tokenizer();
 }
 
+namespace {
+
+void check_patches(const Patches& medium, int64_t merge) {
+  const auto [t, h, w] = medium.grid;
+  check(t > 0 && h > 0 && w > 0 && h % merge == 0 && w % merge == 0, "prompt: an image has a grid of ", t,
+        " x ", h, " x ", w, " patches, expected multiples of ", merge);
+  check(medium.pixel_values.dim() == 2 && medium.pixel_values.size(0) == int64_t{t} * h * w,
+        "prompt: an image with a grid of ", t, " x ", h, " x ", w, " has pixel values of the shape ",
+        medium.pixel_values.sizes());
+  if (!medium.clip) return;
+  const auto& [step, seconds] = *medium.clip;
+  const auto is_time = [](double value) { return value >= 0 && value < 1e6; };  // positions stay numbers
+  check(is_time(step) && std::ranges::all_of(seconds, is_time), "prompt: a video's slices are ", step,
+        " seconds apart; this and its times must lie from 0 to a million");
+  check(seconds.empty() || std::ssize(seconds) == t, "prompt: a video has ", t, " temporal slices but ",
+        seconds.size(), " times");
+}
+
+// Messages whose videos have the times of what is shown of them.
+std::vector<Message> timed(std::vector<Message> messages, const std::vector<Patches>& media) {
+  size_t next = 0;
+  for (Message& message : messages)
+    for (Part& part : message.parts) {
+      if (part.kind == Part::Kind::text) continue;
+      check(next < media.size(), "prompt: more image places than the ", media.size(), " images given");
+      const auto& clip = media[next++].clip;
+      check((part.kind == Part::Kind::video) == clip.has_value(), "prompt: part ", next,
+            " that is no text is a",
+            clip ? " video, but its message calls it an image" : "n image, but its message calls it a video");
+      if (clip) part.seconds = clip->seconds;
+    }
+  return messages;
+}
+
+}  // namespace
+
 const Tokenizer& QwenVl::tokenizer() const {
   check(tokenizer_ != nullptr, dir_.string(), ": no tokenizer.json and no vocab.json with merges.txt");
   return *tokenizer_;
 }
 
-Prompt QwenVl::prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+Prompt QwenVl::prompt(const std::vector<Message>& messages, const std::vector<Medium>& media,
                       const ImageBounds& bounds) const {
-  check(images.empty() || image_options_, dir_.string(), no_preprocessor);
+  check(media.empty() || image_options_, dir_.string(), no_preprocessor);
   check(defaults_.evaluated || !bounds.reference(),
         "image bounds: the published evaluation knows no model of this kind; leave out the reference "
         "preprocessing");
@@ -94,11 +132,70 @@ Prompt QwenVl::prompt(const std::vector<Message>& messages, const std::vector<Im
   check(options.min_pixels > 0 && options.min_pixels <= options.max_pixels, "image bounds: min-pixels ",
         options.min_pixels, " must be positive and at most max-pixels ", options.max_pixels);
   std::vector<Patches> patches;
-  for (const Image& image : images) patches.push_back(qwen_patches(image, options));
+  for (const Medium& medium : media)
+    patches.push_back(std::visit([&](const auto& each) { return qwen_patches(each, options); }, medium));
   std::vector<int64_t> question;
-  const std::vector<int64_t> ids = chat_ids(messages, true, &question);
+  const std::vector<int64_t> ids = chat_ids(timed(messages, patches), true, &question);
   Prompt out = prompt(ids, std::move(patches));
-  set_question(out, ids, question, mrope_.image_token);
+  set_question(out, ids, question, std::array{mrope_.image_token, mrope_.video_token});
+  return out;
+}
+
+Prompt QwenVl::prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const {
+  struct Place {  // of an image, a video or one of its slices
+    size_t medium;
+    int64_t first_slice;
+  };
+  std::vector<Place> places;
+  std::vector<std::vector<TokenGrid>> grids;  // of the places
+  for (size_t i = 0; i < patches.size(); ++i) {
+    check_patches(patches[i], mrope_.merge);
+    const Grid grid = patches[i].grid;
+    for (int slice = 0; slice < grid.t; ++slice) {
+      if (slice == 0 || defaults_.slices_apart) {
+        places.push_back({i, slice});
+        grids.emplace_back();
+      }
+      grids.back().push_back({grid.h / mrope_.merge, grid.w / mrope_.merge, patches[i].area});
+    }
+  }
+  const int64_t mark = mrope_.image_token, video_mark = mrope_.video_token,
+                vocabulary = decoder_.config().vocab_size;
+  std::vector<int64_t> marks = ids;  // whichever of the two a place has
+  std::replace(marks.begin(), marks.end(), video_mark, mark);
+  check(marks == ids || (video_mark >= 0 && video_mark < vocabulary), "prompt: the video token ", video_mark,
+        " is outside the vocabulary of ", vocabulary);
+  Prompt out = widen(marks, std::move(patches), grids, {mark, mark, true}, vocabulary, max_positions());
+
+  std::vector<Grid> images, videos;  // of the places
+  std::vector<double> seconds_per_grid;
+  auto segment = out.segments.begin();
+  size_t at = 0;  // in the ids
+  for (size_t i = 0; i < places.size(); ++i) {
+    const Patches& medium = out.patches[places[i].medium];
+    const auto [t, h, w] = medium.grid;
+    while (marks[at] != mark) ++at;
+    const bool is_video = ids[at] == video_mark;
+    check(is_video || t == 1, "prompt: image ", places[i].medium + 1, " has ", t,
+          " temporal slices, which only videos have");
+    check(!is_video || medium.clip || defaults_.slices_apart, "prompt: video ", places[i].medium + 1,
+          " comes without the seconds between its slices");
+    (is_video ? videos : images).push_back({defaults_.slices_apart ? 1 : t, h, w});
+    if (is_video) seconds_per_grid.push_back(defaults_.slices_apart ? 0 : medium.clip->seconds_per_grid);
+    int64_t tokens = 0;
+    for (int64_t slice = 0; slice < std::ssize(grids[i]); ++slice, ++segment) {
+      segment->medium = static_cast<int64_t>(places[i].medium);
+      if (medium.clip) segment->seconds = medium.clip->at(places[i].first_slice + slice);
+      for (int64_t token = 0; token < segment->count(); ++token)
+        out.ids[out.visual_rows[segment->first + token]] = ids[at];
+      tokens += segment->count();
+    }
+    const bool widened = at + 1 < marks.size() && marks[at + 1] == mark;
+    at += widened ? tokens : 1;
+  }
+  const MropePositions positions = mrope_positions(out.ids, images, videos, seconds_per_grid, mrope_);
+  out.position_ids = positions.ids;
+  out.next_position = positions.next;
   return out;
 }
 

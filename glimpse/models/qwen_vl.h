@@ -14,8 +14,8 @@
 
 namespace glimpse {
 
-/// What Qwen's vision-language models have in common: names, chat format, images of whole merge units and
-/// positions of three components.
+/// What Qwen's vision-language models have in common: names, chat format, images and videos of whole merge
+/// units and positions of three components.
 class QwenVl : public Vlm {
  public:
   /// The checkpoint under the names of Qwen2.5-VL's older published layout.
@@ -24,9 +24,9 @@ class QwenVl : public Vlm {
   /// The numbers that all configs of these encoders have.
   static VisionShape vision_shape(const nlohmann::json& config, const std::filesystem::path& dir);
 
-  using Vlm::prompt;
-  Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+  Prompt prompt(const std::vector<Message>& messages, const std::vector<Medium>& media,
                 const ImageBounds& bounds) const override;
+  Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const override;
   std::vector<int64_t> chat_ids(const std::vector<Message>& messages, bool add_generation_prompt,
                                 std::vector<int64_t>* question) const override;
   const Decoder& decoder() const override { return decoder_; }
@@ -42,9 +42,11 @@ class QwenVl : public Vlm {
     QwenImageOptions image;
     bool system_message = true;  ///< of conversations without one
     bool interleaved = false;    ///< rotary embedding (interleaved_components)
+    bool slices_apart = false;   ///< each of a video's slices has a place of its own behind its time as text
     bool evaluated = true;       ///< whether there is a published evaluation with a preprocessing of its own
   };
-  explicit QwenVl(Defaults defaults) : defaults_(std::move(defaults)), chat_(defaults_.system_message) {}
+  explicit QwenVl(Defaults defaults)
+      : defaults_(std::move(defaults)), chat_(defaults_.system_message, defaults_.slices_apart) {}
 
   /// Reads what the config says of positions; `text` is its part for the language model.
   void read_positions(const nlohmann::json& text, const nlohmann::json& config, const DecoderConfig& shape,

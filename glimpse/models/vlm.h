@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "glimpse/image/image.h"
+#include "glimpse/image/medium.h"
 #include "glimpse/io/checkpoint.h"
 #include "glimpse/models/prompt.h"
 #include "glimpse/models/source.h"
@@ -21,6 +21,11 @@
 #include "glimpse/text/tokenizer.h"
 
 namespace glimpse {
+
+/// The part of a message that shows it.
+inline Part part_of(const Medium& medium) {
+  return {is_video(medium) ? Part::Kind::video : Part::Kind::image, {}};
+}
 
 /// A text in the space that text and vision encoder share.
 struct TextOutput {
@@ -39,16 +44,17 @@ class Vlm {
  public:
   virtual ~Vlm() = default;
 
-  /// Turns messages and their images (one per image part, in order) into a prompt. Errors: counts differ, the
-  /// prompt is longer than the model's context.
-  virtual Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+  /// Turns messages and their media (one per part that is no text, in order) into a prompt. Errors: counts or
+  /// kinds differ, the family knows no videos, the prompt is longer than the model's context.
+  virtual Prompt prompt(const std::vector<Message>& messages, const std::vector<Medium>& media,
                         const ImageBounds& bounds) const = 0;
-  /// A conversation in the family's chat format, each image as one token. With `add_generation_prompt` it
-  /// ends where the assistant's answer begins. `question`, if not null, receives the places of the ids that
-  /// hold what is asked.
+  /// A conversation in the family's chat format, each image or video as one token. With
+  /// `add_generation_prompt` it ends where the assistant's answer begins. `question`, if not null, receives
+  /// the places of the ids that hold what is asked.
   virtual std::vector<int64_t> chat_ids(const std::vector<Message>& messages, bool add_generation_prompt,
                                         std::vector<int64_t>* question) const = 0;
-  /// A prompt from ids in which each image has one place (its id once, or already repeated per token).
+  /// A prompt from ids in which each image or video (in the order of the prompt) has one place, its id once
+  /// or already repeated per token.
   virtual Prompt prompt(const std::vector<int64_t>& ids, std::vector<Patches> patches) const = 0;
   /// The vision encoder before its first step over a prompt's images (at least one); it records what `taps`
   /// ask for.

@@ -20,8 +20,9 @@ Selection ReferencePruner::select(const View& view, const Cut&, const Budget& bu
   constexpr float infinity = std::numeric_limits<float>::infinity();
   std::vector<std::vector<uint8_t>> masks;  // of the segments
   for (const Segment& segment : view.segments)
-    masks.push_back(boxes_to_mask(view.boxes[segment.medium], static_cast<int>(segment.rows),
-                                  static_cast<int>(segment.cols), segment.area));
+    masks.push_back(boxes_to_mask(boxes_at(view.boxes[segment.medium], segment.seconds),
+                                  static_cast<int>(segment.rows), static_cast<int>(segment.cols),
+                                  segment.area));
   std::vector<float> logits;
   for (const int64_t token : view.living) {
     const TokenPlace place = place_of(view.segments, token);

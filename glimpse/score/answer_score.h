@@ -1,11 +1,11 @@
 #pragma once
 
-#include <array>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "glimpse/image/boxes.h"
+#include "glimpse/io/row_box.h"
 
 namespace glimpse {
 
@@ -28,9 +28,9 @@ struct SeenImage {
 
 /// What is right.
 struct RightAnswer {
-  std::vector<std::string> texts;            ///< of several people, or one
-  std::vector<std::array<double, 4>> boxes;  ///< x1 y1 x2 y2, pixels of the picture
-  std::string box_unit = "model";            ///< of boxes in answers, as Task::box_unit
+  std::vector<std::string> texts;  ///< of several people, or one
+  std::vector<RowBox> boxes;
+  std::string box_unit = "model";  ///< of boxes in answers, as Task::box_unit
 };
 
 /// The score of an answer's text in [0, 1]; nothing for one that only a judge or the user's program can

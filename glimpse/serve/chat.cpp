@@ -6,6 +6,7 @@
 #include "glimpse/base/json_file.h"
 #include "glimpse/base/web_text.h"
 #include "glimpse/engine/kept_grids.h"
+#include "glimpse/nn/parallel.h"
 
 namespace glimpse::serve {
 
@@ -24,13 +25,29 @@ std::string data_url(const Image& image) {
   return "data:image/png;base64," + base64({reinterpret_cast<const char*>(png.data()), png.size()});
 }
 
-// Of each image, with its kept tokens tinted.
-json overlays(const Answer& answer, const std::vector<Image>& images) {
+// Of each image and video, with its kept tokens tinted.
+json overlays(const Answer& answer, const std::vector<Medium>& media) {
   json out = json::array();
-  for (size_t i = 0; i < images.size(); ++i)
-    out.push_back(
-        data_url(draw_kept(images[i], kept_grids(answer.segments, answer.keep, static_cast<int64_t>(i)))));
+  for (size_t i = 0; i < media.size(); ++i) {
+    const std::vector<KeptGrid> grids = kept_grids(answer.segments, answer.keep, static_cast<int64_t>(i));
+    const auto* const video = std::get_if<Video>(&media[i]);
+    out.push_back(data_url(video ? dynamic_cast<const ClientVideo&>(*video->source).sheet(grids)
+                                 : draw_kept(std::get<Image>(media[i]), grids)));
+  }
   return out;
+}
+
+// What cannot fit is not decoded first. No family has tokens of more than 32 x 32 pixels of a pair of frames.
+void check_room(const Video& video, int64_t context) {
+  constexpr int kFactor = 28;
+  constexpr int64_t kMostPixels = int64_t{32} * 32;
+  const VideoSample sample = sample_video(video.source->info(), video.options, kFactor);
+  const int64_t frames = std::ssize(sample.indices);
+  check_as(Error::Kind::too_large,
+           frames / 2 * sample.size.height * sample.size.width / kMostPixels < context, "the video's ",
+           frames, " frames of ", sample.size.width, " x ", sample.size.height,
+           " pixels do not fit the model's context of ", context,
+           " tokens; lower fps, num_frames, max_frames or max_pixels");
 }
 
 class Sink : public EventSink {
@@ -59,18 +76,27 @@ Chat::~Chat() {
   service_.changed.notify_all();
 }
 
+void Chat::start_fetching() {
+  if (!fetching_.exchange(true)) ++service_.fetching;
+}
+
 void Chat::not_fetching() {
-  if (std::exchange(fetching_, false)) --service_.fetching;
+  if (fetching_.exchange(false)) --service_.fetching;
 }
 
 void Chat::start(std::shared_ptr<const HttpRequest> from) {
   try {
     read(std::move(from));
   } catch (...) {
-    asio::post(strand_, [self = shared_from_this(), error = api_error(std::current_exception())] {
-      self->fail(error);
-    });
+    fail_later();
   }
+}
+
+// Tells of the exception that is handled, in the strand.
+void Chat::fail_later() {
+  asio::post(strand_, [self = shared_from_this(), error = api_error(std::current_exception())] {
+    if (!self->over_) self->fail(error);
+  });
 }
 
 void Chat::read(std::shared_ptr<const HttpRequest> from) {
@@ -85,40 +111,61 @@ void Chat::read(std::shared_ptr<const HttpRequest> from) {
   writer_ =
       responses ? responses_writer(call_, body) : chat_writer(call_, service_.engine->model().tokenizer());
   from_ = std::move(from);
-  fetched_.resize(call_.pictures.size());
-  to_fetch_ =
-      static_cast<size_t>(std::count_if(call_.pictures.begin(), call_.pictures.end(), Pictures::remote));
-  if (to_fetch_ == 0) return submit();
-  fetching_ = true;
-  ++service_.fetching;
-  for (size_t i = 0; i < call_.pictures.size(); ++i) {
-    if (!Pictures::remote(call_.pictures[i])) continue;
-    service_.pictures.fetch(
-        call_.pictures[i], stop_.get_token(), [self = shared_from_this(), i](auto bytes, auto error) {
+  fetched_.resize(call_.media.size());
+  to_fetch_ = static_cast<size_t>(std::ranges::count_if(call_.media, ClientMedia::remote));
+  if (to_fetch_ == 0) return get_media();
+  start_fetching();
+  for (size_t i = 0; i < call_.media.size(); ++i) {
+    if (!ClientMedia::remote(call_.media[i])) continue;
+    service_.media.fetch(
+        call_.media[i], stop_.get_token(), [self = shared_from_this(), i](auto bytes, auto error) {
           asio::post(self->strand_,
                      [self, i, bytes = std::move(bytes), error] { self->arrived(i, bytes, error); });
         });
   }
 }
 
-void Chat::arrived(size_t picture, std::shared_ptr<const std::string> bytes,
-                   const std::exception_ptr& error) {
+void Chat::arrived(size_t medium, std::shared_ptr<const std::string> bytes, const std::exception_ptr& error) {
   if (over_) return;
   try {
     if (error) std::rethrow_exception(error);
-    fetched_[picture] = std::move(bytes);
-    if (--to_fetch_ == 0) submit();
+    fetched_[medium] = std::move(bytes);
+    if (--to_fetch_ == 0) get_media();
   } catch (...) {
     fail(api_error(std::current_exception()));
   }
 }
 
+// All files are here.
+void Chat::get_media() {
+  if (std::ranges::none_of(call_.media, &MediumSource::video)) return submit();
+  start_fetching();
+  asio::post(service_.video_workers, [self = shared_from_this()] {
+    [[maybe_unused]] thread_local const int before = work_alone();
+    try {
+      self->submit();
+    } catch (...) {
+      self->fail_later();
+    }
+  });
+}
+
+Medium Chat::medium(size_t i) const {
+  const MediumSource& source = call_.media[i];
+  if (!source.video) return service_.media.picture(source, call_.request.bounds, fetched_[i].get());
+  Video video{service_.media.video(source, stop_.get_token(), fetched_[i].get()), call_.video};
+  const auto before = std::count_if(call_.media.begin(), call_.media.begin() + static_cast<std::ptrdiff_t>(i),
+                                    [](const MediumSource& each) { return each.video; });
+  if (!call_.fps.empty())
+    video.options.fps = call_.fps[std::min(static_cast<size_t>(before), call_.fps.size() - 1)];
+  check_room(video, service_.engine->model().max_positions());
+  return video;
+}
+
 void Chat::submit() {
-  not_fetching();
-  for (size_t i = 0; i < call_.pictures.size(); ++i) {
+  for (size_t i = 0; i < call_.media.size(); ++i) {
     if (stop_.stop_requested()) return;
-    call_.request.images.push_back(
-        service_.pictures.get(call_.pictures[i], call_.request.bounds, fetched_[i].get()));
+    call_.request.media.push_back(medium(i));
     fetched_[i].reset();
   }
   from_.reset();
@@ -127,8 +174,9 @@ void Chat::submit() {
   std::vector<std::shared_ptr<EventSink>> sinks;
   for (int64_t i = 0; i < call_.choices; ++i) sinks.push_back(std::make_shared<Sink>(shared_from_this(), i));
   const Request request = std::move(call_.request);
-  if (call_.wants.contains("overlay")) call_.request.images = request.images;
+  if (call_.wants.contains("overlay")) call_.request.media = request.media;
   service_.scheduler->submit(request, call_.choices, sinks);
+  not_fetching();
 }
 
 void Chat::happen(int64_t choice, Event& event) {
@@ -143,9 +191,9 @@ void Chat::happen(int64_t choice, Event& event) {
 }
 
 json Chat::kept(const Answer& answer) {
-  json out = kept_json(answer, call_.wants);
+  json out = kept_json(answer, call_);
   if (call_.wants.contains("overlay")) {
-    if (overlay_.is_null()) overlay_ = overlays(answer, std::exchange(call_.request.images, {}));
+    if (overlay_.is_null()) overlay_ = overlays(answer, std::exchange(call_.request.media, {}));
     // Each with the first grid of its image.
     for (size_t i = answer.segments.size(); i-- > 0;)
       if (const auto image = static_cast<size_t>(answer.segments[i].medium);

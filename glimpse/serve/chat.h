@@ -8,28 +8,29 @@
 #include <stop_token>
 
 #include "glimpse/engine/scheduler.h"
+#include "glimpse/serve/client_media.h"
 #include "glimpse/serve/http.h"
 #include "glimpse/serve/metrics.h"
-#include "glimpse/serve/pictures.h"
 #include "glimpse/serve/writers.h"
 
 namespace glimpse::serve {
 
 /// What answers need of the server. `engine` and `scheduler` are there once the model is loaded.
 struct ServiceState {
-  ServiceState(const PictureOptions& picture_options, const std::string& model)
-      : pictures(picture_options), metrics(model) {}
+  ServiceState(const MediaOptions& media_options, const std::string& model)
+      : media(media_options), metrics(model) {}
 
   Served served;
-  Pictures pictures;
+  ClientMedia media;
   Metrics metrics;
   boost::asio::thread_pool workers{2};
+  boost::asio::thread_pool video_workers{2};  // so that videos hold up nothing else
   std::unique_ptr<Engine> engine;
   std::unique_ptr<Scheduler> scheduler;
   std::mutex mutex;  // of what follows
   std::condition_variable_any changed;
   size_t open_chats = 0;
-  std::atomic<size_t> fetching = 0;  // requests whose pictures are fetched
+  std::atomic<size_t> fetching = 0;  // requests whose media are fetched, or videos decoded
 };
 
 /// In whose words is asked and answered.
@@ -51,7 +52,7 @@ class Chat : public std::enable_shared_from_this<Chat> {
 
   /// Nobody waits for the answer any more.
   void cancel() { stop_.request_stop(); }
-  /// Reads the request, gets its pictures and submits it. May wait for disks and decoders, not for networks.
+  /// Reads the request, gets its media and submits it. May wait for disks and decoders, not for networks.
   void start(std::shared_ptr<const HttpRequest> from);
   /// What the scheduler tells of one of its choices.
   void take(int64_t choice, Event event) {
@@ -62,9 +63,13 @@ class Chat : public std::enable_shared_from_this<Chat> {
 
  private:
   void read(std::shared_ptr<const HttpRequest> from);
-  void arrived(size_t picture, std::shared_ptr<const std::string> bytes, const std::exception_ptr& error);
+  void arrived(size_t medium, std::shared_ptr<const std::string> bytes, const std::exception_ptr& error);
   void submit();
+  void get_media();
+  Medium medium(size_t i) const;
+  void start_fetching();
   void not_fetching();
+  void fail_later();
   void happen(int64_t choice, Event& event);
   void prefilled(int64_t choice, const Answer& answer);
   void token(int64_t choice, const NextToken& next);
@@ -82,9 +87,9 @@ class Chat : public std::enable_shared_from_this<Chat> {
   std::chrono::steady_clock::time_point last_token_;
   std::shared_ptr<const HttpRequest> from_;  // until the request is submitted
   std::vector<std::shared_ptr<const std::string>>
-      fetched_;  // files, one per picture; null where it came along
+      fetched_;  // files, one per medium; null where it came along
   size_t to_fetch_ = 0;
-  bool fetching_ = false;  // counted in ServiceState::fetching
+  std::atomic<bool> fetching_ = false;  // counted in ServiceState::fetching
   ChatCall call_;
   std::unique_ptr<AnswerWriter> writer_;
   std::vector<std::shared_ptr<const Answer>> answers_;

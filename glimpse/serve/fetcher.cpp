@@ -14,16 +14,17 @@
 #include <thread>
 
 #include "glimpse/base/check.h"
-#include "glimpse/serve/protocol.h"
 
 namespace glimpse::serve {
 
-void refuse_picture(const std::string& text, const std::string& code) {
+void refuse_medium(const MediumSource& source, const std::string& text, std::string code) {
+  if (const size_t at = code.find("image"); source.video && at != code.npos) code.replace(at, 5, "video");
   throw ApiError(400, "invalid_request_error", text, code);
 }
 
-void refuse_size(size_t max_bytes) {
-  refuse_picture(concat("a picture's file may have at most ", max_bytes, " bytes"), "image_too_large");
+void refuse_size(const MediumSource& source, size_t max_bytes) {
+  refuse_medium(source, concat("a ", source.noun(), "'s file may have at most ", max_bytes, " bytes"),
+                "image_too_large");
 }
 
 namespace {
@@ -105,11 +106,12 @@ struct Target {
 };
 
 // Only the parts that a picture's URL has; the URL is put together again from what was understood.
-Target parse_url(const std::string& url) {
+Target parse_url(const MediumSource& source, const std::string& url) {
+  const std::string whose = source.video ? "a video's url" : "an image's url";
   const std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> parts(curl_url(), curl_url_cleanup);
-  if (url.size() > 8192) refuse_picture("an image's url may have at most 8192 characters", "invalid_image");
+  if (url.size() > 8192) refuse_medium(source, whose + " may have at most 8192 characters");
   if (curl_url_set(parts.get(), CURLUPART_URL, url.c_str(), 0) != CURLUE_OK)
-    refuse_picture("'" + url.substr(0, 200) + "' is no URL", "invalid_image");
+    refuse_medium(source, "'" + url.substr(0, 200) + "' is no URL");
   const auto part = [&](CURLUPart which, unsigned flags = 0) {
     char* text = nullptr;
     std::string out;
@@ -118,14 +120,14 @@ Target parse_url(const std::string& url) {
     return out;
   };
   if (!part(CURLUPART_USER).empty() || !part(CURLUPART_PASSWORD).empty())
-    refuse_picture("an image's url may have no user and no password", "url_not_allowed");
+    refuse_medium(source, whose + " may have no user and no password", "url_not_allowed");
   curl_url_set(parts.get(), CURLUPART_FRAGMENT, nullptr, 0);
   Target target{part(CURLUPART_SCHEME), part(CURLUPART_HOST), part(CURLUPART_PORT, CURLU_DEFAULT_PORT),
                 part(CURLUPART_URL)};
   boost::algorithm::to_lower(target.host);
   if (target.host.ends_with('.')) target.host.pop_back();
   if (target.scheme != "http" && target.scheme != "https")
-    refuse_picture("an image's url begins with http://, https://, data: or file://", "url_not_allowed");
+    refuse_medium(source, whose + " begins with http://, https://, data: or file://", "url_not_allowed");
   return target;
 }
 
@@ -140,9 +142,10 @@ bool matches(const Target& target, std::string domain) {
   return host.starts_with("*.") && target.host.ends_with(host.substr(1));
 }
 
-// One picture that is fetched, through as many redirects as it takes.
+// One file that is fetched, through as many redirects as it takes.
 struct Transfer {
   const FetchOptions& options;
+  const MediumSource source;  // without its URL
   Target target;
   std::stop_token stop;
   Fetcher::Then then;
@@ -152,20 +155,26 @@ struct Transfer {
   bool closed_address = false, too_large = false;
   std::unique_ptr<CURL, decltype(&curl_easy_cleanup)> easy{nullptr, curl_easy_cleanup};
 
-  Transfer(const FetchOptions& of, Target to, std::stop_token token, Fetcher::Then call)
-      : options(of), target(std::move(to)), stop(std::move(token)), then(std::move(call)) {}
+  Transfer(const FetchOptions& of, const MediumSource& from, std::stop_token token, Fetcher::Then call)
+      : options(of),
+        source{{}, {}, from.video},
+        target(parse_url(from, from.url)),
+        stop(std::move(token)),
+        then(std::move(call)) {}
+  size_t max_bytes() const { return options.max_bytes_of(source); }
 
   void allow() const {
     const auto& all = options.domains;
     if (std::none_of(all.begin(), all.end(), [&](const auto& domain) { return matches(target, domain); }))
-      refuse_picture(all.empty() ? "this server fetches no pictures; send it as data: URL"
-                                 : "this server fetches no pictures from " + target.host + ":" + target.port,
-                     "url_not_allowed");
+      refuse_medium(source,
+                    "this server fetches no " + source.noun() + "s" +
+                        (all.empty() ? "; send it as data: URL" : " from " + target.host + ":" + target.port),
+                    "url_not_allowed");
   }
 
   static size_t on_bytes(const char* data, size_t, size_t count, void* self) {
     auto& transfer = *static_cast<Transfer*>(self);
-    transfer.too_large = transfer.bytes.size() + count > transfer.options.max_bytes;
+    transfer.too_large = transfer.bytes.size() + count > transfer.max_bytes();
     if (transfer.too_large) return 0;
     transfer.bytes.append(data, count);
     return count;
@@ -207,30 +216,29 @@ struct Transfer {
 
   // Whether it is over; else another URL is to be asked. Errors: ApiError.
   bool finish(CURLcode result) {
-    const std::string host = target.host;
+    const std::string host = target.host, fetching = "fetching the " + source.noun() + " from " + host + ": ";
     if (closed_address && result != CURLE_OK)
-      refuse_picture(host + " is at an address that this server does not connect to", "url_not_allowed");
-    if (too_large) refuse_size(options.max_bytes);
+      refuse_medium(source, host + " is at an address that this server does not connect to",
+                    "url_not_allowed");
+    if (too_large) refuse_size(source, max_bytes());
     if (result != CURLE_OK)
-      refuse_picture("fetching the picture from " + host + ": " + curl_easy_strerror(result),
-                     "image_fetch_failed");
+      refuse_medium(source, fetching + curl_easy_strerror(result), "image_fetch_failed");
     long status = 0;
     char* next = nullptr;
     curl_easy_getinfo(easy.get(), CURLINFO_RESPONSE_CODE, &status);
     curl_easy_getinfo(easy.get(), CURLINFO_REDIRECT_URL, &next);
     if (next && status >= 300 && status < 400) {
-      if (++redirects > 3)
-        refuse_picture("fetching the picture from " + host + ": too many redirects", "image_fetch_failed");
-      Target to = parse_url(next);
+      if (++redirects > 3) refuse_medium(source, fetching + "too many redirects", "image_fetch_failed");
+      Target to = parse_url(source, next);
       if (target.scheme == "https" && to.scheme != "https")
-        refuse_picture("fetching the picture from " + host + ": a redirect leads from https to http",
-                       "url_not_allowed");
+        refuse_medium(source, fetching + "a redirect leads from https to http", "url_not_allowed");
       target = std::move(to);
       allow();
       return false;
     }
     if (status != 200)
-      refuse_picture(concat("fetching the picture: ", host, " answered ", status), "image_fetch_failed");
+      refuse_medium(source, concat("fetching the ", source.noun(), ": ", host, " answered ", status),
+                    "image_fetch_failed");
     return true;
   }
 };
@@ -269,8 +277,12 @@ struct Fetcher::Impl {
   // Transfers begin as long as their files, were they as large as allowed, have room.
   void begin() {
     const std::lock_guard lock(mutex);
-    while (!queue.empty() && running.size() < kAtOnce &&
-           (running.empty() || *held + (running.size() + 1) * options.max_bytes <= options.max_held)) {
+    const auto room = [&] {
+      size_t most = *held + queue.front()->max_bytes();
+      for (const auto& each : running) most += each->max_bytes();
+      return running.empty() || most <= options.max_held;
+    };
+    while (!queue.empty() && running.size() < kAtOnce && room()) {
       running.push_back(std::move(queue.front()));
       queue.pop_front();
       running.back()->deadline = Clock::now() + options.timeout;
@@ -328,7 +340,7 @@ struct Fetcher::Impl {
       }
       for (size_t i = 0; i < running.size();)
         if (running[i]->stop.stop_requested())
-          failed(*take(running[i].get()), "nobody waits for the picture");
+          failed(*take(running[i].get()), "nobody waits for it");
         else
           ++i;
       bool waiting = false;
@@ -350,9 +362,8 @@ struct Fetcher::Impl {
 Fetcher::Fetcher(FetchOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
 Fetcher::~Fetcher() = default;
 
-void Fetcher::get(const std::string& url, std::stop_token stop, Then then) {
-  auto transfer =
-      std::make_unique<Transfer>(impl_->options, parse_url(url), std::move(stop), std::move(then));
+void Fetcher::get(const MediumSource& source, std::stop_token stop, Then then) {
+  auto transfer = std::make_unique<Transfer>(impl_->options, source, std::move(stop), std::move(then));
   transfer->allow();
   transfer->prepare();
   const std::lock_guard lock(impl_->mutex);

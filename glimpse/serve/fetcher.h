@@ -8,21 +8,28 @@
 #include <string>
 #include <vector>
 
+#include "glimpse/serve/protocol.h"
+
 namespace glimpse::serve {
 
-/// Throws ApiError (400): what is wrong with a picture that a client names.
-[[noreturn]] void refuse_picture(const std::string& text, const std::string& code = "invalid_image");
+/// Throws ApiError (400): what is wrong with a picture or video that a client names. `code` is of pictures:
+/// the one of videos says video for image.
+[[noreturn]] void refuse_medium(const MediumSource& source, const std::string& text,
+                                std::string code = "invalid_image");
 /// The same for a file of more than `max_bytes`.
-[[noreturn]] void refuse_size(size_t max_bytes);
+[[noreturn]] void refuse_size(const MediumSource& source, size_t max_bytes);
 
 struct FetchOptions {
-  /// Hosts that pictures may come from: HOST (ports 80 and 443), HOST:PORT; *.HOST: those below it; *: every
-  /// one.
+  /// Hosts that pictures and videos may come from: HOST (ports 80 and 443), HOST:PORT; *.HOST: those below
+  /// it; *: every one.
   std::vector<std::string> domains;
-  bool private_addresses = false;            ///< loopback and private networks may be asked too
-  size_t max_bytes = size_t{64} << 20;       ///< of one file
+  bool private_addresses = false;       ///< loopback and private networks may be asked too
+  size_t max_bytes = size_t{64} << 20;  ///< of a picture's file
+  size_t max_video_bytes = size_t{256} << 20;
   size_t max_held = size_t{1} << 30;         ///< of all files that are fetched or not yet decoded
-  std::chrono::milliseconds timeout{10000};  ///< for one picture, redirects included
+  std::chrono::milliseconds timeout{10000};  ///< for one file, redirects included
+
+  size_t max_bytes_of(const MediumSource& source) const { return source.video ? max_video_bytes : max_bytes; }
 };
 
 /// Gets files by http and https on one thread of its own, many at a time. What is connected to is checked
@@ -37,7 +44,7 @@ class Fetcher {
   Fetcher(const Fetcher&) = delete;
   /// Calls `then` once, on the fetcher's thread: it must not wait. Errors: ApiError (400), thrown if the URL
   /// is not allowed, given to `then` if it cannot be had; a request for `stop` ends the transfer.
-  void get(const std::string& url, std::stop_token stop, Then then);
+  void get(const MediumSource& source, std::stop_token stop, Then then);
   /// Ends what still runs with an error; nothing is fetched afterwards.
   void stop();
 

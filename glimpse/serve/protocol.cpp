@@ -3,7 +3,6 @@
 #include <openssl/evp.h>
 
 #include <algorithm>
-#include <boost/algorithm/string/case_conv.hpp>
 #include <cmath>
 
 #include "glimpse/base/check.h"
@@ -12,55 +11,14 @@
 #include "glimpse/eval/grid.h"
 #include "glimpse/prune/keep_rule.h"
 #include "glimpse/prune/registry.h"
+#include "glimpse/serve/body_fields.h"
+#include "glimpse/serve/media_fields.h"
 
 namespace glimpse::serve {
 
 using nlohmann::json;
 
 namespace {
-
-[[noreturn]] void wrong(const std::string& param, std::string text) {
-  // What comes from a list of settings names the field already.
-  const std::string own = param.substr(param.rfind('.') + 1) + ": ";
-  if (text.starts_with(own)) text.erase(0, own.size());
-  throw ApiError(400, "invalid_request_error", param.empty() ? text : param + ": " + text, "", param);
-}
-
-// Runs what throws Error for a field and names the field.
-template <class Run>
-void in_field(const std::string& param, const Run& run) {
-  try {
-    run();
-  } catch (const ApiError&) {
-    throw;
-  } catch (const Error& error) {
-    wrong(param, error.what());
-  } catch (const json::exception& error) {
-    wrong(param, error.what());
-  }
-}
-
-bool given(const json& body, const char* key) {
-  const auto found = body.find(key);
-  return found != body.end() && !found->is_null();
-}
-
-template <class T>
-T number(const json& body, const char* key, T low, T high, T otherwise) {
-  if (!given(body, key)) return otherwise;
-  T value{};
-  in_field(key, [&] {
-    detail::read_value(body[key], value, key, {static_cast<double>(low), static_cast<double>(high)});
-  });
-  return value;
-}
-
-// `within`: where the body is, as in "stream_options.".
-bool flag(const json& body, const char* key, const std::string& within = "") {
-  if (!given(body, key)) return false;
-  if (!body[key].is_boolean()) wrong(within + key, "expected true or false");
-  return body[key].get<bool>();
-}
 
 // What cannot be honoured is said, not passed over.
 void refuse_unsupported(const json& body) {
@@ -76,29 +34,8 @@ void refuse_unsupported(const json& body) {
   if (given(body, "audio")) wrong("audio", "not supported");
 }
 
-PictureSource picture_of(const json& part, const std::string& where) {
-  PictureSource source;
-  if (given(part, "image_url")) {
-    const json& image = part["image_url"];
-    const json& url = image.is_object() ? member(image, "url") : image;
-    if (!url.is_string() && !url.is_null())
-      wrong(where + ".image_url", "expected {\"url\": \"data:image/...;base64,...\"}");
-    if (url.is_string()) source.url = url.get<std::string>();
-    // Schemes are the same in capitals.
-    const size_t scheme = std::min({source.url.find(':'), source.url.size(), size_t{8}});
-    boost::algorithm::to_lower_copy(source.url.begin(), std::string_view(source.url).substr(0, scheme));
-  }
-  if (given(part, "uuid")) {
-    if (!part["uuid"].is_string() || part["uuid"].get<std::string>().size() > 256)
-      wrong(where + ".uuid", "expected a text of at most 256 characters");
-    source.uuid = part["uuid"].get<std::string>();
-  }
-  if (source.url.empty() && source.uuid.empty())
-    wrong(where + ".image_url", "expected {\"url\": \"data:image/...;base64,...\"}");
-  return source;
-}
-
-void read_part(const json& part, const std::string& where, Message& message, ChatCall& call) {
+void read_part(const json& part, const std::string& where, const Served& served, Message& message,
+               ChatCall& call) {
   if (!part.is_object() || !part.contains("type") || !part["type"].is_string())
     wrong(where, "expected an object with a \"type\"");
   const std::string type = part["type"];
@@ -107,10 +44,15 @@ void read_part(const json& part, const std::string& where, Message& message, Cha
     message.parts.push_back({Part::Kind::text, part["text"]});
   } else if (type == "image_url" || type == "input_image") {
     if (message.role != "user") wrong(where, "only the user shows images");
-    call.pictures.push_back(picture_of(part, where));
+    call.media.push_back(medium_of(part, "image_url", where));
     message.parts.push_back({Part::Kind::image, {}});
+  } else if (type == "video_url") {
+    if (message.role != "user") wrong(where, "only the user shows videos");
+    if (!served.videos) wrong(where, "this model knows no videos; send pictures of one");
+    call.media.push_back(medium_of(part, "video_url", where));
+    message.parts.push_back({Part::Kind::video, {}});
   } else {
-    wrong(where + ".type", "'" + type + "' is not supported; text and image_url are");
+    wrong(where + ".type", "'" + type + "' is not supported; text, image_url and video_url are");
   }
 }
 
@@ -131,11 +73,12 @@ void read_messages(const json& body, const Served& served, ChatCall& call) {
       message.parts.push_back({Part::Kind::text, content});
     else if (content.is_array())
       for (size_t k = 0; k < content.size(); ++k)
-        read_part(content[k], concat(where, ".content[", k, "]"), message, call);
+        read_part(content[k], concat(where, ".content[", k, "]"), served, message, call);
     else
       wrong(where + ".content", "expected a text or a list of parts");
-    if (std::ssize(call.pictures) > served.max_images)
-      wrong("messages", concat("more than ", served.max_images, " images"));
+    const int64_t videos = videos_of(call), images = std::ssize(call.media) - videos;
+    if (images > served.max_images) wrong("messages", concat("more than ", served.max_images, " images"));
+    if (videos > served.max_videos) wrong("messages", concat("more than ", served.max_videos, " videos"));
     call.request.messages.push_back(std::move(message));
   }
   // No vocabulary has longer pieces: what cannot fit is not cut into tokens first.
@@ -261,8 +204,9 @@ void read_pruning(const json& body, const Served& served, ChatCall& call) {
 
 // What the engine calls --max-pixels a request calls max_pixels.
 std::string request_words(std::string text) {
-  for (size_t at = text.find(" --"); at != text.npos; at = text.find(" --", at)) {
-    text.erase(at + 1, 2);
+  for (size_t at = text.find("--"); at != text.npos; at = text.find("--", at + 1)) {
+    if (at == 0 || (text[at - 1] != ' ' && text[at - 1] != '(')) continue;
+    text.erase(at--, 2);
     for (size_t i = at + 1;
          i < text.size() && (std::isalpha(static_cast<unsigned char>(text[i])) || text[i] == '-'); ++i)
       if (text[i] == '-') text[i] = '_';
@@ -340,13 +284,13 @@ json parse_body(const std::string& text) {
     }
   };
   make_whole(body);
+  if (const auto io = body.find("media_io_kwargs");
+      io != body.end() && io->is_object() && io->contains("video"))
+    make_whole((*io)["video"]);
   for (const char* nested : {"pruning", "mm_processor_kwargs", "tokens"})
     if (body.contains(nested)) make_whole(body[nested]);
   return body;
 }
-
-// A picture may be enlarged up to there: more visual tokens than any model has room for.
-constexpr int64_t kMostPixels = int64_t{16} << 20;
 
 ChatCall read_chat(const json& body, const Served& served) {
   refuse_unsupported(body);
@@ -367,24 +311,14 @@ ChatCall read_chat(const json& body, const Served& served) {
     if (!body["stream_options"].is_object()) wrong("stream_options", "expected an object");
     call.include_usage = flag(body["stream_options"], "include_usage", "stream_options.");
   }
-  if (given(body, "mm_processor_kwargs")) {
-    const json& from = body["mm_processor_kwargs"];
-    if (!from.is_object()) wrong("mm_processor_kwargs", "expected an object");
-    const Fields fields = call.request.bounds.fields();
-    for (const Field& field : fields.list())
-      if (given(from, field.name.c_str()))
-        in_field("mm_processor_kwargs." + field.name, [&] { field.set(from[field.name]); });
-    for (const auto& [key, pixels] : {std::pair("min_pixels", call.request.bounds.min_pixels),
-                                      std::pair("max_pixels", call.request.bounds.max_pixels)})
-      if (pixels.value_or(0) > kMostPixels)
-        wrong(std::string("mm_processor_kwargs.") + key,
-              concat("at most ", kMostPixels, " pixels are allowed"));
-  }
+  read_preparation(body, served, call);
   read_pruning(body, served, call);
   return call;
 }
 
-json kept_json(const Answer& answer, const std::set<std::string>& wants) {
+json kept_json(const Answer& answer, const ChatCall& call) {
+  const std::set<std::string>& wants = call.wants;
+  const bool say_whose = shares_media(answer.segments) || videos_of(call) > 0;
   json images = json::array();
   size_t first = 0;
   for (size_t i = 0; i < answer.segments.size(); ++i) {
@@ -398,7 +332,8 @@ json kept_json(const Answer& answer, const std::set<std::string>& wants) {
       image["scores"] =
           std::vector<float>(answer.scores.begin() + static_cast<std::ptrdiff_t>(first),
                              answer.scores.begin() + static_cast<std::ptrdiff_t>(first + count));
-    if (shares_media(answer.segments)) image["image"] = segment.medium;
+    if (say_whose) image["image"] = segment.medium;
+    if (call.media.at(static_cast<size_t>(segment.medium)).video) image["seconds"] = segment.seconds;
     first += count;
     images.push_back(std::move(image));
   }

@@ -28,10 +28,13 @@ nlohmann::json error_json(const ApiError& error);
 /// The same for anything that was thrown: what the engine says of a request has its kind's status.
 ApiError api_error(const std::exception_ptr& error);
 
-/// A picture as the client names it.
-struct PictureSource {
+/// A picture or a video as the client names it.
+struct MediumSource {
   std::string url;   ///< data:, file:, http: or https:, or "" if its uuid must do
   std::string uuid;  ///< under which it may be named again, or ""
+  bool video = false;
+
+  std::string noun() const { return video ? "video" : "picture"; }
 };
 
 /// What is served, as far as a request's meaning depends on it.
@@ -39,7 +42,9 @@ struct Served {
   const Engine* engine = nullptr;
   std::string name;                            ///< the model's id
   std::map<std::string, std::string> presets;  ///< further ids -> compositions
-  int64_t max_images = 16;                     ///< of a request
+  bool videos = true;                          ///< whether the model knows them
+  int64_t max_images = 16, max_videos = 4;     ///< of a request
+  int64_t max_frames = 768;                    ///< of a video
   int64_t max_choices = 16;
   int64_t max_new_tokens = 512;  ///< where the client asks for no number
 
@@ -50,8 +55,10 @@ struct Served {
 
 /// A body of /v1/chat/completions, understood.
 struct ChatCall {
-  Request request;                      ///< all but pictures and where its events go
-  std::vector<PictureSource> pictures;  ///< one per image part
+  Request request;                  ///< all but media and where its events go
+  std::vector<MediumSource> media;  ///< one per part that is no text
+  VideoOptions video;               ///< of every video
+  std::vector<double> fps;          ///< of each video, if clients say it of each
   int64_t choices = 1;
   bool stream = false, include_usage = false, logprobs = false;
   std::string model;            ///< the id asked for
@@ -65,8 +72,9 @@ nlohmann::json parse_body(const std::string& text);
 /// Errors: ApiError, which says which field is wrong and what is allowed.
 ChatCall read_chat(const nlohmann::json& body, const Served& served);
 
-/// Visual tokens of all and kept, per image the grid and what was asked for, times of the stages.
-nlohmann::json kept_json(const Answer& answer, const std::set<std::string>& wants);
+/// Visual tokens of all and kept, per grid of an image or video its size and what was asked for, times of the
+/// stages.
+nlohmann::json kept_json(const Answer& answer, const ChatCall& call);
 
 /// Bytes of a base64 text (both alphabets, padding optional, white space allowed). Error if it is none.
 std::string decode_base64(std::string_view text);

@@ -185,7 +185,7 @@ ApiError in_words_of_responses(const ApiError& error, const json& body) {
 
 std::unique_ptr<AnswerWriter> responses_writer(const ChatCall& call, const json& body) {
   ChatCall known = call;
-  known.request.images.clear();
+  known.request.media.clear();
   known.request.messages.clear();
   json kept = body;
   kept.erase("input");

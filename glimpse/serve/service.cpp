@@ -41,6 +41,18 @@ std::string type_of(int status) {
   return status >= 500 ? status == 503 ? "unavailable_error" : "server_error" : "invalid_request_error";
 }
 
+// Whether the model's family takes videos: it is asked.
+bool knows_videos(const Vlm& model) {
+  const Image frame{28, 28, std::vector<uint8_t>(size_t{28} * 28 * 3)};
+  const Medium video = Video{video_of({frame, frame}, 1, "video"), {}};
+  try {
+    model.prompt({{"user", {part_of(video)}}}, {video}, {});
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 // Whether the text is the key, in a time that does not tell how much of it is right.
 bool same_key(const std::string& a, const std::string& b) {
   std::array<unsigned char, SHA256_DIGEST_LENGTH> x{}, y{};
@@ -72,11 +84,12 @@ struct Service::Impl : ServiceState {
   std::unique_ptr<HttpServer> http;
 };
 
-Service::Impl::Impl(ServeOptions given)
-    : ServiceState(given.pictures, given.name), options(std::move(given)) {
+Service::Impl::Impl(ServeOptions given) : ServiceState(given.media, given.name), options(std::move(given)) {
   served.name = options.name;
   served.presets = options.presets;
   served.max_images = options.max_images;
+  served.max_videos = options.max_videos;
+  served.max_frames = options.max_frames;
   served.max_new_tokens = options.max_new_tokens;
   HttpOptions http_options = options.http;
   if (!options.cors.empty()) {
@@ -302,13 +315,16 @@ json Service::Impl::props() const {
           {"methods", methods},
           {"context_length", engine->model().max_positions()},
           {"max_images", options.max_images},
+          {"max_videos", served.videos ? options.max_videos : 0},
+          {"max_frames", options.max_frames},
           {"total_slots", options.scheduler.max_sequences},
-          {"modalities", {{"vision", true}}}};
+          {"modalities", {{"vision", true}, {"video", served.videos}}}};
 }
 
 void Service::Impl::serve(std::stop_token stop) {
   engine = Engine::load(options.engine);
   served.engine = engine.get();
+  served.videos = knows_videos(engine->model());
   engine->model().tokenizer();  // a model without one answers nobody
   for (const auto& [id, composition] : served.presets) {
     try {
@@ -355,7 +371,8 @@ void Service::run(std::stop_token stop) {
     // Running answers may end.
     impl.changed.wait_until(lock, end, [&] { return impl.open_chats == 0; });
   }
-  impl.pictures.stop();
+  impl.media.stop();
+  impl.video_workers.join();
   impl.workers.join();
   // What is written last goes out, at the pace of its client.
   end = std::max(end, std::chrono::steady_clock::now() + std::chrono::seconds(1));

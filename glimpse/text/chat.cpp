@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <utility>
 
 #include "glimpse/base/check.h"
@@ -44,6 +45,12 @@ void check_messages(const std::vector<Message>& messages) {
   for (const Message& message : messages)
     check(std::ranges::find(roles, message.role) != roles.end(), "message role \"", message.role,
           "\", expected system, user or assistant");
+}
+
+std::string seconds_text(double seconds) {
+  std::array<char, 64> text;
+  std::snprintf(text.data(), text.size(), "<%.1f seconds>", seconds);
+  return text.data();
 }
 
 // "USER: ", "ASSISTANT: " or, for the system, nothing.
@@ -89,9 +96,21 @@ std::vector<Piece> QwenChat::pieces(const std::vector<Message>& messages, bool a
         script.text(part.text, &message == asking(messages));
         continue;
       }
-      script.special("<|vision_start|>");
-      script.special("<|image_pad|>");
-      script.special("<|vision_end|>");
+      const auto pad = [&](const char* token) {
+        script.special("<|vision_start|>");
+        script.special(token);
+        script.special("<|vision_end|>");
+      };
+      if (part.kind == Part::Kind::image) {
+        pad("<|image_pad|>");
+      } else if (!writes_times_ || part.seconds.empty()) {
+        pad("<|video_pad|>");
+      } else {
+        for (const double seconds : part.seconds) {
+          script.text(seconds_text(seconds));
+          pad("<|video_pad|>");
+        }
+      }
     }
     end();
   }

@@ -10,8 +10,10 @@
 namespace glimpse {
 
 struct Part {
-  enum class Kind { text, image } kind = Kind::text;
-  std::string text;  ///< Empty for images.
+  enum class Kind { text, image, video } kind = Kind::text;
+  std::string text;  ///< Empty for images and videos.
+  /// Of a video, for formats that write them: the time of each of its temporal slices.
+  std::vector<double> seconds = {};
 };
 
 struct Message {
@@ -50,14 +52,16 @@ class ChatFormat {
 
 /// The format of Qwen's vision-language models. Qwen2-VL and Qwen2.5-VL have a default system message for
 /// conversations that do not begin with a system message (which may be empty), Qwen3-VL has none. An image is
-/// one <|image_pad|>, which the model widens to the number of its visual tokens.
+/// one <|image_pad|>, a video one <|video_pad|>, which the model widens to the number of its visual tokens;
+/// Qwen3-VL's videos have one for each temporal slice, behind its time as text.
 class QwenChat : public ChatFormat {
  public:
-  explicit QwenChat(bool default_system = true) : default_system_(default_system) {}
+  explicit QwenChat(bool default_system = true, bool writes_times = false)
+      : default_system_(default_system), writes_times_(writes_times) {}
   std::vector<Piece> pieces(const std::vector<Message>& messages, bool add_generation_prompt) const override;
 
  private:
-  bool default_system_;
+  bool default_system_, writes_times_;
 };
 
 /// LLaVA's conversation format vicuna_v1, with its system message when the conversation does not begin with

@@ -2,7 +2,7 @@
 
 #include "glimpse/base/ascii.h"
 #include "glimpse/base/check.h"
-#include "glimpse/image/decode.h"
+#include "glimpse/engine/row_media.h"
 
 namespace glimpse {
 
@@ -18,16 +18,16 @@ std::vector<int64_t> answer_ids(const Vlm& model, std::vector<Message> messages,
   return {whole.begin() + static_cast<int64_t>(before.size()), whole.end()};
 }
 
-at::Tensor reference_mask(const TrainRow& row, const Image& image, std::span<const Segment> segments) {
-  const auto width = static_cast<int>(row.width > 0 ? row.width : image.width);
-  const auto height = static_cast<int>(row.height > 0 ? row.height : image.height);
-  std::vector<Box> boxes;
-  for (const auto& box : row.boxes)
-    boxes.push_back(normalise_box({box[0], box[1], box[2], box[3]}, width, height));
+at::Tensor reference_mask(const TrainRow& row, Size size, std::span<const Segment> segments) {
+  const bool given = row.width > 0 && row.height > 0;
+  if (given) size = {static_cast<int>(row.height), static_cast<int>(row.width)};
+  const std::vector<Box> boxes = normalised(row.boxes, size);
+  for (const Box& box : boxes)  // of a size that the row does not know
+    check(box.x1 < 1 && box.y1 < 1, "a box lies outside the video of ", size.width, " x ", size.height);
   std::vector<uint8_t> mask;
   for (const Segment& grid : segments) {
-    const auto own =
-        boxes_to_mask(boxes, static_cast<int>(grid.rows), static_cast<int>(grid.cols), grid.area);
+    const auto own = boxes_to_mask(boxes_at(boxes, grid.seconds), static_cast<int>(grid.rows),
+                                   static_cast<int>(grid.cols), grid.area);
     mask.insert(mask.end(), own.begin(), own.end());
   }
   return at::tensor(mask, at::kByte).to(at::kFloat);
@@ -35,21 +35,20 @@ at::Tensor reference_mask(const TrainRow& row, const Image& image, std::span<con
 
 }  // namespace
 
-LoadedRow load_row(const Vlm& model, const TrainRow& row, const ImageBounds& bounds) {
+LoadedRow load_row(const Vlm& model, const TrainRow& row, const MediaOptions& options) {
   try {
     LoadedRow out;
-    out.image = load_image(row.path);
-    const std::vector<Message> messages = {
-        {"user", {{Part::Kind::image, {}}, {Part::Kind::text, row.question}}}};
-    out.example.prompt = model.prompt(messages, {out.image}, bounds);
+    out.medium = load_medium(row.path, row.video, options.bounds, options.video);
+    const Size size = size_of(out.medium);
+    const std::vector<Message> messages = {{"user", {part_of(out.medium), {Part::Kind::text, row.question}}}};
+    out.example.prompt = model.prompt(messages, {out.medium}, options.bounds);
     out.example.answer = answer_ids(model, messages, trimmed(row.answer));
     out.example.row = &row;
     const Segment& first = out.example.prompt.segments[0];
     constexpr double token_side = 28;  // pixels, of Qwen2.5-VL, whose answers may name boxes
-    out.example.seen = {out.image.width, out.image.height, token_side * static_cast<double>(first.cols),
+    out.example.seen = {size.width, size.height, token_side * static_cast<double>(first.cols),
                         token_side * static_cast<double>(first.rows), first.area};
-    if (!row.boxes.empty())
-      out.example.reference = reference_mask(row, out.image, out.example.prompt.segments);
+    if (!row.boxes.empty()) out.example.reference = reference_mask(row, size, out.example.prompt.segments);
     return out;
   } catch (const Error& error) {
     fail(row.file, ":", row.line, ": ", error.what());

@@ -133,6 +133,9 @@ Lessons::Files Lessons::files_of(const Prompt& prompt) const {
   row.add(options_.teacher_origin);
   row.add(prompt.ids);
   row.add(prompt.question_rows);
+  // A video's times are in its tokens' positions, on which the teacher's opinion depends.
+  for (const Patches& patches : prompt.patches)
+    if (patches.clip) row.add(patches.clip->seconds_per_grid);
   return {options_.dir / pictures, options_.dir / file_name("row", row)};
 }
 

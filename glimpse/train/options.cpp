@@ -133,12 +133,17 @@ void TrainOptions::from_json(const json& given, const std::string& owner) {
     }
     flat.erase("data");
   }
+  if (flat.contains("video")) {
+    video.fields().from_json(flat["video"], owner + ": video");
+    flat.erase("video");
+  }
   fields().from_json(flat, owner);
 }
 
 json TrainOptions::to_json() {
   json out = fields().to_json();
   out["data"] = data;
+  out["video"] = video.fields().to_json();
   if (tune) return out;
   out["modules"] = modules;
   out["scout"] = scout;

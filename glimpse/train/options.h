@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "glimpse/image/video.h"
 #include "glimpse/score/command.h"
 #include "glimpse/score/judge.h"
 #include "glimpse/train/forward.h"
@@ -54,6 +55,7 @@ struct TrainOptions {
   std::string dtype = "auto", device = "cpu";
   int threads = 0, loader_threads = 2;
   std::optional<int64_t> min_pixels, max_pixels;
+  VideoOptions video;  ///< beside fields(): which frames of the rows' videos, and how large
   int64_t log_every = 10, save_every = 100, overlay_every = 100, overlay_rows = 4;
   std::string save_dtype = "fp32";
   nlohmann::json modules = nlohmann::json::object();  ///< pruning settings, as in a new-modules config.json
@@ -66,8 +68,8 @@ struct TrainOptions {
   std::string teacher;              ///< modules that a scout learns from; "": those of the built-in model
 
   Fields fields();  ///< those of what is trained
-  /// Sets what a YAML file says: every field by its name, `data` (a file or a list), `modules` and
-  /// `scout` (mappings). Error naming file and the nearest known key when one is unknown.
+  /// Sets what a YAML file says: every field by its name, `data` (a file or a list), `modules`, `scout`
+  /// and `video` (mappings). Error naming file and the nearest known key when one is unknown.
   void read_yaml(const std::filesystem::path& file);
   nlohmann::json to_json();
   void from_json(const nlohmann::json& json, const std::string& owner);

@@ -13,11 +13,8 @@ using nlohmann::json;
 
 json line_of(const TrainRow& row, const std::string& answer) {
   json line = answer_line(row.id, row.question, row.answer, answer);
-  line.update({{"dataset", row.dataset},
-               {"image", row.image},
-               {"bboxs", row.boxes},
-               {"width", row.width},
-               {"height", row.height}});
+  line.update({{"dataset", row.dataset}, {row.video ? "video" : "image", row.image}, {"bboxs", row.boxes}});
+  if (row.width > 0) line.update({{"width", row.width}, {"height", row.height}});
   return line;
 }
 

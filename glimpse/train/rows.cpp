@@ -24,14 +24,15 @@ int64_t size_member(const json& object, const char* key) {
   return value.get<int64_t>();
 }
 
+// A row without a size has boxes that are in its video wherever they are.
 void check_boxes(const TrainRow& row) {
-  for (const auto& [x1, y1, x2, y2] : row.boxes) {
+  for (const auto& [x1, y1, x2, y2, from, to] : row.boxes) {
     const std::string box = concat("box [", x1, ", ", y1, ", ", x2, ", ", y2, "]");
     check(std::isfinite(x1) && std::isfinite(y1) && std::isfinite(x2) && std::isfinite(y2), box,
           " is not finite");
     check(x1 < x2 && y1 < y2, box, " is empty or inverted; expected x1 < x2 and y1 < y2");
-    check(x2 > 0 && y2 > 0 && x1 < row.width && y1 < row.height, box, " lies outside the picture of ",
-          row.width, " x ", row.height);
+    check(x2 > 0 && y2 > 0 && (row.width == 0 || (x1 < row.width && y1 < row.height)), box,
+          " lies outside the picture of ", row.width, " x ", row.height);
   }
 }
 
@@ -45,11 +46,16 @@ std::optional<TrainRow> parse_row(const std::string& text, const std::string& da
   row.answer = text_member(parsed.object, "answer");
   row.dataset = text_member(parsed.object, "dataset");
   check(!row.question.empty() && !row.answer.empty(), "the question or the answer is empty");
-  check(parsed.images.size() == 1, "expected one \"image\", got ", parsed.images.size());
-  row.image = parsed.images[0];
+  row.video = parsed.images.empty() && !parsed.videos.empty();
+  const std::vector<std::string>& shown = row.video ? parsed.videos : parsed.images;
+  check(shown.size() == 1, "expected one ", row.video ? "\"video\"" : "\"image\"", ", got ", shown.size());
+  check(row.video || parsed.videos.empty(), "it has an \"image\" and a \"video\"; expected one of them");
+  row.image = shown[0];
   row.boxes = std::move(parsed.boxes);
-  row.width = size_member(parsed.object, "width");
-  row.height = size_member(parsed.object, "height");
+  if (!row.video || parsed.object.contains("width") || parsed.object.contains("height")) {
+    row.width = size_member(parsed.object, "width");
+    row.height = size_member(parsed.object, "height");
+  }
   if (const json& score = member(parsed.object, "score"); !score.is_null())
     for (const json& name : score.is_array() ? score : json::array({score})) {
       check(name.is_string(), "\"score\": expected a name or a list of names, got ", score.dump());
@@ -103,11 +109,12 @@ void read_source(const DataSource& source, const RowOptions& options, TrainRows&
   const size_t first_missing = out.problems.size();
   for (const size_t i : drawn)
     attempt(rows[i].line, [&] {
-      rows[i].path = find_image(options.image_root, rows[i].dataset, rows[i].image);
+      const auto find = rows[i].video ? find_video : find_image;
+      rows[i].path = find(options.image_root, rows[i].dataset, rows[i].image);
       out.rows.push_back(std::move(rows[i]));
     });
   check_share(out.problems, first_missing, drawn.size(), options);
-  check(out.problems.size() - first_missing < drawn.size(), file, ": no row's image can be found");
+  check(out.problems.size() - first_missing < drawn.size(), file, ": no row's image or video can be found");
 }
 
 /// The first `chosen` numbers of a shuffled 0..count-1.

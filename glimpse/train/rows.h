@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -8,17 +7,19 @@
 #include <vector>
 
 #include "glimpse/base/options.h"
+#include "glimpse/io/row_box.h"
 
 namespace glimpse {
 
-/// One sample to learn from: a picture, a question, its answer, and where in the picture the answer is seen.
+/// One sample to learn from: a picture or a video, a question, its answer, and where the answer is seen.
 struct TrainRow {
   nlohmann::json id;  ///< as written, else the row's line
   std::string question, answer, dataset;
-  std::string image;                         ///< as given in the row
-  std::filesystem::path path;                ///< where that image was found
-  std::vector<std::array<double, 4>> boxes;  ///< x1 y1 x2 y2 in pixels of `width` x `height`
-  int64_t width = 0, height = 0;
+  std::string image;           ///< as given in the row
+  bool video = false;          ///< whether that is a video
+  std::filesystem::path path;  ///< where it was found
+  std::vector<RowBox> boxes;
+  int64_t width = 0, height = 0;    ///< what the boxes were measured on; 0: the video's own size
   std::vector<std::string> scores;  ///< score functions that its "score" names, for tuning
   std::string file;                 ///< the JSONL file ...
   size_t line = 0;                  ///< ... and its line, counted from 1, for messages

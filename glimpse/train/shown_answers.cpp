@@ -21,9 +21,9 @@ fs::path file_of(const fs::path& run_dir, Shown when) {
 
 // A row as it is trained on; nothing for one that would be left out there.
 std::optional<LoadedRow> usable(const Trainable& trained, const Vlm& model, const TrainRow& row,
-                                const ImageBounds& bounds) {
+                                const MediaOptions& media) {
   try {
-    LoadedRow loaded = load_row(model, row, bounds);
+    LoadedRow loaded = load_row(model, row, media);
     trained.check_example(loaded.example);
     return loaded;
   } catch (const Error&) {
@@ -51,10 +51,10 @@ std::string answer_cell(const json& answer) {
 }  // namespace
 
 void write_answers(const fs::path& run_dir, Shown when, Trainable& trained, const Vlm& model,
-                   const std::vector<TrainRow>& rows, const ImageBounds& bounds) {
+                   const std::vector<TrainRow>& rows, const MediaOptions& media) {
   json all = json::array();
   for (const TrainRow& row : rows) {
-    const auto loaded = usable(trained, model, row, bounds);
+    const auto loaded = usable(trained, model, row, media);
     if (!loaded) continue;
     const auto answer = trained.answer(loaded->example);
     if (!answer) return;

@@ -15,7 +15,7 @@ enum class Shown { before, after };
 /// question, right answer, answer, and score if there is one. Rows that cannot be used are left out; nothing
 /// is written where none is answered.
 void write_answers(const std::filesystem::path& run_dir, Shown when, Trainable& trained, const Vlm& model,
-                   const std::vector<TrainRow>& rows, const ImageBounds& bounds);
+                   const std::vector<TrainRow>& rows, const MediaOptions& media);
 
 /// Both as a table for a web page; "" where there are none.
 std::string answers_table(const std::filesystem::path& run_dir);

@@ -11,6 +11,7 @@
 #include "glimpse/base/timer.h"
 #include "glimpse/engine/engine.h"
 #include "glimpse/engine/kept_grids.h"
+#include "glimpse/engine/kept_pictures.h"
 #include "glimpse/io/run_identity.h"
 #include "glimpse/train/checkpoint.h"
 #include "glimpse/train/loader.h"
@@ -47,8 +48,9 @@ at::ScalarType parse_save_dtype(const std::string& name) {
 std::string rows_fingerprint(const std::vector<TrainRow>& rows) {
   std::string all;
   for (const TrainRow& row : rows)
-    all += content_hash(json_text(
-        nlohmann::json{row.question, row.answer, row.dataset, row.image, row.boxes, row.width, row.height}));
+    all += content_hash(json_text(nlohmann::json{row.question, row.answer, row.dataset, row.image, row.boxes,
+                                                 row.width, row.height})) +
+           (row.video ? "video" : "");
   return content_hash(all);
 }
 
@@ -327,9 +329,8 @@ bool Trainer::run(std::stop_token stop, const std::function<void(const StepMetri
   for (int64_t step = step_; step < total_steps_; ++step)
     for (int64_t b = 0; b < accumulation_; ++b)
       for (const size_t row : batch_rows(step, b)) mine.push_back(row);
-  const ImageBounds bounds{options_.min_pixels, options_.max_pixels};
   Loader<LoadedRow> loader(
-      mine, [&](size_t row) { return loaded(rows_[row], bounds); }, options_.loader_threads,
+      mine, [&](size_t row) { return loaded(rows_[row]); }, options_.loader_threads,
       static_cast<size_t>(2 * options_.batch + options_.loader_threads));
   if (world_.first()) draw_overlays();
   if (world_.first() && step_ == 0) note_answers(Shown::before);
@@ -360,8 +361,8 @@ bool Trainer::run(std::stop_token stop, const std::function<void(const StepMetri
   return true;
 }
 
-LoadedRow Trainer::loaded(const TrainRow& row, const ImageBounds& bounds) const {
-  LoadedRow out = load_row(*model_, row, bounds);
+LoadedRow Trainer::loaded(const TrainRow& row) const {
+  LoadedRow out = load_row(*model_, row, media());
   try {
     modules_->check_example(out.example);
   } catch (const Error& error) {
@@ -391,7 +392,7 @@ void Trainer::draw_overlays() {
   const auto shown = sample_rows(rows_.size(), static_cast<size_t>(options_.overlay_rows), options_.seed);
   fs::create_directories(run_ / "overlays");
   for (size_t i = 0; i < shown.size(); ++i) try {
-      LoadedRow row = load_row(*model_, rows_[shown[i]], {options_.min_pixels, options_.max_pixels});
+      LoadedRow row = load_row(*model_, rows_[shown[i]], media());
       Sequence sequence;
       sequence.prompt = std::move(row.example.prompt);
       sequence.pruners.push_back(pruner);
@@ -400,7 +401,8 @@ void Trainer::draw_overlays() {
       const std::vector<Segment>& segments = sequence.prompt.segments;
       char name[48];
       std::snprintf(name, sizeof name, "step-%06lld-row-%zu.png", static_cast<long long>(step_), i);
-      save_png(draw_kept(row.image, kept_grids(segments, by_segment(segments, sequence.kept), 0)),
+      save_png(kept_picture(row.medium, kept_grids(segments, by_segment(segments, sequence.kept), 0),
+                            KeptStyle::overlay),
                run_ / "overlays" / name);
       AtomicFile question(run_ / "overlays" / concat("row-", i, ".txt"));
       question.stream() << rows_[shown[i]].question << "\n";
@@ -418,7 +420,7 @@ void Trainer::note_sample() {
 }
 
 void Trainer::note_answers(Shown when) {
-  write_answers(run_, when, *modules_, *model_, held_out_, {options_.min_pixels, options_.max_pixels});
+  write_answers(run_, when, *modules_, *model_, held_out_, media());
 }
 
 void Trainer::finish() {

@@ -58,7 +58,8 @@ class Trainer {
   void write_settings();
   std::vector<size_t> batch_rows(int64_t step, int64_t batch);
   StepMetrics take_step(Loader<LoadedRow>& loader, bool stop);
-  LoadedRow loaded(const TrainRow& row, const ImageBounds& bounds) const;
+  MediaOptions media() const { return {{options_.min_pixels, options_.max_pixels}, options_.video}; }
+  LoadedRow loaded(const TrainRow& row) const;
   void note_sample();
   void report_broken(const std::string& problem);
   void save();

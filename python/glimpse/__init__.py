@@ -12,8 +12,9 @@ import torch  # noqa: F401  its libraries are those that the engine runs on
 from ._engine import Error
 from .commands import evaluate, train, tune
 from .engine import Answer, Engine, Image, Stream, ask
+from .media import Video
 from .pruning import Budget, Cut, ModelInfo, Pruner, Segment, Selection, Taps, View, methods, prune, register
 
 Error.__module__ = __name__
-__all__ = ["Answer", "Budget", "Cut", "Engine", "Error", "Image", "ModelInfo", "Pruner", "Segment", "Selection", "Stream", "Taps", "View",
-           "ask", "evaluate", "methods", "prune", "register", "train", "tune"]
+__all__ = ["Answer", "Budget", "Cut", "Engine", "Error", "Image", "ModelInfo", "Pruner", "Segment", "Selection", "Stream", "Taps", "Video",
+           "View", "ask", "evaluate", "methods", "prune", "register", "train", "tune"]

@@ -15,18 +15,20 @@ import numpy as np
 import torch
 
 from . import _engine
+from .media import Video, media, messages as read_messages
 from .pruning import Pruner, select_with
 
 
 @dataclass(frozen=True)
 class Image:
-    """The token grid of a picture, and what was kept of it."""
+    """A token grid of a picture, or of what a video shows at one time, and what was kept of it."""
     rows: int
     cols: int
     keep: np.ndarray  #: [k] int64: row-major indices of the visual tokens that are left, ascending
     scores: np.ndarray | None  #: [rows * cols] float32: the predictor's probability per token, if the method has one
     area: tuple[float, float, float, float]  #: x1, y1, x2, y2 of the picture that the grid covers, from 0 to 1
-    picture: int = 0  #: which picture's it is: LLaVA-NeXT has two grids for each, the whole and its tiles
+    picture: int = 0  #: which picture's or video's it is: LLaVA-NeXT has two grids for a picture, the whole and its tiles; a video has one per two frames
+    seconds: float | None = None  #: of a video: where in it
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,15 @@ class Answer:
     shortcut: bool | None = None  #: whether a scout ran before the language model, where it could have given way to what is known of the picture
     end_id: int | None = None  #: the end token, if one ended it
     logits: torch.Tensor | None = field(repr=False, default=None)  #: [tokens, V] float32 of each step, the end token's too, if asked for
-    pictures: list[Any] = field(repr=False, default_factory=list)  #: as they were given
+    pictures: list[Any] = field(repr=False, default_factory=list)  #: and videos, as they were given
 
     def __str__(self) -> str:
         return self.text
 
     def overlay_png(self, image: int = 0) -> bytes:
-        """PNG of a picture, its kept tokens tinted and the others dimmed."""
+        """PNG of a picture, its kept tokens tinted and the others dimmed; of a video, frames beside each other."""
         grids = [(of.rows, of.cols, of.keep.tolist(), list(of.area)) for of in self.images if of.picture == image]
-        return _engine.overlay(self.pictures[image], grids)
+        return _engine.overlay(_crossing(self.pictures[image]), grids)
 
     def overlay(self, image: int = 0):
         """The same as a PIL.Image."""
@@ -70,72 +72,15 @@ class Answer:
         return f"<div>{shown}<p>{escape(self.text)}</p>{kept}</div>"
 
 
+def _crossing(medium: Any) -> Any:
+    return medium.crossing() if isinstance(medium, Video) else medium
+
+
 def _answer(of: dict[str, Any], pictures: list[Any]) -> Answer:
     more = json.loads(of.pop("json"))
-    images = [Image(i["rows"], i["cols"], i.get("keep", np.empty(0, np.int64)), i.get("scores"), i["area"], i["picture"]) for i in of.pop("images")]
+    images = [Image(i["rows"], i["cols"], i.get("keep", np.empty(0, np.int64)), i.get("scores"), i["area"], i["picture"],
+                    i["seconds"] if i["picture"] < len(pictures) and isinstance(pictures[i["picture"]], Video) else None) for i in of.pop("images")]
     return Answer(images=images, pictures=pictures, **of, **more)
-
-
-def _picture(of: Any) -> Any:
-    """What the library reads: a path, a file's bytes, or pixels [height, width, 3] uint8."""
-    if isinstance(of, (str, os.PathLike)):
-        text = os.fspath(of)
-        if isinstance(text, str) and text.startswith("data:"):
-            head, comma, data = text.partition(",")
-            if not comma or not head.endswith(";base64"):
-                raise _engine.Error("a data: URL is like data:image/png;base64,...")
-            return base64.b64decode(data)
-        return _fetched(text) if isinstance(text, str) and text.startswith(("http://", "https://")) else text
-    if isinstance(of, (bytes, bytearray, memoryview)):
-        return bytes(of)
-    if hasattr(of, "convert"):  # a PIL.Image
-        return np.asarray(of.convert("RGB"))
-    pixels = np.asarray(of)
-    if pixels.dtype != np.uint8:
-        raise TypeError(f"a picture as an array has the dtype uint8, not {pixels.dtype}")
-    if pixels.ndim == 2:  # grey
-        pixels = np.repeat(pixels[:, :, None], 3, axis=2)
-    return pixels
-
-
-def _fetched(url: str, most: int = 64 << 20) -> bytes:
-    """The file at a URL; of `most` bytes at most."""
-    from urllib.request import Request, urlopen
-    try:
-        with urlopen(Request(url, headers={"User-Agent": "glimpse"}), timeout=30) as response:
-            data = response.read(most + 1)
-    except (OSError, ValueError) as error:
-        raise _engine.Error(f"{url}: {error}") from error
-    if len(data) > most:
-        raise _engine.Error(f"{url}: more than {most >> 20} MiB")
-    return data
-
-
-def _pictures(of: Any) -> list[Any]:
-    if of is None:
-        return []
-    several = isinstance(of, (list, tuple)) and not isinstance(of, (str, bytes))
-    return [_picture(each) for each in (of if several else [of])]
-
-
-def _messages(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
-    """OpenAI's messages as the library has them: parts that are texts, or None for a picture."""
-    out, pictures = [], []
-    for message in messages:
-        content = message["content"]
-        parts: list[str | None] = []
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            kind = part.get("type")
-            if kind in ("text", "input_text", "output_text"):
-                parts.append(part["text"])
-            elif kind in ("image", "image_url", "input_image"):
-                of = part["image"] if kind == "image" else part["image_url"]
-                pictures.append(_picture(of["url"] if isinstance(of, dict) else of))
-                parts.append(None)
-            else:
-                raise TypeError(f"a part of a message is of type 'text', 'image' or 'image_url', not {kind!r}")
-        out.append({"role": message["role"], "parts": parts})
-    return out, pictures
 
 
 class Stream(Iterator[str]):
@@ -227,16 +172,16 @@ class Engine:
         self.layers: int = about["layers"]  #: of the language model
         self.methods: dict[str, str] = about["methods"]  #: pruning methods and what they do
 
-    def stream(self, images: Any = None, question: str | None = None, *, messages: Sequence[dict[str, Any]] | None = None,
-               prune: str | Pruner | Sequence[str | Pruner] = "auto", keep: float | int | None = None, boxes: Sequence[Sequence[Sequence[float]]] = (),
+    def stream(self, images: Any = None, question: str | None = None, *, video: Any = None,
+               messages: Sequence[dict[str, Any]] | None = None, prune: str | Pruner | Sequence[str | Pruner] = "auto", keep: float | int | None = None, boxes: Sequence[Sequence[Sequence[float]]] = (),
                reuse: str = "auto", max_new_tokens: int = 512, stop: str | Sequence[str] = (), ignore_eos: bool = False, logprobs: int | None = None,
                logits: bool = False, min_pixels: int | None = None, max_pixels: int | None = None, **sampling: Any) -> Stream:
         """Asks, and gives the answer piece by piece.
 
-        images: one or several of path, bytes of a file, PIL.Image, array [height, width, 3] uint8, data:, http: or https: URL. messages:
-        OpenAI's, in place of images and question. prune: a composition such as "glimpse(threshold=0.3)" or "divprune(keep=0.1)", a Pruner,
+        images: one or several of path, bytes of a file, PIL.Image, array [height, width, 3] uint8, data:, http: or https: URL, Video. video:
+        one or several of what Video takes, or Videos; shown behind the images. messages: OpenAI's, in place of these and question. prune: a composition such as "glimpse(threshold=0.3)" or "divprune(keep=0.1)", a Pruner,
         or several that run one after the other. keep: fraction of the visual tokens, or their number if above 1. boxes: for prune="reference",
-        of each image its boxes (x1, y1, x2, y2 from 0 to 1). reuse: whether a scout before other methods gives way to what cache_mb keeps of a
+        of each image or video its boxes (x1, y1, x2, y2 from 0 to 1; in a video also from and to which second). reuse: whether a scout before other methods gives way to what cache_mb keeps of a
         picture: "never", "always" or, "auto", from the fifth question about it on. logprobs: report log-probabilities and as many of the likeliest; logits: report
         all of them. sampling: temperature, top_p, top_k, min_p, seed, repetition_penalty and so on; by default those of the checkpoint's
         generation_config.json. Raises Error.
@@ -244,12 +189,12 @@ class Engine:
         if (messages is None) == (question is None):
             raise TypeError("give either a question or messages")
         if messages is None:
-            pictures = _pictures(images)
+            pictures = media(images, video)
             asked = [{"role": "user", "parts": [*[None] * len(pictures), question]}]
         else:
-            if images is not None:
-                raise TypeError("messages name their pictures themselves")
-            asked, pictures = _messages(messages)
+            if images is not None or video is not None:
+                raise TypeError("messages name their pictures and videos themselves")
+            asked, pictures = read_messages(messages)
         bounds = {name: value for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if value is not None}
         request = {"messages": asked, "bounds": bounds, "keep": keep, "reuse": reuse, "boxes": boxes, "max_new_tokens": max_new_tokens,
                    "ignore_eos": ignore_eos, "stop": [stop] if isinstance(stop, str) else list(stop), "logprobs": logprobs, "logits": logits,
@@ -257,10 +202,12 @@ class Engine:
         return self._submit(request, [prune] if isinstance(prune, (str, Pruner)) else list(prune), pictures=pictures)
 
     def _submit(self, request: dict[str, Any], stages: list[str | Pruner], *, pictures: Sequence[Any] = (), ids: Sequence[int] = (),
-                patches: Sequence[tuple[torch.Tensor, tuple[int, int, int]]] = ()) -> Stream:
-        """A request as the library reads it: about pictures, or a prompt of ids with the pixel values and grids of its pictures."""
+                patches: Sequence[tuple[torch.Tensor, tuple[int, int, int], float | None]] = ()) -> Stream:
+        """A request as the library reads it: about pictures and videos, or a prompt of ids with the pixel values and grids of these, and of a
+        video the seconds between two grids."""
         chain = None if stages == ["auto"] else stages
-        running = self._server.submit(json.dumps({"stop_ids": None, "reuse": "auto", **request}), list(pictures), chain, list(ids), list(patches))
+        running = self._server.submit(json.dumps({"stop_ids": None, "reuse": "auto", **request}), [_crossing(each) for each in pictures], chain, list(ids),
+                                      list(patches))
         return Stream(running, list(pictures))
 
     def ask(self, images: Any = None, question: str | None = None, **more: Any) -> Answer:

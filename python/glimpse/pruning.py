@@ -44,12 +44,13 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Segment:
-    """A picture's token grid: rows * cols tokens, row-major, from `first` of the prompt's on."""
+    """A token grid of a picture, or of what a video shows at one time: rows * cols tokens, row-major, from `first` of the prompt's on."""
     rows: int
     cols: int
     first: int
-    medium: int  #: number of the picture in the prompt
+    medium: int  #: number of the picture or video in the prompt
     area: tuple[float, float, float, float]  #: x1, y1, x2, y2 of the picture that the grid covers, from 0 to 1
+    seconds: float = 0.0  #: of a video: where in it
 
 
 @dataclass(frozen=True)

@@ -55,14 +55,14 @@ class AskMany:
     gets the reason in `error`, and the others go on.
 
     engine: keyword arguments of Engine. request: keyword arguments of every Engine.ask, such as prune, keep and max_new_tokens. question,
-    image: names of columns; an image is a path, the bytes of a file, {"bytes", "path"} as in Hugging Face's data sets, a list of these, or
-    null for none. image_root: the folder of relative paths. columns: those to pass on beside ADDED's; None: all. Raises Error if the
+    image, video: names of columns; an image is a path, the bytes of a file, {"bytes", "path"} as in Hugging Face's data sets, a list of these, or
+    null for none, and so is a video, shown behind the images. image_root: the folder of relative paths. columns: those to pass on beside ADDED's; None: all. Raises Error if the
     engine cannot be made.
     """
 
     def __init__(self, engine: Mapping[str, Any] | None = None, request: Mapping[str, Any] | None = None, *, question: str = "question",
-                 image: str = "image", image_root: str | os.PathLike = "", columns: Sequence[str] | None = None):
-        self._request, self._question, self._image = dict(request or {}), question, image
+                 image: str = "image", video: str = "video", image_root: str | os.PathLike = "", columns: Sequence[str] | None = None):
+        self._request, self._question, self._image, self._video = dict(request or {}), question, image, video
         self._root, self._columns = os.fspath(image_root), columns
         self._engine = glimpse.Engine(**(engine or {}))
 
@@ -75,9 +75,10 @@ class AskMany:
             if name not in names:
                 raise ValueError(f"the rows have no column {name!r}; they have {', '.join(map(repr, names))}")
         kept = self._passed_on(names)
-        values = {name: batch[name].to_pylist() if table else batch[name] for name in (self._question, self._image) if name in names}
+        values = {name: batch[name].to_pylist() if table else batch[name] for name in (self._question, self._image, self._video) if name in names}
         questions = values[self._question]
-        answers = self._answers(zip(questions, values.get(self._image, [None] * len(questions))))
+        none = [None] * len(questions)
+        answers = self._answers(zip(questions, values.get(self._image, none), values.get(self._video, none)))
         added = {name: [answer[name] for answer in answers] for name in ADDED}
         if not table:
             return {name: batch[name] for name in kept} | added
@@ -92,24 +93,25 @@ class AskMany:
             raise ValueError(f"the rows have a column {taken[0]!r} already, where answers would go: rename it, or leave it out by columns=")
         return names
 
-    def _answers(self, asked: Iterable[tuple[Any, Any]]) -> list[dict[str, Any]]:
-        """What ADDED names, for questions and their images. In place of a question, an exception says why there is none."""
+    def _answers(self, asked: Iterable[tuple[Any, Any, Any]]) -> list[dict[str, Any]]:
+        """What ADDED names, for questions, their images and videos. In place of a question, an exception says why there is none."""
         out: list[dict[str, Any] | None] = []
         requests = []
-        for question, image in asked:
+        for question, image, video in asked:
             try:
                 if isinstance(question, Exception):
                     raise question
                 if not isinstance(question, str):
                     raise ValueError(f"{self._question!r} must be a text, not {question!r}")
-                requests.append({**self._request, "images": self._pictures(image), "question": question})
+                files, clips = self._files(image, self._image), self._files(video, self._video)
+                requests.append({**self._request, "images": files, **({"video": clips} if clips else {}), "question": question})
                 out.append(None)
             except ValueError as error:
                 out.append(_answered(error))
         came = iter(self._engine.ask_many(requests, errors="return", progress=False))
         return [each or _answered(next(came)) for each in out]
 
-    def _pictures(self, of: Any) -> list[str | bytes]:
+    def _files(self, of: Any, column: str) -> list[str | bytes]:
         if isinstance(of, Mapping):
             of = of.get("bytes") or of.get("path")
         if of is None or (isinstance(of, float) and of != of):  # NaN: a null that went through numpy
@@ -119,8 +121,8 @@ class AskMany:
         if isinstance(of, str):
             return [of if of.startswith("data:") else os.path.join(self._root, of)]
         if isinstance(of, Iterable):
-            return [picture for each in of for picture in self._pictures(each)]
-        raise ValueError(f"{self._image!r} must be the path or the bytes of a picture, or a list of them, not a {type(of).__name__}")
+            return [file for each in of for file in self._files(each, column)]
+        raise ValueError(f"{column!r} must be the path or the bytes of a file, or a list of them, not a {type(of).__name__}")
 
 
 def _answered(of: glimpse.Answer | Exception) -> dict[str, Any]:
@@ -153,7 +155,8 @@ class _Lines(FileBasedDatasource):
 class _AskManyLines(AskMany):
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = [_row(line) for line in batch["line"].to_pylist()]
-        answers = self._answers((row, None) if isinstance(row, Exception) else (row.get(self._question), row.get(self._image)) for row in rows)
+        answers = self._answers((row, None, None) if isinstance(row, Exception) else (row.get(self._question), row.get(self._image), row.get(self._video))
+                                for row in rows)
         out = []
         for line, row, answer in zip(batch["line"].to_pylist(), rows, answers):
             kept = {"line": line.decode(errors="replace").strip()} if isinstance(row, Exception) else {n: row[n] for n in self._passed_on(row)}
@@ -179,7 +182,7 @@ class _LinesOut(BlockBasedFileDatasink):
 
 def ask_many(rows: str | os.PathLike | Sequence[str | os.PathLike], out: str | os.PathLike, *, actors: int | tuple[int, int],
              engine: Mapping[str, Any] | None = None, request: Mapping[str, Any] | None = None, batch_size: int = 64, num_cpus: float = 1,
-             num_gpus: float = 0, question: str = "question", image: str = "image", image_root: str | os.PathLike = "",
+             num_gpus: float = 0, question: str = "question", image: str = "image", video: str = "video", image_root: str | os.PathLike = "",
              columns: Sequence[str] | None = None, id: str | None = None, overwrite: bool = False) -> None:
     """Answers the rows of .jsonl or .parquet files with many engines. `out` becomes a folder of files of the same kind: the rows with
     ADDED's columns, each once, in no particular order. Every machine of the cluster must see rows, pictures and out at the same paths.
@@ -207,7 +210,7 @@ def ask_many(rows: str | os.PathLike | Sequence[str | os.PathLike], out: str | o
         raise ValueError(f"the cluster has {cpus:g} CPUs; {least} actors of {num_cpus:g}, and one to read and write, need {least * num_cpus + 1:g}")
 
     settings = {"engine": {"threads": max(1, int(num_cpus)), **(engine or {})}, "request": dict(request or {}), "question": question,
-                "image": image, "image_root": os.path.abspath(image_root) if image_root else "", "columns": columns and list(columns)}
+                "image": image, "video": video, "image_root": os.path.abspath(image_root) if image_root else "", "columns": columns and list(columns)}
     part = out.with_name(out.name + ".part")
     _begin(part, {"rows": files, "id": id, **settings}, go_on=id is not None)
     context = ray.data.DataContext.get_current().copy()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from glimpse import _engine
-from glimpse.engine import _picture
+from glimpse.media import picture
 from transformers_gp.checkpoint import Config
 from transformers_gp.processing import Inputs
 from transformers_gp.processing import mask_of_boxes as process_bboxes
@@ -30,7 +30,7 @@ class ImageProcessor(Config):
         Gives pixel_values [images, 3, side, side] float32. Raises Error."""
         described = json.dumps(self.to_dict())
         several = images if isinstance(images, (list, tuple)) else [images]
-        return Inputs(pixel_values=torch.stack([_engine.clip_pixels(_picture(each), described, pad) for each in several]))
+        return Inputs(pixel_values=torch.stack([_engine.clip_pixels(picture(each), described, pad) for each in several]))
 
     __call__ = preprocess
 

@@ -4,12 +4,12 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 
-from glimpse import Answer, Engine, Error
+from glimpse import Answer, Engine, Error, Image
 from glimpse.engine import Stream
 
 from .arguments import NEUTRAL, SETTINGS, explicit, listed, merged, sampling_of, scores_of, shown
@@ -30,15 +30,28 @@ class Output(dict):
 
 @dataclass
 class Prompt:
-    """A row of a batch without its padding, and its pictures: pixel values and grid (t, h, w) of each, in patches."""
+    """A row of a batch without its padding, and its pictures and videos: pixel values and grid (t, h, w) of each, in patches."""
     ids: list[int]
     patches: list[tuple[torch.Tensor, tuple[int, int, int]]]
+    seconds: dict[int, float] = field(default_factory=dict)  #: between the temporal slices of those of them that are videos
 
 
 def point_boxes(mask: torch.Tensor) -> list[tuple[float, float, float, float]]:
     """Boxes that touch one token each: a mask [rows, cols] bool as the method `reference` takes it."""
     rows, cols = mask.shape
     return [(x, y, x, y) for x, y in (((col + 0.5) / cols, (row + 0.5) / rows) for row, col in mask.nonzero().tolist())]
+
+
+def by_medium(prompt: Prompt, answer: Answer) -> list[list[Image]]:
+    """The grids of an answer: each by itself, those of a video together."""
+    videos = {i: [grid for grid in answer.images if grid.picture == i] for i in prompt.seconds}
+    out: list[list[Image]] = []
+    for grid in answer.images:
+        if grid.picture not in videos:
+            out.append([grid])
+        elif grid is videos[grid.picture][0]:
+            out.append(videos[grid.picture])
+    return out
 
 
 class PrunedModel:
@@ -169,19 +182,19 @@ class PrunedModel:
                 if (value := getattr(self.config, name, None)) != (own := self._modules.get(name, value)):
                     raise TypeError(f"config.{name}={value}: it is {own} with these modules; only masks that are given may be applied elsewhere")
             return f"glimpse({','.join(self._rule())})", no_boxes
-        grids = [[self._token_grid(grid) for _, grid in prompt.patches] for prompt in prompts]
-        total = sum(map(len, grids))
+        total = sum(len(prompt.patches) for prompt in prompts)
         masks = listed(masks) if use_ref_masks else [None] * total
         if len(masks) != total:
-            raise ValueError(f"use_ref_masks needs ref_masks, one for each of the {total} images; got {len(masks)}")
+            raise ValueError(f"use_ref_masks needs ref_masks, one for each of the {total} images and videos; got {len(masks)}")
         left = iter(masks)
-        boxes = [[self._boxes(next(left), grid) for grid in of_prompt] for of_prompt in grids]
+        boxes = [[self._boxes(next(left), grid, prompt.seconds.get(i)) for i, (_, grid) in enumerate(prompt.patches)] for prompt in prompts]
         layer = getattr(self.config, "reduce_layer", None)
         return f"reference({','.join(self._rule() + ([] if layer is None else [f'layer={layer}']))})", boxes
 
-    def _boxes(self, mask: Any, grid: tuple[int, int]) -> list:
+    def _boxes(self, mask: Any, patches: tuple[int, int, int], seconds: float | None) -> list:
         if mask is None:  # what the minimum says
             return []
+        grid = self._token_grid(patches)
         mask, tokens = torch.as_tensor(mask).cpu(), grid[0] * grid[1]
         if mask.shape not in ((tokens,), (1, tokens), grid):
             raise ValueError(f"a mask of the shape {tuple(mask.shape)} for an image of {grid[0]} x {grid[1]} visual tokens")
@@ -194,13 +207,17 @@ class PrunedModel:
             if kept.sum() < least:
                 kept = kept.index_fill(0, flat.topk(min(least, tokens)).indices, True)
             flat = kept
-        return point_boxes(flat.reshape(grid) > 0)
+        if seconds is None:
+            return point_boxes(flat.reshape(grid) > 0)
+        slices = flat.reshape(patches[0], grid[0] // patches[0], grid[1]) > 0
+        return [(*box, i * seconds, i * seconds) for i, kept in enumerate(slices) for box in point_boxes(kept)]
 
     def _submit(self, prompt: Prompt, pruning: str, boxes: list, wanted: dict[str, Any], most: int) -> Stream:
         request = {"messages": [], "bounds": {}, "keep": None, "max_new_tokens": most, "ignore_eos": False, "stop": [], "logprobs": None,
                    "logits": bool(wanted["output_scores"] or wanted["output_logits"]), "boxes": boxes, "stop_ids": wanted["eos_token_id"],
                    "sampling": sampling_of(wanted)}
-        return self.engine._submit(request, [pruning], ids=prompt.ids, patches=prompt.patches)
+        patches = [(pixels, grid, prompt.seconds.get(i)) for i, (pixels, grid) in enumerate(prompt.patches)]
+        return self.engine._submit(request, [pruning], ids=prompt.ids, patches=patches)
 
     def generate(self, inputs: Any = None, *, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None,
                  generation_config: Any = None, streamer: Any = None, stopping_criteria: Any = None, do_selection: bool | None = None,
@@ -209,9 +226,9 @@ class PrunedModel:
         max_remain_ratio, min_remain_num, anchor_positions. Returns [B, T + new] int64: prompts as they are, then answers, padded behind.
 
         do_selection: None: if there are modules. use_ref_masks: ref_masks (ref_token_masks) say what stays, for each image [rows, cols] bool
-        or probabilities. Of a GenerationConfig, or by name: max_new_tokens, max_length, do_sample, temperature, top_k, top_p, min_p,
+        or probabilities, for a video [slices * rows, cols]. Of a GenerationConfig, or by name: max_new_tokens, max_length, do_sample, temperature, top_k, top_p, min_p,
         repetition_penalty, eos_token_id, pad_token_id; return_dict_in_generate with output_scores, output_logits ([B, V] per step; zeros
-        behind the end of an answer) and image_token_bool_masks, image_token_mask_logits ([tokens] per image). streamer and
+        behind the end of an answer) and image_token_bool_masks, image_token_mask_logits ([tokens] per image or video, in the order of the prompt). streamer and
         stopping_criteria as in transformers, called in this thread; the latter row by row. Raises TypeError naming an argument that cannot be
         honoured, ValueError, Error.
         """
@@ -291,11 +308,13 @@ class PrunedModel:
                                       for step in range(longest))
             if wanted["output_logits"]:
                 out["logits"] = tuple(torch.stack(logits, 1).to(ids.device))
-        images = [image for _, answer in answers for image in answer.images]
-        kept = [torch.zeros(image.rows * image.cols, dtype=torch.bool).index_fill(0, torch.from_numpy(image.keep), True) for image in images]
-        out["image_token_bool_masks"] = [mask.to(ids.device) for mask in kept]
-        scored = all(image.scores is not None for image in images)
-        out["image_token_mask_logits"] = [torch.from_numpy(image.scores).logit()[None].to(ids.device) for image in images] if scored else None
+        media = [grids for prompt, (_, answer) in zip(prompts, answers) for grids in by_medium(prompt, answer)]
+        kept = [[torch.zeros(grid.rows * grid.cols, dtype=torch.bool).index_fill(0, torch.from_numpy(grid.keep), True) for grid in grids]
+                for grids in media]
+        out["image_token_bool_masks"] = [torch.cat(masks).to(ids.device) for masks in kept]
+        scores = [[torch.from_numpy(grid.scores) for grid in grids if grid.scores is not None] for grids in media]
+        scored = all(len(some) == len(grids) for some, grids in zip(scores, media))
+        out["image_token_mask_logits"] = [torch.cat(some).logit()[None].to(ids.device) for some in scores] if scored else None
         return out
 
     def __call__(self, *, do_selection: bool = True, return_dict: bool = True, use_cache: bool | None = None, **inputs: Any) -> Output:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 
 from glimpse import Error, _engine
-from glimpse.engine import _picture
+from glimpse.media import frames, picture
 
 from .checkpoint import Config, Tokenizer, model_dir, settings
 
@@ -61,10 +61,10 @@ def is_batch(conversation: Any) -> bool:
     return bool(conversation) and isinstance(conversation[0], (list, tuple))
 
 
-def pictures_of(conversation: list[dict[str, Any]]) -> list[Any]:
-    """The pictures that messages name, in order."""
+def shown_in(conversation: list[dict[str, Any]], kind: str) -> list[Any]:
+    """The images or videos that messages name, in order."""
     parts = [part for message in conversation if isinstance(message.get("content"), (list, tuple)) for part in message["content"]]
-    return [part[key] for part in parts if part.get("type") == "image" for key in ("image", "url", "path") if key in part]
+    return [part[key] for part in parts if part.get("type") == kind for key in (kind, "url", "path") if key in part]
 
 
 def padded(rows: list[list[int]], pad: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,16 +78,36 @@ def padded(rows: list[list[int]], pad: int, side: str) -> tuple[torch.Tensor, to
     return torch.tensor(ids), torch.tensor(mask)
 
 
-class ImageProcessor(Config):
-    """Settings of a checkpoint's preprocessor_config.json; called with pictures it gives pixel_values and image_grid_thw."""
+def listed_videos(videos: Any) -> list[Any]:
+    """One or several videos, or a list of them for each text, as a list."""
+    def rank(of: Any) -> int:
+        return 1 + max(map(rank, of), default=0) if isinstance(of, (list, tuple)) else getattr(of, "ndim", 3)  # of a path or PIL.Image: 3
 
-    def __call__(self, images: Any) -> Inputs:
-        """images: one or several of path, bytes, PIL.Image, array [height, width, 3] uint8. Gives pixel_values [patches, values of
-        a patch] float32 and image_grid_thw [images, 3] int64, in patches."""
-        images = images if isinstance(images, (list, tuple)) else [images]
+    if isinstance(videos, (str, bytes)):
+        raise TypeError("a video is given as its frames, as process_vision_info() of qwen_vl_utils reads them")
+    if rank(videos) <= 4 and not (isinstance(videos, (list, tuple)) and len(videos) == 0):
+        return [videos]
+    return [each for of in videos for each in (listed_videos(of) if rank(of) > 4 else [of])]
+
+
+class ImageProcessor(Config):
+    """Settings of a checkpoint's preprocessor_config.json; called with pictures it gives pixel_values and image_grid_thw, with videos
+    pixel_values_videos and video_grid_thw."""
+
+    def __call__(self, images: Any = None, videos: Any = None) -> Inputs:
+        """images: one or several of path, bytes, PIL.Image, array [height, width, 3] uint8. videos: one or several of a list of frames, an array
+        [T, height, width, 3] or a tensor [T, 3, height, width] with values from 0 to 255. Gives pixel_values [patches, values of a patch] float32
+        and image_grid_thw [images, 3] int64, in patches, and the same of videos."""
         described = json.dumps(self.to_dict())
-        made = [_engine.qwen_pixels(_picture(image), described) for image in images]
-        return Inputs(pixel_values=torch.cat([pixels for pixels, _ in made]), image_grid_thw=torch.tensor([grid for _, grid in made]))
+        out = Inputs()
+        if images is not None:
+            images = images if isinstance(images, (list, tuple)) else [images]
+            made = [_engine.qwen_pixels(picture(image), described) for image in images]
+            out.update(pixel_values=torch.cat([pixels for pixels, _ in made]), image_grid_thw=torch.tensor([grid for _, grid in made]))
+        if videos is not None:
+            made = [_engine.qwen_video_pixels(frames(video), described) for video in listed_videos(videos)]
+            out.update(pixel_values_videos=torch.cat([pixels for pixels, _ in made]), video_grid_thw=torch.tensor([grid for _, grid in made]))
+        return out
 
 
 class Processor:
@@ -103,7 +123,9 @@ class Processor:
                               settings(folder, "chat_template.json").get("chat_template") or self.tokenizer.chat_template)
         config = settings(folder, "config.json", needed=True)
         self._image_token_id: int = config.get("image_token_id", 151655)
+        self._video_token_id: int = config.get("video_token_id", 151656)
         self.image_token = self.tokenizer.decode([self._image_token_id])
+        self.video_token = self.tokenizer.decode([self._video_token_id])
 
     @classmethod
     def from_pretrained(cls, name: Any, *, padding_side: str | None = None, min_pixels: int | None = None, max_pixels: int | None = None,
@@ -125,20 +147,22 @@ class Processor:
         texts = [render(messages=each, add_generation_prompt=add_generation_prompt, **values) for each in conversations]
         if not tokenize:
             return texts if several else texts[0]
-        images = [image for each in conversations for image in pictures_of(each)]
-        out = self(text=texts, images=images, padding=padding or len(texts) > 1, return_tensors=return_tensors)
+        images = [image for each in conversations for image in shown_in(each, "image")]
+        videos = [video for each in conversations for video in shown_in(each, "video")]
+        out = self(text=texts, images=images, videos=videos or None, padding=padding or len(texts) > 1, return_tensors=return_tensors)
         return out if return_dict else out["input_ids"]
 
     def __call__(self, images: Any = None, text: Any = None, normed_bboxes: list | None = None, ref_image_masks: list | None = None,
-                 videos: Any = None, *, padding: bool | str = False, return_tensors: str | None = None, padding_side: str | None = None) -> Inputs:
+                 videos: Any = None, *, fps: Any = 2.0, do_sample_frames: bool | None = None, padding: bool | str = False, return_tensors: str | None = None, padding_side: str | None = None) -> Inputs:
         """What generate() takes.
 
-        images: see ImageProcessor, in the order of their places in the texts. text: one or several prompts. normed_bboxes: for each image
+        images, videos: see ImageProcessor, in the order of their places in the texts. fps: of the videos' frames, one number or one of each:
+        gives second_per_grid_ts. do_sample_frames: frames were chosen before. text: one or several prompts. normed_bboxes: for each image
         its boxes (x1, y1, x2, y2 from 0 to 1) or None; ref_image_masks: for each its mask as a picture, or None: either gives
         ref_token_masks, for each image [rows, cols] bool or None. padding: to the longest. return_tensors: "pt", or None for lists of ids.
         """
-        if videos is not None:
-            raise TypeError("videos are not supported yet; give pictures")
+        if do_sample_frames:
+            raise TypeError("do_sample_frames=True is not supported; process_vision_info() of qwen_vl_utils chooses frames")
         if return_tensors not in (None, "pt"):
             raise TypeError(f"return_tensors={return_tensors!r} is not supported; take 'pt'")
         if padding not in (True, False, "longest", "do_not_pad"):
@@ -148,16 +172,22 @@ class Processor:
             raise TypeError(f"text is one or several texts, not {text!r}")
         images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
         images = [each for of in images for each in (of if isinstance(of, (list, tuple)) else [of])]  # also a list for each text
-        out, grids = Inputs(), torch.empty(0, 3, dtype=torch.long)
-        if images:
-            out.update(self.image_processor(images))
-            grids = out["image_grid_thw"]
+        videos = listed_videos(videos) if videos is not None else []
+        out = self.image_processor(images or None, videos or None)
+        none = torch.empty(0, 3, dtype=torch.long)
+        grids, clips = out.get("image_grid_thw", none), out.get("video_grid_thw", none)
         merge = getattr(self.image_processor, "merge_size", 2)
+        if videos:
+            out["second_per_grid_ts"] = self._seconds(fps, len(videos))
         out["ref_token_masks"] = self._masks([(int(h) // merge, int(w) // merge) for _, h, w in grids], normed_bboxes, ref_image_masks)
-        counts = [int(t * h * w) // merge**2 for t, h, w in grids]
+        counts = {token: [int(t * h * w) // merge**2 for t, h, w in of]
+                  for token, of in ((self._image_token_id, grids), (self._video_token_id, clips))}
         rows = [self._widened(each, counts) for each in texts]
-        if counts:
-            raise ValueError(f"{len(grids)} images but {len(grids) - len(counts)} places for them in the text")
+        for token, of, kind in ((self._image_token_id, grids, "images"), (self._video_token_id, clips, "videos")):
+            if left := len(counts[token]):
+                raise ValueError(f"{len(of)} {kind} but {len(of) - left} places for them in the text")
+        if videos and return_tensors:
+            out["second_per_grid_ts"] = torch.tensor(out["second_per_grid_ts"])
         if return_tensors is None:
             out.update(input_ids=rows, attention_mask=[[1] * len(row) for row in rows])
             return out
@@ -167,17 +197,26 @@ class Processor:
         out["input_ids"], out["attention_mask"] = padded(rows, 0 if pad is None else pad, padding_side or self.tokenizer.padding_side)
         return out
 
-    def _widened(self, text: str, counts: list[int]) -> list[int]:
-        """Ids in which an image's place stands once per visual token; takes these images off `counts`."""
+    def _widened(self, text: str, counts: dict[int, list[int]]) -> list[int]:
+        """Ids in which the place of an image or video stands once per visual token; takes these off `counts`."""
         ids = []
         for token in self.tokenizer.encode(text):
-            if token == self._image_token_id:
-                if not counts:
-                    raise ValueError("the text has more places for images than there are images")
-                ids += [token] * counts.pop(0)
-            else:
+            if token not in counts:
                 ids.append(token)
+                continue
+            if not counts[token]:
+                kind = "images" if token == self._image_token_id else "videos"
+                raise ValueError(f"the text has more places for {kind} than there are {kind}")
+            ids += [token] * counts[token].pop(0)
         return ids
+
+    def _seconds(self, fps: Any, count: int) -> list[float]:
+        """Between two temporal slices of each video."""
+        rates = fps.tolist() if hasattr(fps, "tolist") else fps
+        rates = list(rates) if isinstance(rates, (list, tuple)) else [rates] * count
+        if len(rates) != count or not all(isinstance(each, (int, float)) and 0 < each < math.inf for each in rates):
+            raise ValueError(f"fps is a number above 0, or one for each of the {count} videos, not {fps!r}")
+        return [getattr(self.image_processor, "temporal_patch_size", 2) / each for each in rates]
 
     @staticmethod
     def _masks(grids: list[tuple[int, int]], boxes: list | None, pictures: list | None) -> list[torch.Tensor | None] | None:

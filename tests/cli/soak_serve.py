@@ -20,8 +20,17 @@ import threading
 import time
 from pathlib import Path
 
-from program import TEST
+from program import ROOT, TEST
 from serving import PICTURE, Server, asked
+
+CLIP = "data:video/mp4;base64," + base64.b64encode((ROOT / "tests/data/videos/h264.mp4").read_bytes()).decode()
+
+
+def about(clip, **more):
+    """A request with a video."""
+    content = [{"type": "video_url", "video_url": {"url": clip}}, {"type": "text", "text": "What is shown?"}]
+    return {"messages": [{"role": "user", "content": content}], **more}
+
 
 METHODS = ("none", "glimpse", "divprune", "cdpruner", "visionzip", "vscan", "dart", "pyramiddrop", "random(seed=1)",
            "divprune(keep=0.5)+glimpse(threshold=0.3)")
@@ -30,7 +39,8 @@ BAD = (b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"messages": []}', b'{"messages
        json.dumps(asked(picture="data:image/png;base64,aGVsbG8=")).encode(), json.dumps(asked(picture=PICTURE[:9000])).encode(),
        json.dumps(asked(picture="http://127.0.0.1/x.png")).encode(), json.dumps(asked(picture="file:///etc/passwd")).encode(),
        json.dumps(asked(pruning={"prune": "nonsense"})).encode(), json.dumps(asked(pruning={"keep": 7.5, "prune": "none"})).encode(),
-       json.dumps(asked(model="unknown")).encode())
+       json.dumps(asked(model="unknown")).encode(), json.dumps(about(CLIP[:3000])).encode(),
+       json.dumps(about(CLIP, mm_processor_kwargs={"fps": 0})).encode())
 
 
 def good_requests():
@@ -49,6 +59,7 @@ def good_requests():
             more["max_tokens"] = 5
         requests.append(asked(row["question"], picture, **more))
     requests.append({"messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 12, "temperature": 0})
+    requests.append(about(CLIP, max_tokens=6, temperature=0, pruning={"return": ["keep"]}))
     return requests
 
 

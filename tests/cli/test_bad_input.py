@@ -198,7 +198,7 @@ class Requests(CliTest):
     def test_prompt(self):
         text = self.fails(["ask", "word " * 9000], "4096", "shorten the text")
         self.assertNotIn("--max-pixels", text.stderr)
-        self.fails(["ask", "-i", IMAGE, "word " * 9000], "4096", "lower --max-pixels, give fewer images or shorten the text")
+        self.fails(["ask", "-i", IMAGE, "word " * 9000], "4096", "lower --max-pixels, give fewer images or frames (--max-frames) or shorten the text")
         # Bytes that are no UTF-8 are taken as they are.
         self.ok("ask", "--json", "-n", "1", "--system", b"caf\xe9", b"caf\xe9")
         model = os.fsencode(self.dir) + b"/caf\xe9"

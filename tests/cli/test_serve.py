@@ -114,7 +114,7 @@ class Chat(Served):
             ({"messages": []}, "at least one", "messages"),
             ({"messages": [{"role": "tool", "content": "x"}]}, "system, user and assistant", "messages[0].role"),
             ({"messages": [{"role": "user", "content": 3}]}, "text or a list", "messages[0].content"),
-            ({"messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, "not supported", "messages[0].content[0].type"),
+            ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "not supported", "messages[0].content[0].type"),
             ({"messages": hello, "n": 0}, "outside [1, 16]", "n"),
             ({"messages": hello, "n": 1.5}, "expected an integer", "n"),
             ({"messages": hello, "temperature": -1}, "outside", "temperature"),

@@ -10,10 +10,10 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from program import ANSWER, IMAGE, CliTest
+from program import ANSWER, IMAGE, ROOT, CliTest
 from serving import Server, asked
 
-FILE = Path(IMAGE).read_bytes()
+FILE, CLIP = Path(IMAGE).read_bytes(), (ROOT / "tests/data/videos/h264.mp4").read_bytes()
 
 
 class Pictures(BaseHTTPRequestHandler):
@@ -36,6 +36,8 @@ class Pictures(BaseHTTPRequestHandler):
         self.asked_for.append((self.path, dict(self.headers)))
         if self.path.startswith("/picture"):
             self.reply(200, FILE, Content_Type="text/html")
+        elif self.path == "/clip":
+            self.reply(200, CLIP, Content_Type="video/mp4")
         elif self.path.startswith("/to?"):
             self.reply(302, Location=self.path[4:])
         elif self.path == "/loop":
@@ -97,6 +99,23 @@ class Fetch(CliTest):
         headers = {name.lower() for path, of in Pictures.asked_for for name in of}
         self.assertLessEqual(headers, {"host", "user-agent", "accept"})
         self.assertIn("/picture?a=b", [path for path, _ in Pictures.asked_for])
+
+    def test_videos(self):
+        """Fetched as pictures are, up to a size of their own."""
+        def ask(*paths):
+            content = [*({"type": "video_url", "video_url": {"url": self.url + path}} for path in paths), {"type": "text", "text": "What?"}]
+            return self.server.chat({"messages": [{"role": "user", "content": content}], "max_tokens": 2})
+        status, body = ask("/clip", "/to?/clip")
+        self.assertEqual((status, [grid["image"] for grid in body["glimpse"]["images"]]), (200, [0, 0, 1, 1]))
+        for path, words, code in (("/none", "fetching the video: 127.0.0.1 answered 404", "video_fetch_failed"),
+                                  ("/loop", "fetching the video", "video_fetch_failed"), ("/large", "no video file", "invalid_video"),
+                                  ("/to?http://169.254.169.254/latest/meta-data", "does not connect", "url_not_allowed"),
+                                  (":1/x", "fetches no videos from", "url_not_allowed")):
+            with self.subTest(path=path):
+                status, body = ask(path) if path[0] == "/" else self.server.chat({"messages": [{"role": "user", "content": [
+                    {"type": "video_url", "video_url": {"url": "http://127.0.0.1" + path}}]}]})
+                self.assertEqual((status, body["error"]["code"]), (400, code), body)
+                self.assertIn(words, body["error"]["message"])
 
     def test_several_and_again_by_uuid(self):
         content = [{"type": "image_url", "image_url": {"url": self.url + "/picture"}, "uuid": "mine"},

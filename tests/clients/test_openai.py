@@ -1,4 +1,5 @@
 """Published clients against glimpse serve, unmodified."""
+import base64
 import sys
 import unittest
 from pathlib import Path
@@ -7,7 +8,7 @@ import openai
 from prometheus_client.parser import text_string_to_metric_families
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
-from program import ANSWER, KEEP, QUESTION  # noqa: E402
+from program import ANSWER, KEEP, QUESTION, ROOT  # noqa: E402
 from serving import PICTURE, Server, asked  # noqa: E402
 
 MESSAGES = asked()["messages"]
@@ -33,6 +34,14 @@ class OpenAI(unittest.TestCase):
         self.assertEqual(answer.choices[0].finish_reason, "stop")
         self.assertEqual(answer.usage.total_tokens, answer.usage.prompt_tokens + answer.usage.completion_tokens)
         self.assertEqual(answer.model_extra["glimpse"]["images"][0]["keep"], KEEP)
+
+    def test_video(self):
+        """As vLLM's users send one."""
+        clip = base64.b64encode((ROOT / "tests/data/videos/h264.mp4").read_bytes()).decode()
+        content = [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64," + clip}}, {"type": "text", "text": "What is shown?"}]
+        answer = self.ask(messages=[{"role": "user", "content": content}], max_tokens=4,
+                          extra_body={"mm_processor_kwargs": {"fps": 1, "do_sample_frames": True, "min_frames": 2}})
+        self.assertEqual([grid["image"] for grid in answer.model_extra["glimpse"]["images"]], [0])
 
     def test_stream(self):
         with self.ask(stream=True, stream_options={"include_usage": True}) as stream:

@@ -1,4 +1,6 @@
 """What glimpse serve says of itself in /openapi.json, against what it does."""
+import base64
+import io
 import os
 import subprocess
 import sys
@@ -7,12 +9,16 @@ import unittest
 from pathlib import Path
 
 import schemathesis
+from PIL import Image
 from openapi_spec_validator import validate
 
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[1] / "cli"))
 from serving import Server, asked  # noqa: E402
 
+FRAME = io.BytesIO()
+Image.new("RGB", (56, 56), "green").save(FRAME, "JPEG")
+CLIP = "data:video/jpeg;base64," + ",".join(2 * [base64.b64encode(FRAME.getvalue()).decode()])  # two frames
 KEY = "secret"
 KNOWN = "known"  # the uuid of a picture that the server has
 IDS = 500  # the built-in model has more tokens
@@ -25,6 +31,10 @@ def fitted(value, name=""):
     """Values that the description leaves to the model and to what the server has, as they are right here; lengths are cut, so that no
     request runs long. What is wrong stays wrong."""
     if isinstance(value, dict):
+        if name == "video_url" and value.get("url") and isinstance(value["url"], str):
+            value = {**value, "url": CLIP}
+        if name == "mm_processor_kwargs" and value.get("num_frames"):
+            value = {**value, "fps": None}
         if name == "logit_bias":
             value = {str(int(key) % IDS) if key.isascii() and key.isdigit() else key: bias for key, bias in value.items()}
         return {key: fitted(each, key) for key, each in value.items()}
@@ -35,17 +45,23 @@ def fitted(value, name=""):
             return "glimpse-tiny"
         if name == "prune":
             return "glimpse"
+        if name == "video_url" and value:
+            return CLIP
         if name in ("image_url", "url") and value:
-            return PICTURE
+            return value if value == CLIP else PICTURE
         if name == "uuid" and 0 < len(value) <= 256:
             return KNOWN
+    elif name in ("fps", "video_start", "video_end") and isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-9 <= value <= 1e9:
+        return 0 if name == "video_start" else max(value, 1)  # of two frames
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 and value == int(value):
         if name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             return min(value, 2) if value <= 1 << 30 else value
         if name == "min_pixels":
             return min(value, 3136) if value <= 1 << 24 else value
         if name == "max_pixels":
-            return max(value, 3136)
+            return max(value, 128 * 784)
+        if name == "num_frames":
+            return min(value, 2) if value <= 768 else value
         if name == "tokens":
             return value % IDS
     return value
@@ -68,7 +84,7 @@ class OpenAPI(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         # As many answers may run together as one request may ask for.
-        cls.server = Locked("--api-key", KEY, "--parallel", 16, "--max-new-tokens", 2)
+        cls.server = Locked("--api-key", KEY, "--parallel", 16, "--max-new-tokens", 2, "--max-images", 100, "--max-videos", 100)
         cls.addClassCleanup(cls.server.stop)
         cls.description = cls.server.get("/openapi.json")[1]
 

@@ -11,9 +11,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
-from program import ANSWER, IMAGE, QUESTION  # noqa: E402
+from program import ANSWER, IMAGE, QUESTION, ROOT  # noqa: E402
 from serving import Server  # noqa: E402
 
+CLIPS = ROOT / "tests/data/videos"
 SHOTS = os.environ.get("GLIMPSE_SHOTS")  # a folder for pictures of the page
 PIXELS = """
   const canvas = document.querySelector("canvas");
@@ -128,6 +129,29 @@ class Open(Page):
         self.until(lambda: self.find("#ask").is_enabled())
         self.assertEqual(self.all(".error"), ["stopped"])
         self.server.idle(2)
+
+    def test_video(self):
+        """It plays, and what was kept is shown beside each other, with what the clip shows then."""
+        self.until(lambda: self.find("#or_videos").is_displayed())
+        self.assertFalse(self.find("#of_videos").is_displayed())
+        self.find("#files").send_keys(str(CLIPS / "vp9.webm"))
+        self.until(lambda: self.browser.find_elements(By.CSS_SELECTOR, "video"))
+        self.until(lambda: self.browser.execute_script("return document.querySelector('video').readyState") > 0)
+        self.browser.execute_script("arguments[0].value = 6", self.find("#frames"))
+        self.ask("What is shown?")
+        self.assertEqual(self.all(".error"), [])
+        self.assertEqual(len(self.all(".strip canvas")), 2)  # 4 frames of a clip of 2.5 seconds
+        self.assertRegex(self.all(".strip figcaption")[0], r"^0\.4 s: \d+$")
+        colours = lambda: self.browser.execute_script("""
+          return [...document.querySelectorAll(".strip canvas")].map(canvas => {
+            const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+            return new Set(Array.from({length: data.length / 4}, (_, i) => data[4 * i])).size; });""")
+        self.until(lambda: min(colours()) > 8)  # more than the tints of kept and dropped tokens
+        self.shoot("video")
+        self.ask("And what else?")
+        self.assertIn("from the cache", self.all(".facts")[-1])
+        problems = [entry for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE" and "favicon" not in entry["message"]]
+        self.assertEqual(problems, [])
 
     def test_keys_and_errors(self):
         self.find("#question").send_keys("Hello" + Keys.ENTER)

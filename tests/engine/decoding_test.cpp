@@ -289,7 +289,7 @@ TEST_CASE("cancelled during prefill") {
   std::stop_source source;
   const Request request = row_request(0);
   Sequence sequence;
-  sequence.prompt = tiny_engine().model().prompt(request.messages, request.images, {});
+  sequence.prompt = tiny_engine().model().prompt(request.messages, request.media, {});
   sequence.pruners = {std::make_shared<Stopping>(source)};
   sequence.stop = source.get_token();
   const std::vector<Sequence*> one = {&sequence};

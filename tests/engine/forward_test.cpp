@@ -32,7 +32,7 @@ Sequence sequence_of(const Prompt& prompt, PrunerChain pruners) {
 
 Prompt row_prompt(int row) {
   const Request request = row_request(row);
-  return tiny_engine().model().prompt(request.messages, request.images, {});
+  return tiny_engine().model().prompt(request.messages, request.media, {});
 }
 
 void run(const Vlm& model, Sequence& sequence) {

@@ -18,7 +18,7 @@ namespace {
 // The prefill of one request with the given composition.
 Sequence prefilled(const Request& request, const std::string& prune, const Observer& observe = {}) {
   Sequence sequence;
-  sequence.prompt = tiny_engine().model().prompt(request.messages, request.images, request.bounds);
+  sequence.prompt = tiny_engine().model().prompt(request.messages, request.media, request.bounds);
   sequence.pruners = make_pruners(prune, tiny_engine().pruner_context());
   const std::vector<Sequence*> one = {&sequence};
   prefill(tiny_engine().model(), one, observe);
@@ -39,9 +39,9 @@ bool within(const Ids& inner, const Ids& outer) {
          std::includes(outer.begin(), outer.end(), inner.begin(), inner.end());
 }
 
-Request conversation(const std::vector<std::string>& turns, const Image& image) {
+Request conversation(const std::vector<std::string>& turns, const Medium& image) {
   Request request = row_request(0);
-  request.images = {image};
+  request.media = {image};
   request.messages = {test::user(turns[0], 1)};
   for (size_t i = 1; i < turns.size(); ++i) {
     Message message = test::user(turns[i]);
@@ -73,12 +73,12 @@ TEST_CASE("a batch of different requests equals one by one") {
   std::vector<Request> requests = {row_request(0), row_request(7, "none"),
                                    row_request(14, "random(keep=0.5,layer=-1)+glimpse"), row_request(0)};
   requests[3].messages = {test::user("What colour is the red square?")};
-  requests[3].images.clear();
+  requests[3].media.clear();
   requests.push_back(row_request(30, "reference(layer=1)"));
   requests[4].boxes = {{{0.1, 0.1, 0.4, 0.6}}};
   requests[1].max_new_tokens = 3;
   requests.push_back(row_request(3));
-  requests[5].images.push_back(row_request(9).images[0]);
+  requests[5].media.push_back(row_request(9).media[0]);
   requests[5].messages[0].parts.insert(requests[5].messages[0].parts.begin(), Part{Part::Kind::image, ""});
   const std::vector<Answer> together = tiny_engine().ask(std::span<const Request>(requests));
   REQUIRE(together.size() == requests.size());
@@ -126,7 +126,7 @@ TEST_CASE("no requests, no answers") {
 }
 
 TEST_CASE("a turn's answer equals a fresh run over the whole conversation") {
-  const Image image = row_request(0).images[0];
+  const Medium image = row_request(0).media[0];
   const std::string first = "What letter is on the orange square?",
                     second = "What letter is on the purple hexagon?";
   const Answer one = tiny_engine().ask(conversation({first}, image));
@@ -155,7 +155,8 @@ TEST_CASE("a composition equals its stages") {
   const Request request = row_request(4);
   const Sequence random = prefilled(request, "random(keep=0.5,layer=-1)");
   const Sequence both = prefilled(request, "random(keep=0.5,layer=-1)+glimpse(threshold=0.5)");
-  const auto total = static_cast<int64_t>(request.images[0].width / 28 * (request.images[0].height / 28));
+  const Image& image = std::get<Image>(request.media[0]);
+  const auto total = static_cast<int64_t>(image.width / 28 * (image.height / 28));
   CHECK(static_cast<int64_t>(random.kept.size()) == total / 2);
   CHECK(within(both.kept, random.kept));
   CHECK(both.kept.size() < random.kept.size());
@@ -175,7 +176,7 @@ TEST_CASE("a composition equals its stages") {
 
 TEST_CASE("every text row survives, and rows shrink at the cut") {
   const Request request = row_request(2);
-  const Prompt prompt = tiny_engine().model().prompt(request.messages, request.images, {});
+  const Prompt prompt = tiny_engine().model().prompt(request.messages, request.media, {});
   const auto text = static_cast<int64_t>(prompt.ids.size() - prompt.visual_rows.size());
   for (const char* prune : {"glimpse", "random(keep=0.1,layer=-1)", "random(keep=0.1,layer=2)+glimpse",
                             "glimpse(threshold=1,min_keep=none)"}) {
@@ -204,7 +205,7 @@ TEST_CASE("every text row survives, and rows shrink at the cut") {
 
 TEST_CASE("two images in one prompt") {
   Request request = row_request(0, "glimpse");
-  request.images = {row_request(0).images[0], row_request(24).images[0]};
+  request.media = {row_request(0).media[0], row_request(24).media[0]};
   request.messages = {test::user("What letter is on the orange square?", 2)};
   const Answer answer = tiny_engine().ask(request);
   REQUIRE(answer.segments.size() == 2);
@@ -250,7 +251,7 @@ TEST_CASE("wrong requests") {
   request = row_request(0, "glimps");
   CHECK_THROWS_WITH_AS(tiny_engine().ask(request), doctest::Contains("unknown method 'glimps'"), Error);
   request = row_request(0);
-  request.images.clear();
+  request.media.clear();
   CHECK_THROWS_AS(tiny_engine().ask(request), Error);
   request = row_request(0, "reference");
   CHECK_THROWS_WITH_AS(tiny_engine().ask(request), doctest::Contains("needs a list of boxes"), Error);

@@ -33,7 +33,7 @@ std::vector<at::Tensor> logits_along(const Engine& engine, const Request& reques
   const at::NoGradGuard no_grad;
   Sequence sequence;
   sequence.kv = engine.kv();
-  sequence.prompt = engine.model().prompt(request.messages, request.images, request.bounds);
+  sequence.prompt = engine.model().prompt(request.messages, request.media, request.bounds);
   sequence.pruners = make_pruners(request.prune, engine.pruner_context());
   Sequence* const one[] = {&sequence};
   std::vector<at::Tensor> out = {prefill(engine.model(), one)[0]};

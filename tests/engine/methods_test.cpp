@@ -1,5 +1,5 @@
 // What must hold for every pruning method, with the built-in Qwen2.5-VL and the golden data's LLaVA-1.5,
-// Qwen3-VL and LLaVA-NeXT in float32.
+// Qwen3-VL, LLaVA-NeXT and Qwen2.5-VL with videos in float32.
 #include <algorithm>
 #include <map>
 
@@ -23,13 +23,13 @@ const std::vector<std::string> kMethods = {"glimpse", "random",     "random(laye
 
 constexpr ImageBounds kSmall = {.min_pixels = {}, .max_pixels = 64 * 28 * 28};
 
-// A model and prompts for it: some with one image, the last with two.
+// A model and prompts for it, the last with two images or videos.
 struct Subject {
   std::string name;
   const Engine& engine;
   std::vector<Prompt> prompts;
 
-  const Prompt& two_images() const { return prompts.back(); }
+  const Prompt& two_media() const { return prompts.back(); }
   PrunerChain chain(const std::string& composition) const {
     return make_pruners(composition, engine.pruner_context());
   }
@@ -37,7 +37,7 @@ struct Subject {
 
 Request two_images(const std::string& prune) {
   Request request = row_request(0, prune);
-  request.images.push_back(row_request(24).images[0]);
+  request.media.push_back(row_request(24).media[0]);
   request.messages = {test::user("What letter is on the orange square?", 2)};
   return request;
 }
@@ -45,8 +45,12 @@ Request two_images(const std::string& prune) {
 Subject builtin() {
   Subject out{"built-in", tiny_engine(), {}};
   for (const Request& request : {row_request(2), row_request(7), row_request(12), two_images("")})
-    out.prompts.push_back(out.engine.model().prompt(request.messages, request.images, kSmall));
+    out.prompts.push_back(out.engine.model().prompt(request.messages, request.media, kSmall));
   return out;
+}
+
+test::GoldenCase golden(const std::string& name) {
+  return test::GoldenCase(test::golden_dir() / (name + ".json"));
 }
 
 std::unique_ptr<Engine> engine_of(const test::GoldenCase& golden, const char* modules_name,
@@ -57,9 +61,15 @@ std::unique_ptr<Engine> engine_of(const test::GoldenCase& golden, const char* mo
   return std::make_unique<Engine>(std::move(model), modules);
 }
 
+// What a golden case asks, whose ids before or after widening are called `ids`.
+Prompt prompt_of(const Engine& engine, const std::string& name, const std::string& ids) {
+  const test::GoldenCase asked = golden(name);
+  return engine.model().prompt(asked.integers(ids), test::Inputs(asked, asked.info["inputs"]).patches);
+}
+
 Subject llava() {
-  const test::GoldenCase first(test::golden_dir() / "llava_tiny/cases/l01_single.json"),
-      second(test::golden_dir() / "llava_tiny/cases/l02_tail_long.json");
+  const test::GoldenCase first = golden("llava_tiny/cases/l01_single"),
+                         second = golden("llava_tiny/cases/l02_tail_long");
   static const std::unique_ptr<Engine> engine =
       engine_of(first, "nm_main", test::golden_dir() / "methods/clip_full_112");
   Subject out{"LLaVA", *engine, {}};
@@ -84,8 +94,8 @@ Subject llava() {
 
 // Whose encoder gives features for later layers.
 Subject qwen3() {
-  const test::GoldenCase golden(test::golden_dir() / "qwen3_vl_tiny/glimpse/g01_image.json");
-  static const std::unique_ptr<Engine> engine = engine_of(golden, "nm_main");
+  static const std::unique_ptr<Engine> engine =
+      engine_of(golden("qwen3_vl_tiny/glimpse/g01_image"), "nm_main");
   Subject out{"Qwen3-VL", *engine, {}};
   at::manual_seed(11);
   std::vector<Patches> pictures;
@@ -99,30 +109,36 @@ Subject qwen3() {
     ids.insert(ids.end(), end.begin(), end.end());
     out.prompts.push_back(engine->model().prompt(ids, images));
   };
-  for (int i = 0; i < 3; ++i) add({pictures[i]}, 302 + i);
+  for (int i = 0; i < 2; ++i) add({pictures[i]}, 302 + i);
+  out.prompts.push_back(prompt_of(*engine, "qwen3_vl_tiny/glimpse/g02_video", "input_ids"));
   add({pictures[2], pictures[1]}, 309);
   return out;
 }
 
 // Whose pictures have two grids each, and rows between their tokens that are neither these nor text.
 Subject next() {
-  const auto golden = [](const std::string& name) {
-    return test::GoldenCase(test::golden_dir() / "llava_next_tiny" / (name + ".json"));
-  };
-  const test::GoldenCase first = golden("glimpse/g01_landscape");
-  static const std::unique_ptr<Engine> engine = engine_of(first, "nm_mistral");
+  static const std::unique_ptr<Engine> engine =
+      engine_of(golden("llava_next_tiny/glimpse/g01_landscape"), "nm_mistral");
   Subject out{"LLaVA-NeXT", *engine, {}};
   for (const char* name :
-       {"glimpse/g01_landscape", "plain/p02_portrait", "plain/p04_extreme", "glimpse/g02_two_images"}) {
-    const test::GoldenCase asked = golden(name);
-    const std::vector<Patches> pictures = test::Inputs(asked, asked.info["inputs"]).patches;
-    out.prompts.push_back(engine->model().prompt(asked.integers("prompt_ids"), pictures));
-  }
+       {"glimpse/g01_landscape", "plain/p02_portrait", "plain/p04_extreme", "glimpse/g02_two_images"})
+    out.prompts.push_back(prompt_of(*engine, concat("llava_next_tiny/", name), "prompt_ids"));
+  return out;
+}
+
+// A segment for every temporal slice.
+Subject videos() {
+  static const std::unique_ptr<Engine> engine =
+      engine_of(golden("qwen_tiny_video/glimpse/g01_video"), "nm_main");
+  Subject out{"videos", *engine, {}};
+  for (const char* name :
+       {"glimpse/g01_video", "plain/p03_two_videos", "plain/p02_image_video", "glimpse/g02_video_image"})
+    out.prompts.push_back(prompt_of(*engine, concat("qwen_tiny_video/", name), "input_ids"));
   return out;
 }
 
 const std::vector<Subject>& subjects() {
-  static const std::vector<Subject> all = {builtin(), llava(), qwen3(), next()};
+  static const std::vector<Subject> all = {builtin(), llava(), qwen3(), next(), videos()};
   return all;
 }
 
@@ -238,7 +254,7 @@ std::shared_ptr<Witness> at_the_end(const Subject& subject) {
 
 TEST_CASE("keeping everything is no pruning") {
   for (const Subject& subject : subjects())
-    for (const Prompt& prompt : {subject.prompts[1], subject.two_images()}) {
+    for (const Prompt& prompt : {subject.prompts[1], subject.two_media()}) {
       const Run base = run(subject, prompt, {});
       for (const std::string& method : kMethods) {
         CAPTURE(subject.name);
@@ -253,7 +269,7 @@ TEST_CASE("a budget means the same for every method") {
     for (const std::string& method : kMethods) {
       CAPTURE(subject.name);
       CAPTURE(method);
-      const Prompt& prompt = subject.two_images();
+      const Prompt& prompt = subject.two_media();
       const auto kept = [&](const Budget& budget) {
         return run(subject, prompt, subject.chain(method), budget, 0).sequence.kept;
       };
@@ -282,7 +298,7 @@ TEST_CASE("of several methods the last meets the budget") {
 TEST_CASE("text is never lost and order is kept") {
   for (const Subject& subject : subjects())
     for (const std::string& method : kMethods)
-      for (const Prompt& prompt : {subject.prompts[0], subject.two_images()}) {
+      for (const Prompt& prompt : {subject.prompts[0], subject.two_media()}) {
         CAPTURE(subject.name);
         CAPTURE(method);
         const auto witness = at_the_end(subject);
@@ -396,8 +412,7 @@ TEST_CASE("cdpruner compares with the question, wherever the image stands") {
   const Subject& subject = subjects()[0];
   const Part image{Part::Kind::image, ""};
   const auto kept = [&](const std::vector<Part>& parts) {
-    const Prompt prompt =
-        subject.engine.model().prompt({{"user", parts}}, {row_request(2).images[0]}, kSmall);
+    const Prompt prompt = subject.engine.model().prompt({{"user", parts}}, {row_request(2).media[0]}, kSmall);
     return run(subject, prompt, subject.chain("cdpruner"), {}, 0).sequence.kept;
   };
   const Part red{Part::Kind::text, "What letter is on the red square?"},
@@ -418,7 +433,7 @@ TEST_CASE("random: one choice for a picture, whatever is asked about it") {
 
 TEST_CASE("a class token counts, but is no place in the picture") {
   const Subject& subject = subjects()[1];
-  const Prompt& prompt = subject.two_images();
+  const Prompt& prompt = subject.two_media();
   const Run done = run(subject, prompt, subject.chain("visionzip"), {.keep = {}, .count = 20}, 0);
   const Ids& kept = done.sequence.kept;
   CHECK(kept.size() == 20);

@@ -20,7 +20,7 @@ namespace {
 
 Sequence sequence_of(const Request& request, const std::string& prune) {
   Sequence sequence;
-  sequence.prompt = tiny_engine().model().prompt(request.messages, request.images, {});
+  sequence.prompt = tiny_engine().model().prompt(request.messages, request.media, {});
   sequence.pruners = make_pruners(prune, tiny_engine().pruner_context());
   return sequence;
 }

@@ -145,11 +145,11 @@ TEST_CASE("several images, text before them, system messages, no image, nothing 
   for (const char* prune : {"glimpse", "none", "divprune"}) {
     CAPTURE(prune);
     Request two = row_request(0, prune);
-    two.images.push_back(row_request(24).images[0]);
+    two.media.push_back(row_request(24).media[0]);
     two.messages = {test::user("What letter is on the orange square?", 2)};
     CHECK(ask(two) == 0);
     CHECK(ask(asked(two, "What letter is on the purple hexagon?")) > 350);
-    std::swap(two.images[0], two.images[1]);
+    std::swap(two.media[0], two.media[1]);
     CHECK(ask(two) == 0);
 
     Request before = row_request(0, prune);
@@ -194,7 +194,7 @@ TEST_CASE("entries never change, and their bytes are what they hold") {
   engine->ask(row_request(0));
   Sequence sequence;
   const Request request = row_request(1);
-  sequence.prompt = engine->model().prompt(request.messages, request.images, {});
+  sequence.prompt = engine->model().prompt(request.messages, request.media, {});
   sequence.pruners = make_pruners("glimpse", engine->pruner_context());
   const auto end = prefix_end(sequence.prompt, sequence.pruners, 6);
   REQUIRE(end.has_value());
@@ -276,11 +276,11 @@ TEST_CASE("a session's turns are fresh questions about the whole conversation") 
   const auto engine = caching_engine();
   Request settings;
   settings.max_new_tokens = 32;
-  const Image image = row_request(0).images[0];
+  const Medium image = row_request(0).media[0];
   const std::string first = "What letter is on the orange square?",
                     second = "What letter is on the purple hexagon?";
   Session with(*engine, settings), without(tiny_engine(), settings);
-  for (Session* session : {&with, &without}) session->add_image(image);
+  for (Session* session : {&with, &without}) session->add(image);
   std::stop_source stopped;
   stopped.request_stop();
   CHECK(with.ask(second, stopped.get_token()).finish_reason == "cancelled");  // as if not asked

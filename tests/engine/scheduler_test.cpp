@@ -28,7 +28,7 @@ std::vector<Request> mixed() {
   requests[1].max_new_tokens = 50;
   requests[3].max_new_tokens = 1;
   Request two = row_request(0);
-  two.images.push_back(row_request(24).images[0]);
+  two.media.push_back(row_request(24).media[0]);
   two.messages = {test::user("What letter is on the orange square?", 2)};
   requests.push_back(two);
   Request text;
@@ -164,7 +164,7 @@ TEST_CASE("stops that come at any moment: everything is freed, the others' answe
     for (int i = 0; i < std::ssize(stops); ++i) {
       Request request = row_request(i % row_count);
       if (i >= row_count) {  // they fill the queue
-        request.images.clear();
+        request.media.clear();
         request.messages = {test::user("What is it?")};
       }
       request.stop = stops[i].get_token();

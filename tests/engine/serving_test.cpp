@@ -167,7 +167,7 @@ TEST_CASE("several answers to one request: as many as asked for, each as with it
 TEST_CASE("a fork's caches share memory until one of them grows, and neither sees the other's rows") {
   Sequence first;
   const Request request = row_request(0);
-  first.prompt = tiny_engine().model().prompt(request.messages, request.images, {});
+  first.prompt = tiny_engine().model().prompt(request.messages, request.media, {});
   Sequence* const one[] = {&first};
   prefill(tiny_engine().model(), one);
   Sequence fork = first;

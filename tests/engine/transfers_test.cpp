@@ -40,7 +40,7 @@ Sequence sequence_of(int row, const std::string& prune) {
   const Engine& engine = emulated_engine();
   const Request request = row_request(row);
   Sequence sequence;
-  sequence.prompt = engine.model().prompt(request.messages, request.images, {});
+  sequence.prompt = engine.model().prompt(request.messages, request.media, {});
   sequence.pruners = make_pruners(prune, engine.pruner_context());
   return sequence;
 }

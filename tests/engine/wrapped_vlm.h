@@ -11,9 +11,9 @@ class WrappedVlm : public Vlm {
   /// What the encoder gives; without `embeds`, the inner model's own with these additions.
   VisionOutput given;
 
-  Prompt prompt(const std::vector<Message>& messages, const std::vector<Image>& images,
+  Prompt prompt(const std::vector<Message>& messages, const std::vector<Medium>& media,
                 const ImageBounds& bounds) const override {
-    return inner_.prompt(messages, images, bounds);
+    return inner_.prompt(messages, media, bounds);
   }
   std::vector<int64_t> chat_ids(const std::vector<Message>& messages, bool add_generation_prompt,
                                 std::vector<int64_t>* question) const override {

@@ -69,7 +69,7 @@ TEST_CASE("operations of whole answers, for every method") {
 TEST_CASE("operations stage by stage") {
   const Request request = row_request(5, "none");
   const Engine& engine = tiny_engine();
-  const Prompt prompt = engine.model().prompt(request.messages, request.images, request.bounds);
+  const Prompt prompt = engine.model().prompt(request.messages, request.media, request.bounds);
   const PrunerChain none, glimpse = make_pruners("glimpse", engine.pruner_context());
   const AnswerFlops formula = accounting().of(engine.ask(request), none);
 

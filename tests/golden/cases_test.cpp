@@ -208,7 +208,7 @@ void run_case(const GoldenCase& golden, at::ScalarType dtype, const Limits& limi
   if (golden.has("position_ids"))
     compare("position_ids", sequence.prompt.position_ids.squeeze(0), golden["position_ids"], 0);
   const std::shared_ptr<Recorder> recorder =
-      pruner_of(golden, *engine, sequence.boxes, sequence.prompt.segments.size());
+      pruner_of(golden, *engine, sequence.boxes, media_count(sequence.prompt.segments));
   if (recorder) sequence.pruners.push_back(recorder);
   const Ids expected_kept = golden.has("keep_mask") ? places_of(golden.integers("keep_mask")) : Ids();
   if (recorder && !exact) recorder->imposed = expected_kept;
@@ -316,7 +316,7 @@ void run_all(at::ScalarType dtype, const Limits& limits, KvFormat kv = KvFormat:
     run_case(golden, dtype, limits, decisions, AdapterIs::merged, kv);
     ++run;
   }
-  test::check_count("inference cases", run, 51);
+  test::check_count("inference cases", run, 58);
   MESSAGE("kept or dropped tokens compared: " << decisions.tokens << " (too close: " << decisions.close_tokens
                                               << "), ids: " << decisions.ids
                                               << " (too close: " << decisions.close_ids << ")");

@@ -26,7 +26,7 @@ struct Inputs {
       : arrays(load_safetensors(golden.folder / (name + ".safetensors")).tensors) {
     const nlohmann::json info = read_json(golden.folder / (name + ".json"));
     if (info.contains("grids_in_prompt_order")) {
-      add_media(info["grids_in_prompt_order"]);
+      add_media(info["grids_in_prompt_order"], info["parts"]);
       return;
     }
     if (info.contains("tiles")) {
@@ -66,16 +66,18 @@ struct Inputs {
   }
 
   // Images and videos in the order of the prompt; then image_embeds are those of both.
-  void add_media(const nlohmann::json& order) {
+  void add_media(const nlohmann::json& order, const nlohmann::json& parts) {
     std::map<std::string, int64_t> used;
     std::vector<at::Tensor> embeds;
-    for (const nlohmann::json& each : order) {
+    for (size_t i = 0; i < order.size(); ++i) {
+      const nlohmann::json& each = order[i];
       const std::string kind = each[0];
       const at::Tensor& pixels = arrays.at(kind == "image" ? "pixel_values" : "pixel_values_videos");
       const at::Tensor& own = arrays.at(kind + "_embeds");
       const Grid grid{each[1], each[2], each[3]};
       const int64_t count = int64_t{grid.t} * grid.h * grid.w, unit = pixels.size(0) / own.size(0);
       patches.push_back({pixels.narrow(0, used[kind], count), grid});
+      if (kind == "video") patches.back().clip.emplace(parts[i].value("second_per_grid_t", 0.0));
       embeds.push_back(own.narrow(0, used[kind] / unit, count / unit));
       used[kind] += count;
     }

@@ -57,44 +57,6 @@ TEST_CASE("learned positions, interpolated to the grid of an image") {
   test::check_count("tables of positions", run, 2);
 }
 
-TEST_CASE("conversations of Qwen3-VL") {
-  if (!std::filesystem::exists(folder() / "chat")) return test::check_count("conversations", 0, 5);
-  const auto tokenizer = Tokenizer::load(std::filesystem::path(GLIMPSE_SOURCE_DIR) / "models/tiny/model");
-  const QwenChat chat(/*default_system=*/false);
-  int64_t run = 0;
-  const nlohmann::json prompts = read_json(folder() / "chat/prompts.json");
-  for (const nlohmann::json& row : prompts["rows"]) {
-    if (!row["videos"].empty() || !member(row, "options").is_null())
-      continue;  // as no program here writes them
-    INFO(row["name"]);
-    std::vector<Message> messages;
-    for (const nlohmann::json& each : row["messages"]) {
-      Message& message = messages.emplace_back(Message{each["role"], {}});
-      const nlohmann::json parts = each["content"].is_string()
-                                       ? nlohmann::json{{{"type", "text"}, {"text", each["content"]}}}
-                                       : each["content"];
-      for (const nlohmann::json& part : parts)
-        message.parts.push_back(part["type"] == "image" ? Part{Part::Kind::image, ""}
-                                                        : Part{Part::Kind::text, part["text"]});
-    }
-    CHECK(chat.render(messages, true) == row["rendered"]);
-    std::vector<int64_t> ids;
-    size_t image = 0;
-    const int64_t pad = *tokenizer->token_id("<|image_pad|>");
-    for (const int64_t id : encode_chat(*tokenizer, messages, true, chat)) {
-      int64_t count = 1;
-      if (id == pad) {
-        const nlohmann::json& size = row["images_hw"][image++];
-        count = size[0].get<int64_t>() / 32 * (size[1].get<int64_t>() / 32);
-      }
-      ids.insert(ids.end(), count, id);
-    }
-    CHECK(ids == row["ids"].get<std::vector<int64_t>>());
-    ++run;
-  }
-  test::check_count("conversations", run, 5);
-}
-
 TEST_CASE("training gives the predictor what inference gives it, features for later layers included") {
   for (const char* name :
        {"glimpse/g01_image.json", "glimpse/g02_video.json", "glimpse/g11_tied_image.json"}) {

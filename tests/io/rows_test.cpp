@@ -64,6 +64,40 @@ TEST_CASE("every picture that a row names is read, or the row is refused") {
   check_mentions(problem({{"images", {{{"path", "a.png"}}}}}), "\"images\" must be a file name");
 }
 
+TEST_CASE("videos, and boxes with the seconds that they are there") {
+  const auto parsed = [](json row) {
+    row["question"] = "What?";
+    return parse_question_row(row.dump());
+  };
+  using Names = std::vector<std::string>;
+  CHECK(parsed({{"video", "a.mp4"}}).videos == Names{"a.mp4"});
+  CHECK(parsed({{"videos", {"a", "b.mkv"}}, {"image", "c.png"}}).videos == Names{"a", "b.mkv"});
+  const std::vector<RowBox> boxes =
+      parsed({{"video", "a.mp4"}, {"bboxs", {{1, 2, 3, 4}, {1, 2, 3, 4, 0.5, 2}}}}).boxes;
+  CHECK((boxes == std::vector<RowBox>{{1, 2, 3, 4}, {1, 2, 3, 4, 0.5, 2}}));
+  CHECK(json(boxes) == json({{1, 2, 3, 4}, {1, 2, 3, 4, 0.5, 2}}));
+
+  const auto problem = [&](const json& row) { return error_of([&] { parsed(row); }); };
+  check_mentions(problem({{"video", "a.mp4"}, {"videos", "b.mp4"}}), "name different videos");
+  check_mentions(problem({{"video", {1}}}), "\"video\" must be a file name");
+  check_mentions(problem({{"clip", "x/a.MP4"}}),
+                 "\"clip\" names a video, but videos are read from \"video\"");
+  const auto box = [&](const json& one) { return problem({{"video", "a.mp4"}, {"bboxs", {one}}}); };
+  check_mentions(box({1, 2, 3, 4, 5}), "a box has 5 numbers, expected 4, or 6");
+  check_mentions(box({1, 2, 3, 4, 2, 1}), "up to a second before");
+  check_mentions(box({1, 2, 3, 4, "0", 1}), "must be a list of numbers");
+  const json timed = {{1, 2, 3, 4, 0, 1}};
+  check_mentions(problem({{"image", "a.png"}, {"bboxs", timed}}), "has seconds, but");
+  check_mentions(problem({{"image", "a.png"}, {"video", "a.mp4"}, {"bboxs", timed}}), "has seconds, but");
+
+  const Scratch scratch;
+  scratch.write("cot/set/frames/1.png", "x");
+  CHECK(find_video(scratch / "", "set", "frames") == scratch / "cot/set/frames");
+  check_mentions(error_of([&] { find_image(scratch / "", "set", "frames"); }), "image not found");
+  check_mentions(error_of([&] { find_video(scratch / "", "set", "clip.mp4"); }),
+                 "video not found; looked at");
+}
+
 TEST_CASE("a name with a NUL is not cut at it") {
   const Scratch scratch;
   scratch.write("cot/gqa/a.jpg", "x");

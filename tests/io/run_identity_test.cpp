@@ -84,6 +84,27 @@ TEST_CASE("a row's fingerprint is that of what it asks") {
   scratch.write("a.png", "another");
   CHECK(question_fingerprint("q", {{1, 2, 3, 4}}, {image}) != row);
   CHECK(question_fingerprint("q", {{1, 2, 3, 4}}, {scratch / "none"}) != row);
+  // What runs of before there were videos noted.
+  CHECK(question_fingerprint("q", {{1, 2, 3, 4}}, {}) == content_hash(R"(["q",[[1.0,2.0,3.0,4.0]]])"));
+}
+
+TEST_CASE("a video's fingerprint is that of its file, or of all files of its folder") {
+  const Scratch scratch;
+  const auto file = scratch.write("clip.mp4", "video");
+  const auto of = [](const std::vector<RowBox>& boxes, const std::filesystem::path& video) {
+    return question_fingerprint("q", boxes, {}, {video});
+  };
+  const std::string row = of({{1, 2, 3, 4}}, file);
+  CHECK(question_fingerprint("q", {{1, 2, 3, 4}}, {file}) != row);  // no picture
+  CHECK(of({{1, 2, 3, 4, 0, 1}}, file) != row);
+  CHECK(of({{1, 2, 3, 4, 0, 1}}, file) != of({{1, 2, 3, 4, 0, 2}}, file));
+  scratch.write("frames/1.png", "a");
+  const std::string one = of({}, scratch / "frames");
+  scratch.write("frames/2.png", "b");
+  const std::string two = of({}, scratch / "frames");
+  CHECK(one != two);
+  scratch.write("frames/2.png", "c");
+  CHECK(of({}, scratch / "frames") != two);
 }
 
 TEST_CASE("settings that differ are told with both values") {

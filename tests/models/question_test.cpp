@@ -17,12 +17,12 @@ Part words(std::string text) {
 
 // The ids of those rows.
 Ids asked(const std::vector<Message>& messages) {
-  static const Image image = test::row_request(2).images[0];
+  static const Medium image = test::row_request(2).media[0];
   int64_t images = 0;
   for (const Message& message : messages)
     images += std::ranges::count(message.parts, Part::Kind::image, &Part::kind);
   const Prompt prompt =
-      test::tiny_engine().model().prompt(messages, std::vector<Image>(images, image), {.max_pixels = 20000});
+      test::tiny_engine().model().prompt(messages, std::vector<Medium>(images, image), {.max_pixels = 20000});
   Ids text, out;
   for (int64_t row = 0; row < std::ssize(prompt.ids); ++row)
     if (!std::ranges::binary_search(prompt.visual_rows, row)) text.push_back(prompt.ids[row]);
@@ -65,7 +65,7 @@ TEST_CASE("without a question: what follows the image, else all text") {
   CHECK(asked({{"user", {kImage}}}).size() > 1);
   const Vlm& model = test::tiny_engine().model();
   const Prompt prompt =
-      model.prompt({{"user", {words("Where?"), kImage}}}, {test::row_request(2).images[0]}, {});
+      model.prompt({{"user", {words("Where?"), kImage}}}, {test::row_request(2).media[0]}, {});
   const Ids bare(prompt.ids.begin(), prompt.ids.begin() + prompt.visual_rows.back() + 1);
   const Prompt from_ids = model.prompt(bare, prompt.patches);
   CHECK(from_ids.question_rows.size() == bare.size() - prompt.visual_rows.size());

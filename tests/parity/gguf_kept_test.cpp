@@ -43,7 +43,7 @@ std::vector<Request> questions(size_t count) {
     Request& request = out.emplace_back();
     Message message{"user", {}};
     for (const std::string& name : row.images) {
-      request.images.push_back(load_image(find_image(root, row.dataset, name)));
+      request.media.push_back(load_image(find_image(root, row.dataset, name)));
       message.parts.push_back({Part::Kind::image, {}});
     }
     message.parts.push_back({Part::Kind::text, row.question});

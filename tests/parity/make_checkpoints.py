@@ -5,7 +5,8 @@ Usage: make_checkpoints.py OUT_DIR
 
 Writes OUT_DIR/<shape>/model/ (config.json + safetensors, float32) and OUT_DIR/<shape>/cases/<case>.{safetensors,json}:
   input_ids [T] int32; image_grid_thw [n, 3] int32 and pixel_values [P, 1176] float32 (absent without images);
-  image_embeds [N, D]; position_ids [3, T] int32; rope_deltas [1] int32; all_logits [T, V]; first_logits [V] (the last
+  image_embeds [N, D]; the same of videos (video_grid_thw, pixel_values_videos, video_embeds) and second_per_grid_ts [n];
+  position_ids [3, T] int32; rope_deltas [1] int32; all_logits [T, V]; first_logits [V] (the last
   position's); generated_ids [32] int32, greedy with eos disabled; step_top2 [32, 2], the two highest logits of each step.
 Everything is float32 on the CPU with fixed seeds. Inputs are redrawn until every greedy step's lead is clear.
 """
@@ -73,8 +74,13 @@ SHAPES = {
     "llama3": scaled("llama3", 160, [6, 4, 6], factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
                      original_max_position_embeddings=64),
 }
-# Merged grids (rows, columns) of the images and how many text tokens go before each and after the last.
-CASES = {"text": ([], [23]), "one_image": ([(5, 7)], [4, 9]), "three_images": ([(1, 1), (8, 3), (4, 6)], [3, 0, 2, 7])}
+# Merged grids of the images (rows, columns) and videos (slices, rows, columns, seconds from one to the next), and how many
+# text tokens go before each and after the last.
+CASES = {
+    "text": ([], [23]), "one_image": ([(5, 7)], [4, 9]), "three_images": ([(1, 1), (8, 3), (4, 6)], [3, 0, 2, 7]),
+    "video": ([(5, 3, 4, 0.6)], [5, 8]), "video_image_video": ([(3, 2, 5, 2.5), (4, 3), (2, 6, 2, 1 / 3)], [2, 4, 0, 9]),
+}  # fmt: skip
+SLICES_APART = False  # whether each slice of a video has a run of tokens of its own
 
 
 def random_weights(model, generator):
@@ -90,17 +96,30 @@ def random_weights(model, generator):
 
 
 def make_inputs(grids, texts, generator):
-    ids, pixels, thw = [], [], []
+    ids, pixels, thw, seconds = [], {PAD: [], VIDEO: []}, {PAD: [], VIDEO: []}, []
+
+    def words(count):
+        return torch.randint(0, START, (count,), generator=generator).tolist()
+
     for i, count in enumerate(texts):
-        ids += torch.randint(0, START, (count,), generator=generator).tolist()
-        if i < len(grids):
-            rows, columns = grids[i]
-            ids += [START] + [PAD] * (rows * columns) + [END]
-            thw.append([1, rows * MERGE, columns * MERGE])
-            pixels.append(torch.randn(rows * columns * MERGE**2, 3 * 2 * PATCH**2, generator=generator))
+        ids += words(count)
+        if i == len(grids):
+            break
+        *slices, rows, columns = grids[i][:3]
+        pad, times = (VIDEO, slices[0]) if slices else (PAD, 1)
+        for j in range(times if SLICES_APART else 1):
+            ids += words(2) if j else []
+            ids += [START] + [pad] * (rows * columns * (1 if SLICES_APART else times)) + [END]
+        thw[pad].append([times, rows * MERGE, columns * MERGE])
+        pixels[pad].append(torch.randn(times * rows * columns * MERGE**2, 3 * 2 * PATCH**2, generator=generator))
+        seconds += grids[i][3:]
     inputs = {"input_ids": torch.tensor([ids])}
-    if grids:
-        inputs |= {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor(thw)}
+    if pixels[PAD]:
+        inputs |= {"pixel_values": torch.cat(pixels[PAD]), "image_grid_thw": torch.tensor(thw[PAD])}
+    if pixels[VIDEO]:
+        inputs |= {"pixel_values_videos": torch.cat(pixels[VIDEO]), "video_grid_thw": torch.tensor(thw[VIDEO])}
+        if not SLICES_APART:
+            inputs["second_per_grid_ts"] = torch.tensor(seconds)
     return inputs
 
 
@@ -113,8 +132,8 @@ def fresh_rope(rotary):
 def run(model, inputs):
     """The case's tensors."""
     fresh_rope(model.model.rotary_emb)
-    grid = inputs.get("image_grid_thw")
-    positions, deltas = model.get_rope_index(inputs["input_ids"], image_grid_thw=grid)
+    places = {key: inputs[key] for key in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts") if key in inputs}
+    positions, deltas = model.get_rope_index(inputs["input_ids"], **places)
     logits = model(**inputs, position_ids=positions).logits[0]
     out = model.generate(
         **inputs, attention_mask=torch.ones_like(inputs["input_ids"]), max_new_tokens=STEPS, do_sample=False,
@@ -131,9 +150,10 @@ def run(model, inputs):
         "generated_ids": out.sequences[0, -STEPS:],
         "step_top2": steps.topk(2).values,
     }
-    if grid is not None:
-        images = model.visual(inputs["pixel_values"], grid_thw=grid)
-        tensors |= {"pixel_values": inputs["pixel_values"], "image_grid_thw": grid, "image_embeds": images}
+    for kind, key in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        if key in inputs:
+            tensors[f"{kind}_embeds"] = model.visual(inputs[key], grid_thw=inputs[f"{kind}_grid_thw"])
+    tensors |= {key: value for key, value in inputs.items() if key != "input_ids"}
     return {k: (v if v.is_floating_point() else v.int()).contiguous().clone() for k, v in tensors.items()}
 
 
@@ -193,7 +213,7 @@ def to_rope_parameters(folder):
 
 def run_cases(name, model, out, generator):
     for case, (grids, texts) in CASES.items():
-        write_cases(name, case, f"{len(grids)} images, {sum(texts)} text tokens", out,
+        write_cases(name, case, f"{len(grids)} images and videos, {sum(texts)} text tokens", out,
                     lambda: run(model, make_inputs(grids, texts, generator)))
 
 

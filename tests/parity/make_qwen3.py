@@ -18,6 +18,7 @@ import make_checkpoints  # noqa: E402
 import torch  # noqa: E402
 
 make_checkpoints.PATCH = 16
+make_checkpoints.SLICES_APART = True
 
 
 def shape(layers, hidden, heads, kv_heads, head_dim, mrope, vit, taps, side, tied=False, variant=None, **text):

@@ -82,7 +82,7 @@ class Engine(unittest.TestCase):
         more = [{"role": "system", "content": "Be brief."}, first, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": "And?"}]
         self.assertEqual(self.engine.ask(messages=more, max_new_tokens=2).visual_tokens, 256)
         for wrong in ({"images": IMAGE, "messages": [first]}, {}, {"question": "x", "messages": [first]},
-                      {"messages": [{"role": "user", "content": [{"type": "video"}]}]}):
+                      {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}):
             with self.assertRaises(TypeError):
                 self.engine.ask(**wrong)
 

@@ -129,6 +129,13 @@ class Batches(unittest.TestCase):
         self.assertEqual(lists.schema.types[-len(glimpse.ray.ADDED):], list(glimpse.ray.ADDED.values()))
         self.assertEqual(self.ask(pa.table({"question": ["Hello"]}))["visual_tokens"].to_pylist(), [0])
 
+    def test_videos(self):
+        clip = str(ROOT / "tests/data/videos/h264.mp4")
+        kinds = [clip, Path(clip).read_bytes(), [clip, clip], None, {"bytes": None, "path": clip}]
+        out = self.ask({"question": ["What?"] * 5, "video": kinds, "image": [None, IMAGE, None, None, None]})
+        self.assertEqual((out["error"], out["visual_tokens"]), ([""] * 5, [280, 256 + 280, 560, 0, 280]))
+        self.assertRegex(self.ask({"question": ["What?"], "video": [7]})["error"][0], "'video' must be.* int")
+
     def test_what_cannot_be_answered(self):
         questions = [QUESTION, None, 7, QUESTION, "word " * 5000, QUESTION, QUESTION]
         out = self.ask({"question": questions, "image": [IMAGE, IMAGE, IMAGE, "nowhere.png", None, b"none", 7]})

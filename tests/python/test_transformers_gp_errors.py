@@ -64,8 +64,7 @@ class Inputs(BuiltIn):
 
     def test_what_cannot_be_honoured(self):
         for name, value in (("num_beams", 4), ("num_return_sequences", 2), ("logits_processor", LogitsProcessorList([lambda ids, scores: scores])),
-                            ("pixel_values_videos", torch.zeros(4, 1176)), ("video_grid_thw", torch.ones(1, 3)), ("output_attentions", True),
-                            ("output_hidden_states", True), ("min_new_tokens", 3), ("no_repeat_ngram_size", 2), ("stop_strings", ["x"]),
+                            ("output_attentions", True), ("output_hidden_states", True), ("min_new_tokens", 3), ("no_repeat_ngram_size", 2), ("stop_strings", ["x"]),
                             ("nonsense", None),
                             ("position_ids", torch.zeros(1, 285)), ("past_key_values", ()), ("assistant_model", self.model),
                             ("delay_selection", True),
@@ -79,6 +78,14 @@ class Inputs(BuiltIn):
                             ("min_p", 3), ("max_length", 5)):
             with self.subTest(name=name, value=value), self.assertRaisesRegex(ValueError, name):
                 self.model.generate(**self.inputs, do_sample=True, **{name: value})
+        clip = {"pixel_values_videos": torch.zeros(16, 1176), "video_grid_thw": torch.tensor([[1, 4, 4]])}
+        for words, given in (("belong together", {"pixel_values_videos": clip["pixel_values_videos"]}),
+                             ("belong together", {"video_grid_thw": clip["video_grid_thw"]}),
+                             ("counts 16 patches", {**clip, "pixel_values_videos": torch.zeros(4, 1176)}),
+                             ("no places for 1 of the videos", clip), ("each of the 1 videos", {**clip, "second_per_grid_ts": [1.0, 2.0]}),
+                             ("above 0", {**clip, "second_per_grid_ts": [0.0]}), ("above 0", {**clip, "second_per_grid_ts": [float("nan")]})):
+            with self.subTest(words=words, given=list(given)), self.assertRaisesRegex(ValueError, words):
+                self.model.generate(**self.inputs, **given)
         for name, value in (("labels", self.inputs.input_ids), ("output_attentions", True), ("num_beams", 2)):
             with self.subTest(name=name), self.assertRaisesRegex(TypeError, name):
                 self.model(**self.inputs, **{name: value})
@@ -90,9 +97,15 @@ class Inputs(BuiltIn):
 
     def test_wrong_processor_inputs(self):
         place, image = "<|image_pad|>", picture()
+        clip, clips = "<|video_pad|>", torch.zeros(2, 3, 56, 56)
         boxed = {"text": place, "images": image}
         for words, given in (
-                ("videos", {"text": "x", "videos": [1]}), ("return_tensors='np'", {"text": "x", "return_tensors": "np"}),
+                ("uint8", {"text": clip, "videos": [1]}), ("frames", {"text": clip, "videos": "clip.mp4"}),
+                ("1 videos but 0", {"text": "x", "videos": clips}), ("more places for videos", {"text": clip * 2, "videos": clips}),
+                ("fps", {"text": clip, "videos": clips, "fps": [1, 2]}), ("fps", {"text": clip, "videos": clips, "fps": 0}),
+                ("0 to 255", {"text": clip, "videos": clips + 0.5}), ("0 to 255", {"text": clip, "videos": clips - 7}),
+                ("without frames", {"text": clip, "videos": torch.zeros(0, 3, 56, 56)}),
+                ("do_sample_frames", {"text": clip, "videos": clips, "do_sample_frames": True}), ("return_tensors='np'", {"text": "x", "return_tensors": "np"}),
                 ("padding='max_length'", {"text": "x", "padding": "max_length"}),
                 ("truncation", {"text": "x", "truncation": True}), ("text", {"images": image}), ("text", {"text": 3}), ("text", {"text": []}),
                 ("text", {"text": [["a"]]}),

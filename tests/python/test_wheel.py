@@ -46,10 +46,10 @@ class Wheel(unittest.TestCase):
     def test_what_is_in_it(self):
         self.assertRegex(self.wheel.name, r"glimpse-[\d.]+-cp3\d+-cp3\d+-manylinux_2_\d+_x86_64\.whl")
         names = zipfile.ZipFile(self.wheel).namelist()
-        for word in ("glimpse/engine.py", "glimpse/py.typed", "glimpse/_engine.pyi", "glimpse/bin/glimpse", "transformers_gp/generation.py", "glimpse_program.py",
+        for word in ("glimpse/engine.py", "glimpse/py.typed", "glimpse/_engine.pyi", "glimpse/bin/glimpse", "transformers_gp/generation.py", "glimpse_program.py", "glimpse/libglimpse_video.so",
                      "glimpse/share/glimpse/models/tiny/model/model.safetensors", "glimpse.libs/libheif", "glimpse.libs/libjpeg"):
             self.assertTrue(any(name.startswith(word) for name in names), word)
-        for word in ("libtorch", "libc10", "libgomp", "libc.so", "libstdc++"):
+        for word in ("libtorch", "libc10", "libgomp", "libc.so", "libstdc++", "libavcodec"):
             self.assertFalse(any(word in name for name in names), word)
         metadata = zipfile.ZipFile(self.wheel).read(next(name for name in names if name.endswith("/METADATA"))).decode()
         import torch

@@ -88,6 +88,7 @@ TEST_CASE("broken rows are told by file and line") {
       {with("image", nullptr), "expected one \"image\", got 0"},
       {with("image", {"a.jpg", "a.jpg"}), "expected one \"image\", got 2"},
       {with("image", 7), "\"image\" must be a file name"},
+      {with("video", "a.mp4"), "an \"image\" and a \"video\""},
       {with("image", ""), "image not found"},
       {with("image", "none.jpg"), "image not found; looked at"},
       {with("image", std::string(5000, 'x')), "image not found; looked at"},
@@ -110,7 +111,7 @@ TEST_CASE("broken rows are told by file and line") {
   const auto file = folder.rows(rows);
   const TrainRows read = folder.read({file}, 1);
   CHECK(read.rows.size() == 1);
-  CHECK(read.rows[0].boxes[0][3] == 31.5);  // what reaches over the edge stays for the mask to clip
+  CHECK(read.rows[0].boxes[0].y2 == 31.5);  // what reaches over the edge stays for the mask to clip
   REQUIRE(read.problems.size() == broken.size());
   for (size_t i = 0; i < broken.size(); ++i) {
     // Missing pictures are looked for after the whole file was read.
@@ -121,6 +122,29 @@ TEST_CASE("broken rows are told by file and line") {
         });
     CHECK_MESSAGE(problem != read.problems.end(), where, broken[i].second);
   }
+}
+
+TEST_CASE("a row about a video needs no size, nor boxes with seconds") {
+  const Folder folder;
+  folder.write("cot/gqa/clip.mp4", "x");
+  json row = good_row();
+  for (const char* key : {"image", "width", "height"}) row.erase(key);
+  row["video"] = "clip.mp4";
+  json timed = row, narrow = row, outside = row;
+  timed["bboxs"] = {{0, 0, 5, 5, 1, 2}};
+  narrow["width"] = 40;
+  outside.update({{"width", 4}, {"height", 3}, {"bboxs", {{5, 0, 6, 2}}}});
+  const TrainRows read = folder.read({folder.rows({row, timed, narrow, outside})}, 1);
+  REQUIRE(read.rows.size() == 2);
+  for (const TrainRow& each : read.rows) {
+    CHECK(each.video);
+    CHECK(each.path == folder / "cot/gqa/clip.mp4");
+    CHECK(each.width == 0);
+  }
+  CHECK((read.rows[1].boxes == std::vector<RowBox>{{0, 0, 5, 5, 1, 2}}));
+  REQUIRE(read.problems.size() == 2);
+  CHECK(read.problems[0].find("\"height\" is missing") != std::string::npos);
+  CHECK(read.problems[1].find("lies outside the picture of 4 x 3") != std::string::npos);
 }
 
 TEST_CASE("a share of broken rows is allowed") {

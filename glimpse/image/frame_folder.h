@@ -1,0 +1,20 @@
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string_view>
+
+#include "glimpse/image/video.h"
+
+namespace glimpse::detail {
+
+/// A folder of pictures as a video; see open_video.
+std::shared_ptr<const VideoSource> open_frame_folder(const std::filesystem::path& path);
+
+/// Whether a name stands before another: runs of digits by the number that they are, the rest by its bytes.
+bool name_before(std::string_view a, std::string_view b);
+
+/// Throws unless `indices` ascend and lie in the video.
+void check_indices(const VideoSource& video, std::span<const int64_t> indices);
+
+}  // namespace glimpse::detail

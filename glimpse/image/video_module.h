@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <span>
+#include <string>
+
+#include "glimpse/image/video.h"
+
+/// What reads and writes video files lies in a library of its own, libglimpse_video.so, which is loaded when
+/// the first video is opened: FFmpeg's libraries bring seventy others with them.
+namespace glimpse::detail {
+
+/// The bytes of a file, for several readers at once.
+class FileBytes {
+ public:
+  virtual ~FileBytes() = default;
+  virtual int64_t size() const = 0;
+  /// Reads up to to.size() bytes from `offset`; how many there were, 0 at the end, -1 when reading failed.
+  virtual int64_t read(int64_t offset, std::span<uint8_t> to) const noexcept = 0;
+};
+
+/// A video that is written: where to, and for messages.
+struct VideoOutput {
+  std::ostream& stream;  ///< of a file, as its beginning is written last
+  const std::string& name;
+  const char* container;  ///< FFmpeg's name of it
+  double fps;
+};
+
+class VideoModule {
+ public:
+  virtual ~VideoModule() = default;
+  /// `container`: FFmpeg's name for what the bytes look like; nothing else is tried.
+  virtual std::shared_ptr<const VideoSource> open(std::shared_ptr<const FileBytes> bytes,
+                                                  const char* container, const std::string& name) const = 0;
+  /// Encodes what `next` gives until it gives nothing.
+  virtual void write(const VideoOutput& output, const std::function<std::optional<Image>()>& next) const = 0;
+};
+
+/// The module, loaded at the first call. Error when it cannot be: a build without video, a library that is
+/// not installed.
+const VideoModule& video_module();
+
+/// A video file of bytes that come from wherever FileBytes has them; see open_video.
+std::shared_ptr<const VideoSource> open_video(std::shared_ptr<const FileBytes> bytes,
+                                              const std::string& name);
+
+/// Threads that a decoder or encoder may use: as many as this thread's other work.
+int video_threads();
+
+}  // namespace glimpse::detail
+
+/// What the module exports. Its name changes with VideoModule.
+extern "C" const glimpse::detail::VideoModule* glimpse_video_1();
