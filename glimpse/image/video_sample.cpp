@@ -78,7 +78,8 @@ Size frame_size(const VideoInfo& info, const VideoOptions& options, int factor, 
   const double all = options.total_pixels ? static_cast<double>(*options.total_pixels) : all_tokens * token;
   double most = std::max(std::min(most_tokens * token, all / frames * pair), std::floor(least * 1.05));
   if (options.max_pixels) most = std::min(most, static_cast<double>(*options.max_pixels));
-  check(least <= most, "max_pixels ", most, " is less than min_pixels ", least, " of a video's frames");
+  check(least <= most, "max_pixels ", most, " is less than min_pixels ", least,
+        " of a video's frames; give min_pixels, too");
   const Size size = detail::smart_resize_between(info.height, info.width, factor, least, most, false);
   check(size.height > 0 && size.width > 0, "frames of ", info.width, " x ", info.height,
         " pixels are too thin to be shown in at most ", most, " pixels each");

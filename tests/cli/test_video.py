@@ -1,4 +1,4 @@
-"""Videos in glimpse ask, infer and chat: small clips, and folders of pictures. The built-in model was never trained on any."""
+"""Videos in glimpse ask, infer and chat: small clips, and folders of pictures. The built-in model was never trained on any; models/tiny-video was."""
 import json
 import shutil
 import struct
@@ -240,6 +240,22 @@ class Infer(VideoTest):
         self.fails(self.infer(rows, *SMALL, "--keep-going"), "rows.jsonl:2: ", "is no video file", "rows.jsonl:3: ", "is a picture, not a video", "2 of 3 rows")
         self.assertEqual([line["id"] for line in self.lines()], [1])
         self.fails(self.infer([{"question": "Hello"}], "--fps", "1", out="b.jsonl"), "--fps: there is no video")
+
+
+class TaughtFromClips(CliTest):
+    def test_its_clips(self):
+        folder = ROOT / "models/tiny-video"
+        taught = ["--adapter", folder / "adapter", "--new-modules", folder / "new_modules", "--min-pixels", "1", "--max-pixels", "50176"]
+        rows = [json.loads(line) for line in (folder / "test/rows.jsonl").read_text().splitlines()]
+        self.ok("infer", folder / "test/rows.jsonl", "--image-root", folder / "test", "--out", self.dir / "out.jsonl", *taught)
+        answers = [json.loads(line) for line in (self.dir / "out.jsonl").read_text().splitlines()]
+        self.assertEqual([answer["answer"] for answer in answers], [row["answer"] for row in rows])
+        for row, answer in zip(rows, answers):
+            *_, start, end = row["bboxs"][0]
+            kept = [len(grid) for grid in answer["keep"]]
+            there = [start <= seconds <= end for seconds in answer["seconds"]]
+            self.assertEqual([tokens > 0 for tokens in kept], there)  # the other seconds are dropped as a whole
+            self.assertLess(sum(kept), 16)
 
 
 class Chat(VideoTest):

@@ -1,12 +1,13 @@
 """Write a fixed set of questions about short clips: OUT/rows.jsonl and OUT/clips/<dataset>/<clip>/<frame>.png, eight frames at two a second.
 
-Three types of question (`dataset`), each about a third of the clips and four to a clip at most:
+Three types of question (`dataset`), four to a clip at most; the first two are about two thirds of the clips:
   read   What letter is on the red circle?   The objects come and go; each is there for a second of the four.
   last   Which number appears last?          The same clips: the numbers in turn.
   stop   Where does the red circle stop?     Objects on their way from one side of the picture to another: left, right, top or bottom.
 Boxes have the times that they are for ([x1, y1, x2, y2, from, to] in pixels and seconds). A third of the rows ask for the short form.
+OUT/whole.jsonl has the rows in another order, three in ten of those that read, with boxes around whole frames: `glimpse tune` prunes nothing then.
 
-usage: python make_clips.py OUT [--clips 30] [--seed S] [--split train|test]
+usage: python make_clips.py OUT [--clips 60] [--seed S] [--split train|test]
 """
 from __future__ import annotations
 
@@ -101,7 +102,11 @@ def main() -> None:
             question, answer = q.form(short := len(rows) % 3 == 2)
             rows.append({"id": len(rows), "question": question, "answer": answer, "dataset": q.kind, "video": name, "bboxs": q.boxes,
                          "width": SIDE, "height": SIDE, "short": short})
-    (args.out / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    pick = random.Random(1)
+    whole = [{**r, "bboxs": [[0, 0, SIDE, SIDE]]} for r in rows if r["dataset"] != "read" or pick.random() < .3]
+    pick.shuffle(whole)
+    for name, written in (("rows", rows), ("whole", whole)):
+        (args.out / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in written))
     print(len(rows), "rows")
 
 
