@@ -3,16 +3,20 @@ import base64
 import io
 import json
 import socket
+import sys
 import threading
 import time
 import unittest
+from pathlib import Path
 
 import av
 import numpy as np
 from PIL import Image
-from program import ANSWER, ROOT, CliTest, read_png
-from serving import PICTURE, Served, Server, asked
-from test_llava import GOLDEN as LLAVA, tokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
+from program import ANSWER, ROOT, CliTest, read_png  # noqa: E402
+from serving import PICTURE, Served, Server, asked  # noqa: E402
+from test_llava import GOLDEN as LLAVA, tokenizer  # noqa: E402
 
 CLIPS = ROOT / "tests/data/videos"
 CLIP = CLIPS / "h264.mp4"  # 60 frames of 64 x 48, 24 a second
