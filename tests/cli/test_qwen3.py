@@ -42,6 +42,27 @@ class Qwen3(CliTest):
             self.assertGreater(len(got["token_ids"]), 3)  # an end token ends it
             self.assertEqual(got["token_ids"], golden["generated_ids"][: len(got["token_ids"])])
 
+    def test_video(self):
+        """Slices behind their times as text; more of them, or later ones, are more or other text."""
+        folder = self.dir / "frames"
+        folder.mkdir()
+        for i in range(6):
+            (folder / f"{i}.png").symlink_to((PHOTO, OTHER)[i == 4])
+        self.fails(["ask", "-m", self.qwen3(), "--video", folder, "What?"], "4.png")  # of another size
+        (folder / "4.png").unlink()
+        (folder / "4.png").symlink_to(PHOTO)
+        flags = ["--video", folder, "--min-pixels", "1", "--max-pixels", "16384"]
+        got = self.ask_qwen3(*FP32, "-n", "4", *flags, images=())
+        rows, cols = got["images"][0]["rows"], got["images"][0]["cols"]
+        self.assertEqual([grid["seconds"] for grid in got["images"]], [0.25, 1.25, 2.25])
+        self.assertEqual(got["visual_tokens"], 3 * rows * cols)
+        self.assertLess(got["kept_tokens"], got["visual_tokens"])
+        fewer = self.ask_qwen3(*FP32, "-n", "4", *flags, "--frames", "4", images=())
+        text = [each["prompt_tokens"] - each["visual_tokens"] for each in (got, fewer)]
+        self.assertGreater(text[0], text[1] + 8)  # "<2.2 seconds>" and the marks around the slice
+        slow = self.ask_qwen3(*FP32, "-n", "4", *flags, "--fps", "0.05", images=())
+        self.assertGreater(slow["prompt_tokens"], got["prompt_tokens"])  # "<10.0 seconds>"
+
     def test_methods(self):
         for method in METHODS:
             with self.subTest(method):
