@@ -51,13 +51,7 @@ nlohmann::json result(const Row& row, const Answer& answer) {
                         {"keep", answer.keep},
                         {"times_ms", answer.times.to_json()}};
   if (answer.shortcut) out["shortcut"] = *answer.shortcut;
-  // Whose each list of kept tokens is, and when that is seen.
-  for (const Segment& grid : answer.segments) {
-    if (shares_media(answer.segments) || !row.videos.empty()) out["medium"].push_back(grid.medium);
-    const bool video = grid.medium >= std::ssize(row.images);
-    if (!row.videos.empty())
-      out["seconds"].push_back(video ? nlohmann::json(grid.seconds) : nlohmann::json());
-  }
+  note_media(out, answer.segments, [&](int64_t medium) { return medium >= std::ssize(row.images); });
   return out;
 }
 

@@ -84,18 +84,6 @@ int64_t fixed_tokens_of(const Vlm& model) {
   }
 }
 
-bool takes_videos(const Vlm& model) {
-  constexpr int side = 64;
-  const Image blank{side, side, std::vector<uint8_t>(size_t{3} * side * side)};
-  const Video video{video_of({blank, blank}, 1, "blank"), {}};
-  try {
-    model.prompt({{"user", {{Part::Kind::video, {}}}}}, {video}, {});
-    return true;
-  } catch (const Error&) {
-    return false;
-  }
-}
-
 /// A minute of video as it is shown without further settings.
 nlohmann::json minute_of_video(const MemoryNeed& need) {
   const VideoInfo info{60 * 24, 24, 1280, 720};
@@ -203,7 +191,7 @@ int run(InspectFlags& flags, Interrupt& interrupt) {
   if (need) need->vision = vision_shape(source->config(), source->path());
   if (need)
     out["memory"] = memory_of(*need, engine->model().max_positions(), fixed_tokens_of(engine->model()));
-  if (need && takes_videos(engine->model())) out["memory"]["minute_of_video"] = minute_of_video(*need);
+  if (need && engine->model().takes_videos()) out["memory"]["minute_of_video"] = minute_of_video(*need);
   const nlohmann::json config = source->config();
   const Quantization packing = Quantization::of(config, source->where("config.json"));
   if (packing.method != Quantization::Method::none) out["quantization"] = packing.text();

@@ -18,9 +18,9 @@ struct Row {
   nlohmann::json id;                  ///< as written, else the line's index
   std::string set = "all", question;  ///< its dataset, if it names one
   std::vector<std::filesystem::path> images, videos;
-  std::vector<RowBox> boxes;  ///< of the first image, else of the first video
-  size_t line = 0;            ///< 1-based, for messages
-  std::string problem;        ///< why it cannot be asked, or ""
+  std::vector<Box> boxes;  ///< of the first image, else of the first video
+  size_t line = 0;         ///< 1-based, for messages
+  std::string problem;     ///< why it cannot be asked, or ""
 
   /// Of what is asked.
   std::string fingerprint() const;

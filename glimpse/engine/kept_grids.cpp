@@ -1,5 +1,7 @@
 #include "glimpse/engine/kept_grids.h"
 
+#include <algorithm>
+
 namespace glimpse {
 
 std::vector<std::vector<int64_t>> by_segment(std::span<const Segment> segments,
@@ -25,6 +27,17 @@ std::vector<KeptGrid> kept_grids(std::span<const Segment> segments,
 
 bool shares_media(std::span<const Segment> segments) {
   return std::ssize(segments) > media_count(segments);
+}
+
+void note_media(nlohmann::json& line, std::span<const Segment> segments,
+                const std::function<bool(int64_t medium)>& is_video) {
+  const auto of_video = [&](const Segment& grid) { return is_video(grid.medium); };
+  const bool videos = std::ranges::any_of(segments, of_video);
+  if (!videos && !shares_media(segments)) return;
+  for (const Segment& grid : segments) {
+    line["medium"].push_back(grid.medium);
+    if (videos) line["seconds"].push_back(of_video(grid) ? nlohmann::json(grid.seconds) : nlohmann::json());
+  }
 }
 
 }  // namespace glimpse

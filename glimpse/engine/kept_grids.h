@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+#include <nlohmann/json.hpp>
 #include <span>
 #include <vector>
 
@@ -19,5 +21,10 @@ std::vector<KeptGrid> kept_grids(std::span<const Segment> segments,
 
 /// Whether a medium has several grids, so that a list of them has to say whose each is.
 bool shares_media(std::span<const Segment> segments);
+
+/// Adds to a line of answers whose each list of kept tokens is ("medium"), where some have several or there
+/// are videos, and when those of videos are seen ("seconds").
+void note_media(nlohmann::json& line, std::span<const Segment> segments,
+                const std::function<bool(int64_t medium)>& is_video);
 
 }  // namespace glimpse

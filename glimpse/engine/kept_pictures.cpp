@@ -43,10 +43,10 @@ Image sheet(const Video& video, std::span<const KeptGrid> grids, KeptStyle style
   const VideoInfo& info = video.source->info();
   const double all = static_cast<double>(info.width) * info.height * static_cast<double>(grids.size());
   const double scale = std::min(1.0, std::sqrt(most_pixels / all));
-  const auto scaled = [&](int side) { return std::max(1, static_cast<int>(std::lround(side * scale))); };
   std::vector<Image> tiles;
   video.source->read(indices, [&](size_t i, const Image& frame) {
-    const Image tile = scale < 1 ? resize(frame, scaled(info.width), scaled(info.height)) : frame;
+    const Size size = scaled(frame, scale);
+    const Image tile = scale < 1 ? resize(frame, size.width, size.height) : frame;
     tiles.push_back(drawn(tile, grids.subspan(i, 1), style));
   });
   return contact_sheet(tiles, static_cast<int>(std::ceil(std::sqrt(static_cast<double>(tiles.size())))));

@@ -23,10 +23,9 @@ Size size_of(const Medium& medium) {
   return {info.height, info.width};
 }
 
-std::vector<Box> normalised(const std::vector<RowBox>& boxes, Size size) {
+std::vector<Box> normalised(const std::vector<Box>& boxes, Size size) {
   std::vector<Box> out;
-  for (const auto& [x1, y1, x2, y2, from, to] : boxes)
-    out.push_back(normalise_box({x1, y1, x2, y2, from, to}, size.width, size.height));
+  for (const Box& box : boxes) out.push_back(normalise_box(box, size.width, size.height));
   return out;
 }
 
@@ -53,7 +52,7 @@ Medium load_medium(const std::filesystem::path& path, bool is_video, const Image
 }
 
 RowMedia load_row_media(const std::vector<std::filesystem::path>& images,
-                        const std::vector<std::filesystem::path>& videos, const std::vector<RowBox>& boxes,
+                        const std::vector<std::filesystem::path>& videos, const std::vector<Box>& boxes,
                         const ImageBounds& bounds, const VideoOptions& video) {
   RowMedia out;
   for (const auto& path : images) out.media.push_back(load_medium(path, false, bounds, video));

@@ -18,7 +18,7 @@ struct RowMedia {
 /// Decodes the pictures and opens the videos. `bounds` that are given hold for the frames of a video whose
 /// options give none. Errors name the file.
 RowMedia load_row_media(const std::vector<std::filesystem::path>& images,
-                        const std::vector<std::filesystem::path>& videos, const std::vector<RowBox>& boxes,
+                        const std::vector<std::filesystem::path>& videos, const std::vector<Box>& boxes,
                         const ImageBounds& bounds, const VideoOptions& video);
 /// One of them.
 Medium load_medium(const std::filesystem::path& path, bool is_video, const ImageBounds& bounds,
@@ -27,6 +27,6 @@ Medium load_medium(const std::filesystem::path& path, bool is_video, const Image
 /// Of a picture, or of a video's frames.
 Size size_of(const Medium& medium);
 /// A row's boxes in parts of the sides of what is that large.
-std::vector<Box> normalised(const std::vector<RowBox>& boxes, Size size);
+std::vector<Box> normalised(const std::vector<Box>& boxes, Size size);
 
 }  // namespace glimpse

@@ -54,13 +54,7 @@ json line_of(const TaskRow& row, const Request& request, const Answer& answer, c
                       {"area", {span.area.x1, span.area.y1, span.area.x2, span.area.y2}}});
   }
   line["images"] = images;
-  // Whose each grid is, where not each is of another one, and when a video's is seen.
-  const bool videos = std::ranges::any_of(request.media, is_video);
-  for (const Segment& span : answer.segments) {
-    if (videos || shares_media(answer.segments)) line["medium"].push_back(span.medium);
-    const bool timed = videos && is_video(request.media[span.medium]);
-    if (videos) line["seconds"].push_back(timed ? json(span.seconds) : json());
-  }
+  note_media(line, answer.segments, [&](int64_t medium) { return is_video(request.media[medium]); });
   return line;
 }
 

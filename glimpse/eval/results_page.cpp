@@ -176,9 +176,8 @@ std::string all_curves(const std::vector<const json*>& cells, const std::string&
 
 std::string shot(const Image& image, int side) {
   const double scale = std::min(1.0, static_cast<double>(side) / std::max(image.width, image.height));
-  const auto scaled = [&](int n) { return std::max(1, static_cast<int>(std::lround(n * scale))); };
-  const std::vector<uint8_t> bytes =
-      encode_jpeg(resize(image, scaled(image.width), scaled(image.height)), 72);
+  const Size size = scaled(image, scale);
+  const std::vector<uint8_t> bytes = encode_jpeg(resize(image, size.width, size.height), 72);
   return "data:image/jpeg;base64," + base64({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
 }
 

@@ -15,10 +15,10 @@ struct TaskRow {
   std::string set, question;
   std::vector<std::string> answers;  ///< what counts as right; a single one unless several people answered
   std::vector<std::filesystem::path> images, videos;
-  std::vector<RowBox> boxes;  ///< where the answer is seen: in the first image, else in the first video
-  std::string place;          ///< file and row, for messages
-  std::string problem;        ///< why it cannot be asked, or ""
-  std::string fingerprint;    ///< of what is asked (io/run_identity.h)
+  std::vector<Box> boxes;   ///< where the answer is seen: in the first image, else in the first video
+  std::string place;        ///< file and row, for messages
+  std::string problem;      ///< why it cannot be asked, or ""
+  std::string fingerprint;  ///< of what is asked (io/run_identity.h)
 
   /// Names the row among all of its task.
   std::string key() const;

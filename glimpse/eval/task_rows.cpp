@@ -60,8 +60,8 @@ std::vector<std::string> texts_of(const json& value, const std::string& name) {
 }
 
 // One box or a list of them, as corners.
-std::vector<RowBox> boxes_of(const json& value, const Task& task) {
-  std::vector<RowBox> boxes;
+std::vector<Box> boxes_of(const json& value, const Task& task) {
+  std::vector<Box> boxes;
   if (value.is_null()) return boxes;
   const bool sizes = task.box_format == "xywh";
   const char* const form = sizes ? "[x, y, width, height]" : "[x1, y1, x2, y2]";
@@ -69,7 +69,7 @@ std::vector<RowBox> boxes_of(const json& value, const Task& task) {
   const bool one = !value.empty() && value[0].is_number();
   for (const json& each : one ? json::array({value}) : value) {
     check(is_box(each), "\"", task.boxes, "\" must be ", form, " or a list of such boxes");
-    RowBox& box = boxes.emplace_back(parse_box(each));
+    Box& box = boxes.emplace_back(parse_box(each));
     box.x2 += sizes ? box.x1 : 0;
     box.y2 += sizes ? box.y1 : 0;
   }

@@ -1,22 +1,12 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <span>
 #include <vector>
 
-namespace glimpse {
+#include "glimpse/base/box.h"
 
-/// Corners of a rectangle, x to the right, y downwards; in pixels or, normalised, in parts of the image's
-/// sides. In a video it is there from one time to another, both included.
-struct Box {
-  double x1 = 0;
-  double y1 = 0;
-  double x2 = 0;
-  double y2 = 0;
-  double from = -std::numeric_limits<double>::infinity(),
-         to = std::numeric_limits<double>::infinity();  ///< s
-};
+namespace glimpse {
 
 /// All of an image, in parts of its sides.
 inline constexpr Box whole_image{0, 0, 1, 1};

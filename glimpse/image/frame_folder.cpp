@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <utility>
 
+#include "glimpse/base/ascii.h"
 #include "glimpse/base/check.h"
 #include "glimpse/image/decode.h"
 
@@ -32,8 +32,7 @@ bool is_picture(const fs::path& path) {
   static constexpr std::array<std::string_view, 16> known{".jpg", ".jpeg", ".png",  ".webp", ".gif",  ".bmp",
                                                           ".tif", ".tiff", ".avif", ".heic", ".heif", ".ico",
                                                           ".ppm", ".pgm",  ".pbm",  ".tga"};
-  std::string ending = path.extension().string();
-  for (char& c : ending) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  const std::string ending = lowered(path.extension().string());
   return !path.filename().string().starts_with('.') &&
          std::find(known.begin(), known.end(), ending) != known.end();
 }
@@ -50,12 +49,13 @@ std::vector<fs::path> pictures_in(const fs::path& folder) {
   return files;
 }
 
-class FrameFolder : public VideoSource {
+class PictureFrames : public VideoSource {
  public:
-  explicit FrameFolder(const fs::path& folder) : name_(folder.string()), files_(pictures_in(folder)) {
-    check(!files_.empty(), name_, ": there are no pictures in the folder (.jpg, .png, .webp, ...)");
-    const Image first = load_image(files_.front());
-    info_ = {static_cast<int64_t>(files_.size()), 0, first.width, first.height, true};
+  PictureFrames(std::string name, int64_t count, std::function<std::string(int64_t)> frame_name,
+                std::function<Image(int64_t)> load)
+      : name_(std::move(name)), frame_name_(std::move(frame_name)), load_(std::move(load)) {
+    const Image first = load_(0);
+    info_ = {count, 0, first.width, first.height, true};
   }
   const std::string& name() const override { return name_; }
   const VideoInfo& info() const override { return info_; }
@@ -64,18 +64,18 @@ class FrameFolder : public VideoSource {
     detail::check_indices(*this, indices);
     Image image;
     for (size_t i = 0; i < indices.size(); ++i) {
-      const fs::path& file = files_[indices[i]];
-      if (i == 0 || indices[i] != indices[i - 1]) image = load_image(file);
-      check(image.width == info_.width && image.height == info_.height, file.string(), ": is ", image.width,
-            " x ", image.height, " pixels, and ", files_.front().filename().string(), ", the first frame, ",
-            info_.width, " x ", info_.height, "; the frames of a video are of one size");
+      if (i == 0 || indices[i] != indices[i - 1]) image = load_(indices[i]);
+      check(image.width == info_.width && image.height == info_.height, frame_name_(indices[i]), ": is ",
+            image.width, " x ", image.height, " pixels, and the first frame ", info_.width, " x ",
+            info_.height, "; the frames of a video are of one size");
       take(i, image);
     }
   }
 
  private:
   std::string name_;
-  std::vector<fs::path> files_;
+  std::function<std::string(int64_t)> frame_name_;
+  std::function<Image(int64_t)> load_;
   VideoInfo info_;
 };
 
@@ -134,8 +134,19 @@ void detail::check_indices(const VideoSource& video, std::span<const int64_t> in
         indices.front() < 0 ? indices.front() : indices.back(), " of ", frames, " was asked for");
 }
 
+std::shared_ptr<const VideoSource> detail::video_of_pictures(const std::string& name, int64_t count,
+                                                             std::function<std::string(int64_t)> frame_name,
+                                                             std::function<Image(int64_t)> load) {
+  return std::make_shared<PictureFrames>(name, count, std::move(frame_name), std::move(load));
+}
+
 std::shared_ptr<const VideoSource> detail::open_frame_folder(const fs::path& path) {
-  return std::make_shared<FrameFolder>(path);
+  const std::string name = path.string();
+  const std::vector<fs::path> files = pictures_in(path);
+  check(!files.empty(), name, ": there are no pictures in the folder (.jpg, .png, .webp, ...)");
+  return video_of_pictures(
+      name, std::ssize(files), [files](int64_t i) { return files[i].string(); },
+      [files](int64_t i) { return load_image(files[i]); });
 }
 
 std::shared_ptr<const VideoSource> video_of(std::vector<Image> frames, double fps, const std::string& name) {

@@ -2,7 +2,6 @@
 
 #include <variant>
 
-#include "glimpse/base/check.h"
 #include "glimpse/image/image.h"
 #include "glimpse/image/video.h"
 

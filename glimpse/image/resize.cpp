@@ -137,6 +137,11 @@ Image resize(const Image& image, int width, int height, Filter filter) {
   return resize_height(resize_width(image, width, filter), height, filter);
 }
 
+Size scaled(const Image& image, double scale) {
+  const auto side = [&](int of) { return std::max(1, static_cast<int>(std::lround(of * scale))); };
+  return {side(image.height), side(image.width)};
+}
+
 Size detail::smart_resize_between(int height, int width, int factor, double min_pixels, double max_pixels,
                                   bool thin_grows) {
   check(height > 0 && width > 0, "an image of ", width, " x ", height, " pixels has no content");

@@ -16,6 +16,9 @@ struct Size {
   bool operator==(const Size&) const = default;
 };
 
+/// The picture's sides times `scale`, rounded; at least 1.
+Size scaled(const Image& image, double scale);
+
 /// The size nearest to `height` x `width` whose sides are multiples of `factor` and whose area lies between
 /// `min_pixels` and `max_pixels`, as the Qwen2-VL data loader (qwen_vl_utils) computes it. A very long
 /// picture under a small `max_pixels` can come out with a side of 0. Throws Error for a side below 1 and for

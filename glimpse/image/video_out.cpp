@@ -1,8 +1,8 @@
 #include "glimpse/image/video_out.h"
 
 #include <algorithm>
-#include <cctype>
 
+#include "glimpse/base/ascii.h"
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/base/check.h"
 #include "glimpse/image/video_module.h"
@@ -12,8 +12,7 @@ namespace {
 
 /// FFmpeg's name of what a file of that ending is, or nullptr.
 const char* container_of(const std::filesystem::path& path) {
-  std::string ending = path.extension().string();
-  for (char& c : ending) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  const std::string ending = lowered(path.extension().string());
   return ending == ".mp4" || ending == ".m4v" ? "mp4"
          : ending == ".mov"                   ? "mov"
          : ending == ".mkv"                   ? "matroska"

@@ -11,7 +11,7 @@ using nlohmann::json;
 
 namespace {
 
-bool has_times(const RowBox& box) {
+bool has_times(const Box& box) {
   return std::isfinite(box.from) || std::isfinite(box.to);
 }
 
@@ -21,7 +21,7 @@ bool are_numbers(const json& value) {
 
 }  // namespace
 
-void to_json(json& out, const RowBox& box) {
+void to_json(json& out, const Box& box) {
   out = json::array({box.x1, box.y1, box.x2, box.y2});
   if (has_times(box)) out.insert(out.end(), {box.from, box.to});
 }
@@ -30,12 +30,12 @@ bool is_box(const json& value) {
   return are_numbers(value) && (value.size() == 4 || value.size() == 6);
 }
 
-RowBox parse_box(const json& value) {
+Box parse_box(const json& value) {
   check(are_numbers(value),
         "a box must be a list of numbers: [x1, y1, x2, y2], in a video also [.., from, to]");
   check(is_box(value), "a box has ", value.size(), " numbers, expected 4, or 6 with the seconds of a video");
   const auto number = [&](size_t i) { return value[i].get<double>(); };
-  RowBox box{number(0), number(1), number(2), number(3)};
+  Box box{number(0), number(1), number(2), number(3)};
   if (value.size() == 4) return box;
   box.from = number(4);
   box.to = number(5);
@@ -44,8 +44,8 @@ RowBox parse_box(const json& value) {
   return box;
 }
 
-void check_box_times(const std::vector<RowBox>& boxes, bool of_video) {
-  for (const RowBox& box : boxes)
+void check_box_times(const std::vector<Box>& boxes, bool of_video) {
+  for (const Box& box : boxes)
     check(of_video || !has_times(box), "box ", json(box).dump(),
           " has seconds, but the first of what the row shows is no video");
 }

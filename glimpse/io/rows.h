@@ -19,7 +19,7 @@ struct QuestionRow {
   std::string dataset;              ///< "" if the row names none
   std::vector<std::string> images;  ///< names as given: "image" or "images", one or a list of them
   std::vector<std::string> videos;  ///< the same: "video" or "videos"
-  std::vector<RowBox> boxes;        ///< "bboxs": of the first image, else of the first video
+  std::vector<Box> boxes;           ///< "bboxs": of the first image, else of the first video
 };
 
 /// Calls `visit(text, line)` for each line (counted from 1) that is not blank until it returns false. A byte

@@ -109,7 +109,7 @@ std::string weights_fingerprint(const fs::path& dir_or_file) {
   return content_hash(all);
 }
 
-std::string question_fingerprint(const std::string& question, const std::vector<RowBox>& boxes,
+std::string question_fingerprint(const std::string& question, const std::vector<Box>& boxes,
                                  const std::vector<fs::path>& images, const std::vector<fs::path>& videos) {
   std::string all = json_text(json{question, boxes});
   const auto add = [&](const fs::path& medium) {

@@ -30,7 +30,7 @@ std::string weights_fingerprint(const std::filesystem::path& dir_or_file);
 
 /// Of what a row asks. A picture that cannot be read is one of its own. Of a video that is a folder its
 /// files, by their names' order.
-std::string question_fingerprint(const std::string& question, const std::vector<RowBox>& boxes,
+std::string question_fingerprint(const std::string& question, const std::vector<Box>& boxes,
                                  const std::vector<std::filesystem::path>& images,
                                  const std::vector<std::filesystem::path>& videos = {});
 

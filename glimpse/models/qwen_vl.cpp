@@ -119,6 +119,11 @@ const Tokenizer& QwenVl::tokenizer() const {
   return *tokenizer_;
 }
 
+bool QwenVl::takes_videos() const {
+  return image_options_ && tokenizer_ && mrope_.video_token < decoder_.config().vocab_size &&
+         tokenizer_->token_id("<|video_pad|>") == mrope_.video_token;
+}
+
 Prompt QwenVl::prompt(const std::vector<Message>& messages, const std::vector<Medium>& media,
                       const ImageBounds& bounds) const {
   check(media.empty() || image_options_, dir_.string(), no_preprocessor);

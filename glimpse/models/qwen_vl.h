@@ -33,6 +33,7 @@ class QwenVl : public Vlm {
   const Tokenizer& tokenizer() const override;
   bool has_class_token() const override { return false; }
   int64_t max_positions() const override { return rope_.context(); }
+  bool takes_videos() const override;
 
  protected:
   /// What a family does not say in its config.json.

@@ -90,6 +90,8 @@ class Vlm {
   virtual int64_t shallow_block() const = 0;
   virtual bool has_class_token() const = 0;
   virtual int64_t max_positions() const = 0;
+  /// Whether messages may show videos: the family knows them, and this checkpoint has what they need.
+  virtual bool takes_videos() const { return false; }
 
  private:
   std::atomic<uint64_t> weights_version_ = 0;

@@ -26,8 +26,7 @@ Box in_picture(const Box& box, const std::string& unit, const SeenImage& seen) {
 double iou_of(const RightAnswer& right, const std::string& answer, const SeenImage& seen) {
   const std::vector<Box> boxes = boxes_in(answer);
   if (boxes.empty() || right.boxes.empty()) return 0;
-  const RowBox& box = right.boxes[0];
-  return box_iou(in_picture(boxes[0], right.box_unit, seen), {box.x1, box.y1, box.x2, box.y2});
+  return box_iou(in_picture(boxes[0], right.box_unit, seen), right.boxes[0]);
 }
 
 }  // namespace

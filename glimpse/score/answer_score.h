@@ -29,7 +29,7 @@ struct SeenImage {
 /// What is right.
 struct RightAnswer {
   std::vector<std::string> texts;  ///< of several people, or one
-  std::vector<RowBox> boxes;
+  std::vector<Box> boxes;
   std::string box_unit = "model";  ///< of boxes in answers, as Task::box_unit
 };
 

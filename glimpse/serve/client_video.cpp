@@ -6,6 +6,7 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/image/decode.h"
+#include "glimpse/image/frame_folder.h"
 #include "glimpse/image/resize.h"
 #include "glimpse/image/video_module.h"
 #include "glimpse/image/video_out.h"
@@ -62,47 +63,25 @@ class TimedBytes final : public detail::FileBytes {
   const std::shared_ptr<const Clock> clock_;
 };
 
-// One frame is decoded at a time.
-class FrameFiles final : public VideoSource {
- public:
-  FrameFiles(std::vector<std::string> files, int64_t max_pixels) : files_(std::move(files)) {
-    options_.max_pixels = max_pixels;
-    const Image first = decode(0);
-    info_ = {std::ssize(files_), 0, first.width, first.height, true};
-  }
-  const std::string& name() const override { return name_; }
-  const VideoInfo& info() const override { return info_; }
-  void read(std::span<const int64_t> indices,
-            const std::function<void(size_t, const Image&)>& take) const override {
-    Image image;
-    for (size_t i = 0; i < indices.size(); ++i) {
-      if (i == 0 || indices[i] != indices[i - 1]) image = decode(indices[i]);
-      check(image.width == info_.width && image.height == info_.height, "video: frame ", indices[i], " is ",
-            image.width, " x ", image.height, " pixels, the first ", info_.width, " x ", info_.height,
-            "; the frames of a video are of one size");
-      take(i, image);
-    }
-  }
-
- private:
-  Image decode(int64_t index) const {
-    const std::string& file = files_.at(static_cast<size_t>(index));
-    return decode_image({reinterpret_cast<const uint8_t*>(file.data()), file.size()},
-                        concat("video: frame ", index), options_);
-  }
-
-  const std::vector<std::string> files_;
-  const std::string name_ = kName;
-  DecodeOptions options_;
-  VideoInfo info_;
-};
+std::shared_ptr<const VideoSource> video_of_files(std::vector<std::string> files, int64_t max_pixels) {
+  const auto frame_name = [](int64_t i) { return concat(kName, ": frame ", i); };
+  const int64_t count = std::ssize(files);
+  return detail::video_of_pictures(
+      kName, count, frame_name, [files = std::move(files), frame_name, max_pixels](int64_t i) {
+        DecodeOptions options;
+        options.max_pixels = max_pixels;
+        const std::string& file = files[static_cast<size_t>(i)];
+        return decode_image({reinterpret_cast<const uint8_t*>(file.data()), file.size()}, frame_name(i),
+                            options);
+      });
+}
 
 // At most 256 pixels wide and high.
 Image small_of(const Image& frame) {
   constexpr double side = 256;
   const double scale = std::min(1.0, side / std::max(frame.width, frame.height));
-  const auto scaled = [&](int size) { return std::max(1, static_cast<int>(std::lround(size * scale))); };
-  return scale < 1 ? resize(frame, scaled(frame.width), scaled(frame.height), Filter::bilinear) : frame;
+  const Size size = scaled(frame, scale);
+  return scale < 1 ? resize(frame, size.width, size.height, Filter::bilinear) : frame;
 }
 
 }  // namespace
@@ -116,7 +95,7 @@ ClientVideo::ClientVideo(std::string file, VideoLimits limits)
 
 ClientVideo::ClientVideo(std::vector<std::string> pictures, VideoLimits limits)
     : clock_(std::make_shared<Clock>(std::move(limits))),
-      source_(std::make_shared<FrameFiles>(std::move(pictures), clock_->limits.max_pixels)) {}
+      source_(video_of_files(std::move(pictures), clock_->limits.max_pixels)) {}
 
 ClientVideo::~ClientVideo() = default;
 

@@ -41,18 +41,6 @@ std::string type_of(int status) {
   return status >= 500 ? status == 503 ? "unavailable_error" : "server_error" : "invalid_request_error";
 }
 
-// Whether the model's family takes videos: it is asked.
-bool knows_videos(const Vlm& model) {
-  const Image frame{28, 28, std::vector<uint8_t>(size_t{28} * 28 * 3)};
-  const Medium video = Video{video_of({frame, frame}, 1, "video"), {}};
-  try {
-    model.prompt({{"user", {part_of(video)}}}, {video}, {});
-    return true;
-  } catch (const Error&) {
-    return false;
-  }
-}
-
 // Whether the text is the key, in a time that does not tell how much of it is right.
 bool same_key(const std::string& a, const std::string& b) {
   std::array<unsigned char, SHA256_DIGEST_LENGTH> x{}, y{};
@@ -324,7 +312,7 @@ json Service::Impl::props() const {
 void Service::Impl::serve(std::stop_token stop) {
   engine = Engine::load(options.engine);
   served.engine = engine.get();
-  served.videos = knows_videos(engine->model());
+  served.videos = engine->model().takes_videos();
   engine->model().tokenizer();  // a model without one answers nobody
   for (const auto& [id, composition] : served.presets) {
     try {

@@ -18,7 +18,7 @@ struct TrainRow {
   std::string image;           ///< as given in the row
   bool video = false;          ///< whether that is a video
   std::filesystem::path path;  ///< where it was found
-  std::vector<RowBox> boxes;
+  std::vector<Box> boxes;
   int64_t width = 0, height = 0;    ///< what the boxes were measured on; 0: the video's own size
   std::vector<std::string> scores;  ///< score functions that its "score" names, for tuning
   std::string file;                 ///< the JSONL file ...

@@ -28,7 +28,7 @@ TEST_CASE("the program's own tasks") {
   CHECK(rows[0].set == "read");
   CHECK(rows[0].key() == "[\"read\",0]");
   CHECK(rows[0].answers == std::vector<std::string>{"The letter on the orange square is A."});
-  CHECK((rows[0].boxes == std::vector<RowBox>{{394, 57, 446, 109}}));
+  CHECK((rows[0].boxes == std::vector<Box>{{394, 57, 446, 109}}));
   CHECK(rows[0].problem.empty());
   CHECK(rows[0].images.size() == 1);
   for (const char* name : {"viscot", "viscot_short"}) {
@@ -68,7 +68,7 @@ TEST_CASE("Visual-CoT's benchmark rows") {
     CHECK(rows[1].images[0] == scratch / "images" / "cot/docvqa/val/b.png");
     check_mentions(rows[1].problem, "expected a box [x1, y1, x2, y2] after ###");  // its own, not the file's
     CHECK(rows[0].answers == std::vector<std::string>{"J. Doe"});
-    CHECK((rows[0].boxes == std::vector<RowBox>{{10, 20, 30, 40}}));
+    CHECK((rows[0].boxes == std::vector<Box>{{10, 20, 30, 40}}));
     CHECK((rows[0].images == std::vector<std::filesystem::path>{scratch / "images" / "cot/docvqa/a.png"}));
     CHECK(rows[0].set == "docvqa");
     CHECK(rows[0].id == 0);
@@ -103,8 +103,8 @@ TEST_CASE("options below the question, boxes as corner and size") {
   CHECK(rows[0].question ==
         "What brand?\nA. Prada.\nB. Gucci.\n\nAnswer with the option's letter from the given choices "
         "directly.");
-  CHECK((rows[0].boxes == std::vector<RowBox>{{10, 20, 13, 24}}));
-  CHECK((rows[1].boxes == std::vector<RowBox>{{1, 2, 4, 6}}));
+  CHECK((rows[0].boxes == std::vector<Box>{{10, 20, 13, 24}}));
+  CHECK((rows[1].boxes == std::vector<Box>{{1, 2, 4, 6}}));
   CHECK(row_score(task, rows[0], "B. Gucci.", {}) == 1);
 }
 
@@ -117,7 +117,7 @@ TEST_CASE("boxes as answers") {
       read_task_rows(task, {.root = scratch / "", .images = {}, .sets = {"refcoco_val"}, .limit = 0});
   REQUIRE(rows.size() == 2);
   CHECK(rows[0].question == "Where? Output the final answer in JSON format.");
-  CHECK((rows[0].boxes == std::vector<RowBox>{{1, 2, 3, 4}}));
+  CHECK((rows[0].boxes == std::vector<Box>{{1, 2, 3, 4}}));
   CHECK(rows[1].boxes.size() == 2);
   CHECK(rows[1].answers.empty());
 }

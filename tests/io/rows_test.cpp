@@ -72,9 +72,9 @@ TEST_CASE("videos, and boxes with the seconds that they are there") {
   using Names = std::vector<std::string>;
   CHECK(parsed({{"video", "a.mp4"}}).videos == Names{"a.mp4"});
   CHECK(parsed({{"videos", {"a", "b.mkv"}}, {"image", "c.png"}}).videos == Names{"a", "b.mkv"});
-  const std::vector<RowBox> boxes =
+  const std::vector<Box> boxes =
       parsed({{"video", "a.mp4"}, {"bboxs", {{1, 2, 3, 4}, {1, 2, 3, 4, 0.5, 2}}}}).boxes;
-  CHECK((boxes == std::vector<RowBox>{{1, 2, 3, 4}, {1, 2, 3, 4, 0.5, 2}}));
+  CHECK((boxes == std::vector<Box>{{1, 2, 3, 4}, {1, 2, 3, 4, 0.5, 2}}));
   CHECK(json(boxes) == json({{1, 2, 3, 4}, {1, 2, 3, 4, 0.5, 2}}));
 
   const auto problem = [&](const json& row) { return error_of([&] { parsed(row); }); };

@@ -91,7 +91,7 @@ TEST_CASE("a row's fingerprint is that of what it asks") {
 TEST_CASE("a video's fingerprint is that of its file, or of all files of its folder") {
   const Scratch scratch;
   const auto file = scratch.write("clip.mp4", "video");
-  const auto of = [](const std::vector<RowBox>& boxes, const std::filesystem::path& video) {
+  const auto of = [](const std::vector<Box>& boxes, const std::filesystem::path& video) {
     return question_fingerprint("q", boxes, {}, {video});
   };
   const std::string row = of({{1, 2, 3, 4}}, file);

@@ -141,7 +141,7 @@ TEST_CASE("a row about a video needs no size, nor boxes with seconds") {
     CHECK(each.path == folder / "cot/gqa/clip.mp4");
     CHECK(each.width == 0);
   }
-  CHECK((read.rows[1].boxes == std::vector<RowBox>{{0, 0, 5, 5, 1, 2}}));
+  CHECK((read.rows[1].boxes == std::vector<Box>{{0, 0, 5, 5, 1, 2}}));
   REQUIRE(read.problems.size() == 2);
   CHECK(read.problems[0].find("\"height\" is missing") != std::string::npos);
   CHECK(read.problems[1].find("lies outside the picture of 4 x 3") != std::string::npos);

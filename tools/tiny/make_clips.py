@@ -32,10 +32,10 @@ def timed(box: list[int], first: int, last: int) -> list[float]:
     return [*box, first * 2 / FPS, (last + 1) * 2 / FPS]
 
 
-def things(rng: random.Random, count: int, kind: list[str] | None = None) -> Frame:
+def things(rng: random.Random, count: int) -> Frame:
     """Objects that differ in colour and shape together and in their texts."""
     pairs = rng.sample([(c, s) for c in synth.COLOURS for s in synth.SHAPES], count)
-    texts = rng.sample(kind or synth.DIGITS + synth.LETTERS, count)
+    texts = rng.sample(synth.DIGITS + synth.LETTERS, count)
     return [synth.Obj(c, s, t, 0, 0, 3 * synth.CELL - 4) for (c, s), t in zip(pairs, texts)]
 
 
