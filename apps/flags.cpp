@@ -16,7 +16,7 @@
 #include "glimpse/eval/grid.h"
 #include "glimpse/io/model_dir.h"
 #include "glimpse/io/run_identity.h"
-#include "glimpse/models/source.h"
+#include "glimpse/models/video_settings.h"
 
 namespace glimpse::app {
 
@@ -130,11 +130,12 @@ void add_cache_dir_flags(CLI::App& app, EngineOptions& options) {
   app.add_option(
          "--cache-dir", options.cache_dir,
          "folder that keeps images that were seen before on disk, so that they outlive the program, and "
-         "beside them (not counted in their size) a copy of layers that were stored in few bits, as "
-         "they are used: the next start maps it")
+         "beside them a copy of layers that were stored in few bits, as they are used: the next start maps "
+         "it")
       ->type_name("DIR")
       ->group("Model");
-  app.add_option("--cache-disk-gb", options.cache_disk_gb, "size of --cache-dir, in GiB")
+  app.add_option("--cache-disk-gb", options.cache_disk_gb,
+                 "size of all that is in --cache-dir, in GiB: what was used least recently leaves")
       ->type_name("N")
       ->check(CLI::Range(0.001, 1e6))
       ->capture_default_str()
@@ -196,6 +197,11 @@ void CommonFlags::add(CLI::App& app) {
   add_image_flags(app, bounds);
   // Bounds on the pixels are flags already.
   frames.add(app, video.fields(), "Video", "", {"min_pixels", "max_pixels"});
+}
+
+void CommonFlags::provide(Interrupt& interrupt) {
+  fetching.provide(engine, interrupt);
+  video = video_options(video, bounds, *model_source(engine));
 }
 
 std::string CommonFlags::composition(const Engine& loaded) const {

@@ -43,6 +43,13 @@ void save_checked(const fs::path& path, const std::map<std::string, at::Tensor>&
   save_safetensors(path, tensors, {{"checksum", checksum(seed, key, tensors)}});
 }
 
+uint64_t checked_bytes(const std::map<std::string, at::Tensor>& tensors) {
+  uint64_t bytes = 1024;
+  // Each has a place at a multiple of 64 bytes, and in the header its name, type, sizes and place.
+  for (const auto& [name, tensor] : tensors) bytes += tensor.nbytes() + 64 + name.size() + 256;
+  return bytes;
+}
+
 std::optional<std::map<std::string, at::Tensor>> load_checked(const fs::path& path, uint64_t seed,
                                                               const std::string& key) {
   std::error_code error;

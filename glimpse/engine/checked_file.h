@@ -19,6 +19,9 @@ void make_private_folder(const std::filesystem::path& dir);
 void save_checked(const std::filesystem::path& path, const std::map<std::string, at::Tensor>& tensors,
                   uint64_t seed, const std::string& key);
 
+/// The most bytes that such a file takes.
+uint64_t checked_bytes(const std::map<std::string, at::Tensor>& tensors);
+
 /// The tensors of such a file; every byte is looked at. Nothing if there is none. Error: it is damaged, or of
 /// another key or seed.
 std::optional<std::map<std::string, at::Tensor>> load_checked(const std::filesystem::path& path,

@@ -227,24 +227,27 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   if (!sets.empty()) load.config_overrides = read_json(sets[0].second / "config.json");
 
   check_fits(*source, load, kv);
+  const auto folder = open_cache_folder(options.cache_dir, options.cache_disk_gb);
   const json content = options.cache_dir.empty() ? json() : content_of(options, *source);
-  PackedCopy copy(options.cache_dir, content.is_null() ? "" : weights_origin(content), load.weights);
+  PackedCopy copy(folder, content.is_null() ? "" : weights_origin(content), load.weights);
   std::unique_ptr<Vlm> model = load_vlm(*source, load);
   copy.finish();
   check_kv_format(kv, model->decoder().config().head_dim, load.device);
   ModuleSets modules;
   for (const auto& [name, dir] : sets) {
     const BaseShape shape = base_shape(*model);
+    const json own = read_json(dir / "config.json");
     const auto scout = [&](const char* member) {
-      return Scout::load(dir, member, shape.hidden_size, shape.vision_width, shape.vision_depth, load.device);
+      return Scout::load(dir, own, member, shape.hidden_size, shape.vision_width, shape.vision_depth,
+                         load.device);
     };
     const auto before = scout("scout"), within = scout("encoder_scout");
     // A folder with a scout need not have more.
-    const bool glimpse = (!before && !within) || read_json(dir / "config.json").contains("attn_fuse_type");
+    const bool glimpse = (!before && !within) || own.contains("attn_fuse_type");
     modules.add(name, glimpse ? GlimpseModules::load(dir, shape, model->decoder().options()) : nullptr,
                 before, within);
   }
-  auto cache = make_prefix_cache(options.cache_mb, options.cache_dir, options.cache_disk_gb, load.device,
+  auto cache = make_prefix_cache(options.cache_mb, folder, load.device,
                                  [&] { return prefix_origin(options, load, content); });
   auto engine = std::make_unique<Engine>(std::move(model), modules, std::move(cache));
   engine->kv_ = kv;

@@ -34,7 +34,7 @@ struct EngineOptions {
   // The rest only pays where there are many questions.
   size_t cache_mb = 0;        ///< MiB of image prefixes kept for further questions (see PrefixCache); 0: none
   std::string cache_dir;      ///< folder that keeps them on disk, too (see PrefixStore); "": none
-  double cache_disk_gb = 10;  ///< GiB of them there
+  double cache_disk_gb = 10;  ///< GiB of all that is there (see CacheFolder)
   std::string cache_build;    ///< of the program that asks: prefixes of another one are not used
 
   Fields fields();  ///< all but those of the cache

@@ -1,6 +1,8 @@
 #include "glimpse/engine/packed_copy.h"
 
+#include <iomanip>
 #include <iostream>
+#include <sstream>
 
 #include "glimpse/engine/checked_file.h"
 #include "glimpse/engine/hash.h"
@@ -12,6 +14,12 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kFormat = "glimpse packed weights 1";  // to be counted up when the layout changes
+
+std::string in_gib(uint64_t bytes) {
+  std::ostringstream out;
+  out << std::setprecision(3) << static_cast<double>(bytes) / (uint64_t{1} << 30) << " GiB";
+  return out.str();
+}
 
 }  // namespace
 
@@ -27,13 +35,14 @@ std::map<std::string, at::Tensor> tensors_of(const std::string& name, const LowB
   return tensors;
 }
 
-PackedCopy::PackedCopy(fs::path dir, const std::string& origin, WeightOptions& how) {
-  if (dir.empty() || how.format != WeightOptions::Format::stored || !how.keep) return;
+PackedCopy::PackedCopy(std::shared_ptr<CacheFolder> folder, const std::string& origin, WeightOptions& how)
+    : folder_(std::move(folder)) {
+  if (!folder_ || how.format != WeightOptions::Format::stored || !how.keep) return;
   Hash hash(0);
   hash.add(std::string(kFormat));
   hash.add(origin);
   key_ = hash.text();
-  file_ = dir / concat("weights-", key_, ".safetensors");
+  file_ = folder_->dir() / concat("weights-", key_, ".safetensors");
   how.packed = read();
   if (how.packed) return;
   how.on_rounded = [this, before = how.on_rounded](const std::string& name, const LowBitWeight& weight) {
@@ -43,9 +52,15 @@ PackedCopy::PackedCopy(fs::path dir, const std::string& origin, WeightOptions& h
 }
 
 std::shared_ptr<const Weights> PackedCopy::read() const {
-  return load_checked(file_, 0, key_, [&](std::map<std::string, at::Tensor> tensors) {
+  std::error_code error;
+  const uint64_t bytes = fs::file_size(file_, error);
+  if (error || bytes > folder_->max_bytes()) return nullptr;
+  folder_->hold(file_);
+  auto packed = load_checked(file_, 0, key_, [&](std::map<std::string, at::Tensor> tensors) {
     return std::make_shared<const Weights>(Weights::from(std::move(tensors), file_.string()));
   });
+  if (!packed) folder_->release(file_);
+  return packed;
 }
 
 void PackedCopy::finish() {
@@ -54,8 +69,13 @@ void PackedCopy::finish() {
   for (const auto& [name, weight] : made_) tensors.merge(tensors_of(name, weight));
   made_.clear();
   try {
-    make_private_folder(file_.parent_path());  // as for the pictures that may be kept beside it
+    const uint64_t bytes = checked_bytes(tensors), most = folder_->max_bytes();
+    check(bytes <= most, "it takes ", in_gib(bytes), ", more than the ", in_gib(most),
+          " of the whole folder; raise cache_disk_gb");
+    check(folder_->make_room(bytes), "it takes ", in_gib(bytes), ", for which ", in_gib(most),
+          " leave no room beside what is in use there; raise cache_disk_gb");
     save_checked(file_, tensors, 0, key_);
+    folder_->hold(file_);
   } catch (const std::exception& failure) {
     std::cerr << "glimpse: no copy of the packed weights was kept: " << failure.what() << "\n";
   }

@@ -164,17 +164,14 @@ size_t PrefixCache::size() const {
   return entries_.size();
 }
 
-std::unique_ptr<PrefixCache> make_prefix_cache(size_t cache_mb, const std::filesystem::path& cache_dir,
-                                               double cache_disk_gb, at::Device device,
+std::unique_ptr<PrefixCache> make_prefix_cache(size_t cache_mb, std::shared_ptr<CacheFolder> folder,
+                                               at::Device device,
                                                const std::function<std::string()>& origin) {
-  check(cache_dir.empty() || cache_mb > 0,
+  check(!folder || cache_mb > 0,
         "cache_dir: keeps on disk what is in memory first, so cache_mb must be above 0");
   if (cache_mb == 0) return nullptr;
   std::unique_ptr<PrefixStore> store;
-  if (!cache_dir.empty()) {
-    const auto bytes = static_cast<uint64_t>(cache_disk_gb * 1024 * 1024 * 1024);
-    store = std::make_unique<PrefixStore>(PrefixStoreOptions{cache_dir, bytes, origin()}, device);
-  }
+  if (folder) store = std::make_unique<PrefixStore>(PrefixStoreOptions{std::move(folder), origin()}, device);
   return std::make_unique<PrefixCache>(cache_mb << 20, std::move(store));
 }
 

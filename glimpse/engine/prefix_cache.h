@@ -81,11 +81,9 @@ class PrefixCache {
   std::deque<PrefixKey> wanted_order_;  // the oldest first
 };
 
-/// A cache of `cache_mb` MiB and, where `cache_dir` names a folder, `cache_disk_gb` GiB there; null for 0
-/// MiB. The settings go by these names in errors. `origin`: PrefixStoreOptions::origin, asked for only if
-/// there is a folder.
-std::unique_ptr<PrefixCache> make_prefix_cache(size_t cache_mb, const std::filesystem::path& cache_dir,
-                                               double cache_disk_gb, at::Device device,
-                                               const std::function<std::string()>& origin);
+/// A cache of `cache_mb` MiB and, where there is a folder, also there; null for 0 MiB, which is an Error with
+/// a folder. `origin`: PrefixStoreOptions::origin, asked for only if there is a folder.
+std::unique_ptr<PrefixCache> make_prefix_cache(size_t cache_mb, std::shared_ptr<CacheFolder> folder,
+                                               at::Device device, const std::function<std::string()>& origin);
 
 }  // namespace glimpse

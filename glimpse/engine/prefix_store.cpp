@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <iostream>
@@ -42,39 +41,15 @@ std::string secret_of(const fs::path& dir) {
   return text;
 }
 
-struct Stored {
-  fs::path path;
-  fs::file_time_type used;
-  uint64_t bytes;
-};
-
-// What is of this kind in the folder; leftovers of processes that were killed are removed.
-std::vector<Stored> stored_in(const fs::path& dir) {
-  std::vector<Stored> out;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(dir, error)) {
-    const std::string name = entry.path().filename().string();
-    const fs::file_time_type used = entry.last_write_time(error);
-    const uint64_t bytes = error ? 0 : entry.file_size(error);
-    if (error) continue;  // another process removed it
-    if (name.find(".tmp-") != name.npos && used < fs::file_time_type::clock::now() - std::chrono::hours(1))
-      fs::remove(entry.path(), error);
-    if (name.size() == 32 + kEnding.size() && name.ends_with(kEnding))
-      out.push_back({entry.path(), used, bytes});
-  }
-  return out;
-}
-
 }  // namespace
 
 PrefixStore::PrefixStore(PrefixStoreOptions options, at::Device device)
     : options_(std::move(options)), device_(device) {
-  make_private_folder(options_.dir);
   Hash hash(0);
-  hash.add(secret_of(options_.dir));
+  hash.add(secret_of(options_.folder->dir()));
   hash.add(options_.origin);
   seed_ = hash.sum().low64;
-  make_room(options_.max_bytes);
+  options_.folder->make_room(0);
   writer_ = std::thread([this] { run(); });
 }
 
@@ -88,7 +63,7 @@ PrefixStore::~PrefixStore() {
 }
 
 fs::path PrefixStore::path_of(const PrefixKey& key) const {
-  return options_.dir / (hex(key.high, key.low) + std::string(kEnding));
+  return options_.folder->dir() / (hex(key.high, key.low) + std::string(kEnding));
 }
 
 std::shared_ptr<const ImagePrefix> PrefixStore::load(const PrefixKey& key) {
@@ -96,8 +71,7 @@ std::shared_ptr<const ImagePrefix> PrefixStore::load(const PrefixKey& key) {
   return load_checked(path, seed_, hex(key.high, key.low),
                       [&](const std::map<std::string, at::Tensor>& tensors) {
                         auto prefix = std::make_shared<const ImagePrefix>(prefix_of(tensors, device_));
-                        std::error_code ignored;
-                        fs::last_write_time(path, fs::file_time_type::clock::now(), ignored);
+                        CacheFolder::use(path);
                         return prefix;
                       });
 }
@@ -105,7 +79,7 @@ std::shared_ptr<const ImagePrefix> PrefixStore::load(const PrefixKey& key) {
 void PrefixStore::save(const PrefixKey& key, std::shared_ptr<const ImagePrefix> prefix) {
   const size_t size = prefix->bytes();
   const std::lock_guard lock(mutex_);
-  if (size > options_.max_bytes || pending_bytes_ + size > kMostPending) return;
+  if (size > options_.folder->max_bytes() || pending_bytes_ + size > kMostPending) return;
   pending_.push_back({key, std::move(prefix)});
   pending_bytes_ += size;
   changed_.notify_all();
@@ -136,25 +110,10 @@ void PrefixStore::write(const Pending& pending) {
   const fs::path path = path_of(pending.key);
   if (fs::exists(path)) return;
   const std::map<std::string, at::Tensor> tensors = tensors_of(*pending.prefix);
-  make_room(options_.max_bytes - std::min(options_.max_bytes, pending.prefix->bytes()));
+  const CacheFolder& folder = *options_.folder;
+  check(options_.folder->make_room(checked_bytes(tensors)), folder.dir().string(), ": the bound of ",
+        folder.max_bytes(), " bytes leaves them no room beside what is in use there; raise cache_disk_gb");
   save_checked(path, tensors, seed_, hex(pending.key.high, pending.key.low));
-  bytes_ += fs::file_size(path);
-}
-
-// Only a bound that is reached makes it look at the folder again.
-void PrefixStore::make_room(uint64_t limit) {
-  if (bytes_ > 0 && bytes_ <= limit) return;
-  std::vector<Stored> all = stored_in(options_.dir);
-  std::sort(all.begin(), all.end(), [](const Stored& a, const Stored& b) { return a.used < b.used; });
-  uint64_t sum = 0;
-  for (const Stored& file : all) sum += file.bytes;
-  for (const Stored& file : all) {
-    if (sum <= limit) break;
-    std::error_code error;
-    fs::remove(file.path, error);
-    sum -= file.bytes;
-  }
-  bytes_ = sum;
 }
 
 }  // namespace glimpse

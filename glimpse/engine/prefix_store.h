@@ -8,13 +8,13 @@
 #include <string>
 #include <thread>
 
+#include "glimpse/engine/cache_folder.h"
 #include "glimpse/engine/image_prefix.h"
 
 namespace glimpse {
 
 struct PrefixStoreOptions {
-  std::filesystem::path dir;  ///< made if it is not there, for its owner alone
-  uint64_t max_bytes = 0;     ///< of all files; those used least recently leave first
+  std::shared_ptr<CacheFolder> folder;  ///< which bounds what is there
   std::string origin;  ///< what prefixes depend on and their keys do not hash: model files, dtype, program
 };
 
@@ -23,7 +23,7 @@ struct PrefixStoreOptions {
 /// processes may use one folder. May be used from several threads.
 class PrefixStore {
  public:
-  /// Error: the folder cannot be made or written to.
+  /// Error: the folder cannot be written to.
   PrefixStore(PrefixStoreOptions options, at::Device device);
   /// Writes what is still to be written.
   ~PrefixStore();
@@ -44,12 +44,10 @@ class PrefixStore {
   std::filesystem::path path_of(const PrefixKey& key) const;
   void run();
   void write(const Pending& pending);
-  void make_room(uint64_t limit);
 
   const PrefixStoreOptions options_;
   const at::Device device_;
   uint64_t seed_ = 0;
-  uint64_t bytes_ = 0;  // of all files, as far as the writer knows
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Pending> pending_;  // the one that is written stays in front

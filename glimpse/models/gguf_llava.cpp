@@ -15,7 +15,7 @@ json llava_config(const Gguf& text, const Gguf& vision) {
   const json &meta = text.metadata(), &clip = vision.metadata();
   const auto number = [&](const char* key) { return need<int64_t>(meta, key, text.file()); };
   const auto of_clip = [&](const char* key) { return need<int64_t>(clip, key, vision.file()); };
-  check_unscaled_rope(text, "llama");
+  const json scaling = rope_scaling_of(text, "llama");
   const Gguf::Entry& embedding = entry_of(text, "token_embd.weight");
   json config = {{"model_type", "llava_llama"},
                  {"hidden_size", number("llama.embedding_length")},
@@ -32,6 +32,7 @@ json llava_config(const Gguf& text, const Gguf& vision) {
                  {"image_aspect_ratio", "pad"}};
   if (meta.contains("llama.attention.head_count_kv"))
     config["num_key_value_heads"] = number("llama.attention.head_count_kv");
+  if (!scaling.empty()) config["rope_scaling"] = scaling;
   // The converter leaves out the last block, whose output LLaVA does not take.
   config["mm_vision_select_layer"] = -2;
   config["vision_config"] = {{"hidden_size", of_clip("clip.vision.embedding_length")},

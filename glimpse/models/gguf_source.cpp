@@ -27,7 +27,7 @@ json text_config(const Gguf& gguf, const std::string& architecture) {
   const json& meta = gguf.metadata();
   const auto key = [&](const char* name) { return architecture + "." + name; };
   const auto number = [&](const char* name) { return need<int64_t>(meta, key(name).c_str(), gguf.file()); };
-  check_unscaled_rope(gguf, architecture);
+  const json scaling = rope_scaling_of(gguf, architecture);
   auto sections = need<std::vector<int64_t>>(meta, key("rope.dimension_sections").c_str(), gguf.file());
   check(sections.size() == 3 || (sections.size() == 4 && sections[3] == 0), gguf.file(), ": ",
         key("rope.dimension_sections"), ": expected three sizes, and perhaps 0");
@@ -48,6 +48,7 @@ json text_config(const Gguf& gguf, const std::string& architecture) {
   for (const auto& [to, from] :
        {std::pair{"num_key_value_heads", "attention.head_count_kv"}, {"head_dim", "attention.key_length"}})
     if (meta.contains(key(from))) config[to] = number(from);
+  config["rope_scaling"].update(scaling);
   return config;
 }
 
@@ -85,7 +86,9 @@ json qwen2_5_config(const Gguf& text, const Gguf& vision) {
 
 json qwen3_config(const Gguf& text, const Gguf& vision) {
   json own = text_config(text, "qwen3vl"), encoder = vision_config(vision, own["hidden_size"].get<int64_t>());
-  own["rope_scaling"].update({{"type", "default"}, {"mrope_interleaved", true}});
+  json& rope = own["rope_scaling"];
+  if (!scales_rope(rope)) rope["type"] = "default";
+  rope["mrope_interleaved"] = true;
   const Gguf::Entry& positions = entry_of(vision, "v.position_embd.weight");
   encoder["num_position_embeddings"] = positions.shape.empty() ? 0 : positions.shape[0];
   encoder["deepstack_visual_indexes"] = deepstack_blocks(vision);

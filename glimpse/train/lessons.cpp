@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include "glimpse/engine/checked_file.h"
 #include "glimpse/engine/hash.h"
 #include "glimpse/engine/prefill.h"
 #include "glimpse/io/safetensors.h"
@@ -110,12 +111,6 @@ std::string file_name(const char* kind, const Hash& hash) {
 Lessons::Lessons(const Vlm& model, std::vector<int64_t> taps, LessonOptions options)
     : model_(model), taps_(std::move(taps)), options_(std::move(options)) {
   if (options_.cache_mb > 0) pictures_ = std::make_unique<PrefixCache>(options_.cache_mb << 20);
-  if (options_.dir.empty()) return;
-  std::error_code error;
-  fs::create_directories(options_.dir, error);
-  check(fs::is_directory(options_.dir), "cannot make the folder ", options_.dir.string());
-  for (const auto& file : fs::directory_iterator(options_.dir))
-    if (const auto size = file.file_size(error); !error) bytes_ += size;
 }
 
 Lessons::Files Lessons::files_of(const Prompt& prompt) const {
@@ -136,7 +131,8 @@ Lessons::Files Lessons::files_of(const Prompt& prompt) const {
   // A video's times are in its tokens' positions, on which the teacher's opinion depends.
   for (const Patches& patches : prompt.patches)
     if (patches.clip) row.add(patches.clip->seconds_per_grid);
-  return {options_.dir / pictures, options_.dir / file_name("row", row)};
+  const fs::path& dir = options_.folder->dir();
+  return {dir / pictures, dir / file_name("row", row)};
 }
 
 std::optional<Lesson> Lessons::stored(const Files& files) const {
@@ -145,6 +141,7 @@ std::optional<Lesson> Lessons::stored(const Files& files) const {
     Lesson lesson = lesson_from(load_safetensors(files.picture).tensors, load_safetensors(files.row).tensors,
                                 taps_.size(), model_.decoder().options().device());
     check(lesson.taught.defined() == (options_.teacher != nullptr), "the teacher's part is missing");
+    for (const fs::path& path : {files.row, files.picture}) CacheFolder::use(path);
     return lesson;
   } catch (const std::exception&) {  // damaged: made again
     return std::nullopt;
@@ -152,14 +149,13 @@ std::optional<Lesson> Lessons::stored(const Files& files) const {
 }
 
 void Lessons::store(const Files& files, const Lesson& lesson) {
-  if (bytes_ >= options_.max_bytes) return;
   const auto write = [&](const fs::path& path, const Tensors& tensors) {
-    save_safetensors(path, tensors);
-    bytes_ += fs::file_size(path);
+    full_ = full_ || !options_.folder->make_room(checked_bytes(tensors), began_);
+    if (!full_) save_safetensors(path, tensors);
   };
   // The picture's is there already where another row is about it, unless that one is why the lesson was made.
   write(files.row, row_tensors(lesson));
-  if (!stored(files)) write(files.picture, picture_tensors(lesson));
+  if (!full_ && !stored(files)) write(files.picture, picture_tensors(lesson));
 }
 
 std::vector<Lesson> Lessons::made(std::span<const Example* const> examples) {
@@ -195,7 +191,7 @@ std::vector<Lesson> Lessons::of(std::span<const Example> examples) {
   std::vector<size_t> missing;
   std::vector<const Example*> asked;
   for (size_t i = 0; i < examples.size(); ++i) {
-    if (!options_.dir.empty()) {
+    if (options_.folder) {
       files[i] = files_of(examples[i].prompt);
       if (auto known = stored(files[i])) {
         lessons[i] = std::move(*known);
@@ -208,7 +204,7 @@ std::vector<Lesson> Lessons::of(std::span<const Example> examples) {
   if (missing.empty()) return lessons;
   std::vector<Lesson> fresh = made(asked);
   for (size_t i = 0; i < missing.size(); ++i) {
-    if (!options_.dir.empty()) store(files[missing[i]], fresh[i]);
+    if (options_.folder) store(files[missing[i]], fresh[i]);
     lessons[missing[i]] = std::move(fresh[i]);
   }
   return lessons;

@@ -21,17 +21,17 @@ struct Lesson {
 /// Who gives lessons, and where they stay, so that the frozen model runs once per row in all trainings.
 struct LessonOptions {
   std::shared_ptr<const GlimpseModules> teacher;  ///< null: there are only boxes to learn from
-  size_t cache_mb = 0;         ///< MiB of memory for pictures that other rows are about, too; 0: none
-  std::filesystem::path dir;   ///< for files of lessons, made if it is not there; "": none
-  uint64_t max_bytes = 0;      ///< of all files there; nothing more is written then
+  size_t cache_mb = 0;  ///< MiB of memory for pictures that other rows are about, too; 0: none
+  std::shared_ptr<CacheFolder> folder;  ///< for files of lessons; null: none
   std::string origin;          ///< what lessons depend on beside the row: the model and its arithmetic ...
   std::string teacher_origin;  ///< ... and the teacher, on which what is kept of pictures does not depend
 };
 
 /// Makes lessons with a frozen model, or reads them where they were made before: of each picture a
 /// safetensors file of what the scout sees, of each row one of its words and its teacher's opinion. A file
-/// that cannot be read is made again. The model must outlive it. Errors: the folder cannot be made or written
-/// to.
+/// that cannot be read is made again. Room in the folder is made of what this training has not used: rows
+/// come in turn, so those that left for others would be missing when their turn comes. The model must outlive
+/// it. Error: the folder cannot be written to.
 class Lessons {
  public:
   /// `taps`: blocks of the encoder that the scout reads.
@@ -52,7 +52,8 @@ class Lessons {
   const std::vector<int64_t> taps_;
   const LessonOptions options_;
   std::unique_ptr<PrefixCache> pictures_;
-  uint64_t bytes_ = 0;  // of the files, as far as this process knows
+  const CacheFolder::Time began_ = CacheFolder::Time::clock::now();
+  bool full_ = false;  // of this training's: no room is left to make
 };
 
 }  // namespace glimpse

@@ -61,9 +61,9 @@ std::string origin_of(const Vlm& model, const fs::path& base) {
 // For what the encoder gives for pictures.
 std::unique_ptr<PrefixCache> picture_cache(const TrainOptions& options, const Vlm& model,
                                            const fs::path& base) {
-  return make_prefix_cache(static_cast<size_t>(options.cache_mb), options.cache_dir, options.cache_disk_gb,
-                           model.decoder().options().device(),
-                           [&] { return "pictures " + origin_of(model, base); });
+  return make_prefix_cache(
+      static_cast<size_t>(options.cache_mb), open_cache_folder(options.cache_dir, options.cache_disk_gb),
+      model.decoder().options().device(), [&] { return "pictures " + origin_of(model, base); });
 }
 
 // What a scout learns from: boxes alone, or a teacher, too.
@@ -78,10 +78,8 @@ LessonOptions lessons_of(const TrainOptions& options, const Vlm& model, const fs
     lessons.teacher = GlimpseModules::load(dir, base_shape(model), model.decoder().options());
     lessons.teacher_origin = weights_fingerprint(dir);
   }
-  if (options.cache_dir.empty()) return lessons;
-  lessons.dir = options.cache_dir;
-  lessons.max_bytes = static_cast<uint64_t>(options.cache_disk_gb * 1024 * 1024 * 1024);
-  lessons.origin = origin_of(model, base);
+  lessons.folder = open_cache_folder(options.cache_dir, options.cache_disk_gb);
+  if (lessons.folder) lessons.origin = origin_of(model, base);
   return lessons;
 }
 

@@ -49,6 +49,10 @@ void put(const fs::path& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary) << bytes;
 }
 
+std::shared_ptr<CacheFolder> folder(const fs::path& dir, uint64_t bytes) {
+  return std::make_shared<CacheFolder>(dir, bytes);
+}
+
 std::shared_ptr<ImagePrefix> entry(int64_t kib) {
   auto prefix = std::make_shared<ImagePrefix>();
   prefix->hidden = at::zeros({kib, 256});
@@ -81,7 +85,7 @@ TEST_CASE("the folder is its owner's alone") {
 TEST_CASE("a damaged file is as if it were not there, and is written anew") {
   const test::Scratch scratch;
   const PrefixKey key{3, 4};
-  const PrefixStoreOptions how{scratch / "small", 1 << 20, "origin"};
+  const PrefixStoreOptions how{folder(scratch / "small", 1 << 20), "origin"};
   const auto load = [&] { return PrefixStore(how, at::kCPU).load(key); };
   const auto prefix = entry(2);
   prefix->rows = {4, 5, 6};
@@ -164,7 +168,7 @@ TEST_CASE("the least recently used files leave, and leftovers of killed processe
   const test::Scratch scratch;
   const fs::path dir = scratch / "cache";
   const auto key = [](uint64_t i) { return PrefixKey{i, ~i}; };
-  const PrefixStoreOptions small{dir, 40 << 10, ""};
+  const PrefixStoreOptions small{folder(dir, 40 << 10), ""};
   {
     PrefixStore store(small, at::kCPU);
     const auto keep = [&](uint64_t i) {  // and wait until it is there
@@ -191,7 +195,7 @@ TEST_CASE("the least recently used files leave, and leftovers of killed processe
   fs::last_write_time(dir / "00000000000000000000000000000000.safetensors.tmp-1-0",
                       fs::file_time_type::clock::now() - std::chrono::hours(2));
   std::ofstream(dir / "mine.txt") << "x";
-  PrefixStore smaller({dir, 15 << 10, ""}, at::kCPU);
+  PrefixStore smaller({folder(dir, 15 << 10), ""}, at::kCPU);
   CHECK(files(dir).size() == 1);
   CHECK(smaller.load(key(0)) != nullptr);
   CHECK(fs::exists(dir / "mine.txt"));
@@ -201,11 +205,10 @@ TEST_CASE("the least recently used files leave, and leftovers of killed processe
 TEST_CASE("what cannot be a cache is refused") {
   const test::Scratch scratch;
   std::ofstream(scratch / "file") << "x";
-  CHECK_THROWS_WITH_AS(PrefixStore({scratch / "file", 1 << 20, ""}, at::kCPU),
-                       doctest::Contains("is no folder"), Error);
+  CHECK_THROWS_WITH_AS(folder(scratch / "file", 1 << 20), doctest::Contains("is no folder"), Error);
   fs::create_directory(scratch / "damaged");
   std::ofstream(scratch / "damaged/seed") << "short";
-  CHECK_THROWS_WITH_AS(PrefixStore({scratch / "damaged", 1 << 20, ""}, at::kCPU),
+  CHECK_THROWS_WITH_AS(PrefixStore({folder(scratch / "damaged", 1 << 20), ""}, at::kCPU),
                        doctest::Contains("damaged"), Error);
   EngineOptions none = options(scratch / "cache");
   none.cache_mb = 0;

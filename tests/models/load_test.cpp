@@ -1,7 +1,11 @@
 // What damaged model folders are answered with.
+#include <cmath>
+#include <tuple>
+
 #include "glimpse/base/check.h"
 #include "glimpse/image/qwen_image.h"
 #include "glimpse/io/safetensors.h"
+#include "glimpse/models/gguf_parts.h"
 #include "io/gguf_bytes.h"
 #include "io/scratch.h"
 #include "models/damaged.h"
@@ -162,24 +166,69 @@ TEST_CASE("GGUF files are told by their first bytes") {
 
 TEST_CASE("a GGUF file whose rotary embedding is scaled") {
   const test::Scratch scratch;
+  using Key = std::tuple<std::string, uint32_t, std::string>;  // behind "qwen2vl.rope.", type, value
+  const auto text = [](const char* name, const char* value) { return Key{name, 8, test::text_bytes(value)}; };
+  const auto number = [](const char* name, float value) { return Key{name, 6, test::bytes_of(value)}; };
+  const auto file = [&](const std::vector<Key>& keys, const std::string& tensor = "") {
+    test::GgufBytes bytes;
+    bytes.key("general.architecture", 8, test::text_bytes("qwen2vl"));
+    for (const auto& [name, kind, value] : keys) bytes.key("qwen2vl.rope." + name, kind, value);
+    if (!tensor.empty()) bytes.tensor(tensor, {1}, 0, 0);
+    bytes.data.resize(32);
+    return scratch.write("model.gguf", bytes.file());
+  };
+  const auto read = [&](const std::vector<Key>& keys) {
+    return rope_scaling_of(Gguf::open(file(keys)), "qwen2vl");
+  };
+  const Key yarn = text("scaling.type", "yarn"), linear = text("scaling.type", "linear"),
+            four = number("scaling.factor", 4),
+            trained{"scaling.original_context_length", 4, test::bytes_of(512u)};
+  CHECK(read({}) == json::object());
+  CHECK(read({text("scaling.type", "none"), four}) == json::object());
+  CHECK(read({linear}) == json::object());
+  for (const float none : {0.f, 1.f})
+    for (const char* name : {"scaling.factor", "scale_linear"})
+      CHECK(read({number(name, none)}) == json::object());
+  const json slower = {{"type", "linear"}, {"factor", 4.0}};
+  CHECK(read({linear, four}) == slower);
+  CHECK(read({four}) == slower);
+  CHECK(read({number("scale_linear", 4), number("scaling.attn_factor", 1)}) == slower);
+  CHECK(read({yarn, four, trained}) ==
+        json{{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 512}});
+  CHECK(read({yarn, four, number("scaling.yarn_ext_factor", 1), number("scaling.yarn_attn_factor", 1.25),
+              number("scaling.yarn_beta_fast", 24), number("scaling.yarn_beta_slow", 2)}) ==
+        json{{"type", "yarn"},
+             {"factor", 4.0},
+             {"attention_factor", 1.25},
+             {"beta_fast", 24.0},
+             {"beta_slow", 2.0}});
+
+  // In a model that is opened, which says it before anything else that is missing there.
   test::GgufBytes vision;
   vision.key("general.architecture", 8, test::text_bytes("clip"));
   vision.key("clip.projector_type", 8, test::text_bytes("qwen2.5vl_merger"));
   const std::string mmproj = scratch.write("mmproj.gguf", vision.file());
-  const auto error = [&](const std::string& key, uint32_t kind, const std::string& value) {
-    test::GgufBytes bytes;
-    bytes.key("general.architecture", 8, test::text_bytes("qwen2vl"));
-    bytes.key(key, kind, value);
-    return test::error_of([&] { open_model(scratch.write("model.gguf", bytes.file()), mmproj); });
+  const auto refused = [&](const std::vector<Key>& keys, const char* says, const std::string& tensor = "") {
+    contains(test::error_of([&] { open_model(file(keys, tensor), mmproj); }), {"model.gguf", says});
   };
-  contains(error("qwen2vl.rope.scaling.type", 8, test::text_bytes("yarn")),
-           {"rope scaling is not supported"});
-  for (const char* key :
-       {"qwen2vl.rope.scaling.factor", "qwen2vl.rope.scale_linear", "qwen2vl.rope.scaling.attn_factor"}) {
-    contains(error(key, 6, test::bytes_of(4.0f)), {"rope scaling is not supported", key});
-    for (const float none : {0.0f, 1.0f})
-      CHECK(error(key, 6, test::bytes_of(none)).find("scaling") == std::string::npos);
-  }
+  for (const char* type : {"longrope", "dynamic", "YARN", ""})
+    refused({text("scaling.type", type), four}, "qwen2vl.rope.scaling.type \"");
+  refused({Key{"scaling.type", 4, test::bytes_of(1u)}}, "qwen2vl.rope.scaling.type 1");
+  for (const Key& type : {linear, yarn, text("scaling.type", "none")})
+    for (const float factor : {0.f, 1.2f})
+      refused({type, four, number("scaling.attn_factor", factor)}, "qwen2vl.rope.scaling.attn_factor is");
+  refused({yarn}, "qwen2vl.rope.scaling.factor is");
+  for (const float factor : {0.5f, -4.f, std::nanf(""), HUGE_VALF})
+    for (const Key& type : {linear, yarn})
+      refused({type, number("scaling.factor", factor)}, "qwen2vl.rope.scaling.factor is");
+  refused({number("scale_linear", 0.5)}, "qwen2vl.rope.scale_linear is 0.5");
+  refused({yarn, text("scaling.factor", "4")}, "qwen2vl.rope.scaling.factor has an unexpected value");
+  refused({yarn, four, number("scaling.yarn_ext_factor", 0)}, "qwen2vl.rope.scaling.yarn_ext_factor is 0");
+  for (const char* name : {"scaling.yarn_log_multiplier", "scaling.alpha"})
+    refused({yarn, four, number(name, 0.1)}, name);
+  refused({linear, four, number("scaling.yarn_beta_fast", 24)}, "qwen2vl.rope.scaling.yarn_beta_fast");
+  for (const char* name : {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
+    refused({}, name, name);
 }
 
 TEST_CASE("config.json: numbers that cannot be") {

@@ -118,9 +118,10 @@ class Gguf(unittest.TestCase):
             flags = [*pair("mixed"), "--cache-dir", cache, "--cache-mb", 64]
             expected = self.rows(*flags, rows=2)
             (copy,) = cache.glob("weights-*.safetensors")
-            whole, made = copy.read_bytes(), copy.stat().st_mtime_ns
+            whole, made = copy.read_bytes(), copy.stat()
             self.assertEqual(self.rows(*flags, rows=2), expected)
-            self.assertEqual(copy.stat().st_mtime_ns, made)
+            self.assertEqual(copy.stat().st_ino, made.st_ino)
+            self.assertGreater(copy.stat().st_mtime_ns, made.st_mtime_ns)  # used later
             damages = [whole[:-1], whole[: len(whole) // 2], b"", whole[:-1000] + bytes(b ^ 1 for b in whole[-1000:])]
             for damaged in damages:
                 copy.write_bytes(damaged)
@@ -135,6 +136,58 @@ class Gguf(unittest.TestCase):
             # Widened weights leave none, and without a folder that can be written the answer comes all the same.
             self.rows(*pair("q8_0"), "--weights", "bf16", "--cache-dir", cache, "--cache-mb", 64, rows=1)
             self.assertEqual(len(list(cache.glob("weights-*"))), 2)
+
+    def test_a_packed_copy_is_within_the_bound(self):
+        """--cache-disk-gb is for all that is in the folder; the copy that is in use stays, one that exceeds it alone is not written."""
+        with tempfile.TemporaryDirectory() as folder:
+            cache = Path(folder) / "cache"
+            kept = lambda: {path: path.stat().st_size for path in cache.glob("*.safetensors")}
+            copies = lambda: [path for path in kept() if path.name.startswith("weights-")]
+
+            def answers(kind, size):
+                with tempfile.TemporaryDirectory() as place:
+                    result = run("infer", TINY / "test/rows.jsonl", "--image-root", TINY / "test", "--limit", 12, "--threads", 1, "--prune", "none",
+                                 "--out", Path(place) / "out", *pair(kind), "--cache-dir", cache, "--cache-disk-gb", size / 2**30)
+                    self.assertEqual(result.returncode, 0, result.stderr)
+                    rows = [json.loads(line)["answer"] for line in (Path(place) / "out").read_text().splitlines()]
+                    return rows, result.stderr
+
+            expected, _ = answers("mixed", 2**30)
+            all_kept, (copy,) = kept(), copies()
+            copy_size = all_kept.pop(copy)
+            picture = max(all_kept.values())
+            self.assertGreater(len(all_kept), 2)
+            made = copy.stat().st_ino
+            size = copy_size + 2 * picture + 2**16
+            self.assertEqual(answers("mixed", size)[0], expected)
+            self.assertEqual(copy.stat().st_ino, made)
+            self.assertLessEqual(sum(kept().values()), size)
+            self.assertLess(sum(kept().values()) - copy_size, sum(all_kept.values()))
+            # Another model's leaves together with its pictures when nobody runs it; alone it would exceed the bound.
+            answers("q8_0", 2**30)
+            (other,) = set(copies()) - {copy}
+            other_size, smaller = other.stat().st_size, min(copy_size, other.stat().st_size)
+            self.assertGreater(smaller, 2**20)
+            answers("mixed" if smaller == copy_size else "q8_0", smaller + 2**16)
+            self.assertEqual(copies(), [copy if smaller == copy_size else other])
+            self.assertLessEqual(sum(kept().values()), smaller + 2**16)
+            _, told = answers("mixed" if smaller == other_size else "q8_0", smaller + 2**16)
+            self.assertIn("no copy of the packed weights was kept: it takes", told)
+            self.assertIn("raise cache_disk_gb", told)
+            # One that a program has stays.
+            answers("mixed", copy_size + 2**16)
+            self.assertEqual(copies(), [copy])
+            both = copy_size + other_size - 2**16
+            chat = subprocess.Popen([os.environ["GLIMPSE"], "chat", *map(str, pair("mixed")), "--cache-dir", cache, "--threads", "1"], text=True,
+                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            chat.stdin.write("What is red?\n")
+            chat.stdin.flush()
+            self.assertTrue(chat.stdout.readline())
+            self.assertIn("in use", answers("q8_0", both)[1])
+            self.assertEqual(copies(), [copy])
+            chat.communicate(timeout=60)
+            self.assertNotIn("in use", answers("q8_0", both)[1])
+            self.assertEqual(copies(), [other])
 
     def test_llava(self):
         """LLaVA-1.5's pairs answer as the checkpoint in the original layout with the same values, also as a directory."""
@@ -187,6 +240,39 @@ class Gguf(unittest.TestCase):
                     self.ok("quantize", pair(name)[1], out, "--weights", "int8", "--threads", 1)
                     self.assertEqual(answer(base, "--model", out), answer(base, *pair(name), "--weights", "int8"))
         self.fails(["ask", *pair("qwen3/base/f32")[:2], "--mmproj", DIR / "f32/mmproj-model.gguf", QUESTION], "known: qwen3vl_merger")
+
+    def test_scaled_positions(self):
+        """Linear scaling and yarn: the config comes back that the converter was given, and answers are the checkpoint's with that config."""
+        golden = Path(__file__).resolve().parents[1] / "data/golden"
+        models = {"": ("f32", "rope", IMAGE, TINY / "new_modules"),
+                  "llava/": ("llava/f32", "llava", golden / "llava_tiny/inputs/imgA.png", golden / "llava_tiny/nm_main"),
+                  "qwen3/": ("qwen3/base/f32", "qwen3/base", golden / "qwen3_vl_tiny/inputs/imgA.0.png", golden / "qwen3_vl_tiny/nm_main")}
+
+        def seen(model, image, modules):
+            with tempfile.TemporaryDirectory() as folder:
+                scores = Path(folder) / "scores"
+                got = json.loads(self.ok("ask", *model, "--image", image, "--new-modules", modules, "--json", "--threads", 1, "-n", 8,
+                                         "--scores-out", scores, *WIDE, QUESTION))
+                return [got[key] for key in ("answer", "token_ids", "images")], scores.read_bytes()
+
+        for family, (unscaled, scaled, image, modules) in models.items():
+            plain = seen(pair(unscaled), image, modules)
+            for name in ("yarn", "yarn_factors", "linear") if not family else ("yarn", "linear"):
+                with self.subTest((family, name)):
+                    expected = DIR / scaled / name / "expected"
+                    expected /= "model" if family == "llava/" else ""
+                    ours = seen(pair(f"{scaled}/{name}"), image, modules)
+                    self.assertEqual(ours, seen(["--model", expected], image, modules))
+                    self.assertNotEqual(ours[1], plain[1])
+                    config = json.loads((expected / "config.json").read_text())
+                    rope = config.get("text_config", config)["rope_scaling"]
+                    inspected = json.loads(self.ok("inspect", *pair(f"{scaled}/{name}"), "--json"))["rope_scaling"]
+                    self.assertEqual(inspected, {key: value for key, value in rope.items() if key != "rope_type"})
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "out"
+            self.ok("quantize", pair("rope/yarn_factors")[1], out, "--weights", "int8", "--threads", 1)
+            config, expected = (json.loads((model / "config.json").read_text()) for model in (out, DIR / "rope/yarn_factors/expected"))
+            self.assertEqual(config["rope_scaling"], expected["rope_scaling"])
 
     def test_split_files_and_the_encoder_beside(self):
         parts = sorted((DIR / "split").glob("model-*.gguf"))

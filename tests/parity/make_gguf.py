@@ -4,7 +4,8 @@
 Usage: make_gguf.py OUT_DIR
 
 Writes OUT_DIR/llava/<kind>, a LLaVA-1.5 (make_gguf_llava.py); OUT_DIR/split, the model of "bf16" in parts of 30 tensors; OUT_DIR/<kind>/model.gguf and OUT_DIR/<kind>/mmproj-model.gguf for every kind below, and OUT_DIR/<kind>/expected, the
-same model as a checkpoint in float32 with the values that the package reads out of those files. OUT_DIR/blocks.gguf has random
+same model as a checkpoint in float32 with the values that the package reads out of those files; OUT_DIR/rope/<scaling>, the same in
+float32 with a scaled rotary embedding. OUT_DIR/blocks.gguf has random
 blocks of every type that is read, OUT_DIR/blocks.safetensors what the package reads out of them.
 """
 import json
@@ -30,6 +31,12 @@ CONFIG = json.loads((MODEL / "config.json").read_text())
 KINDS = {
     "f32": (Type.F32, Type.F32), "f16": (Type.F16, Type.F16), "bf16": (Type.BF16, Type.BF16), "q8_0": (Type.Q8_0, Type.Q8_0),
     "q4_0": (Type.Q4_0, Type.F16), "iq4_nl": (Type.IQ4_NL, Type.F16), "mixed": (Type.Q4_K, Type.F16),
+}  # fmt: skip
+# Of the rotary embedding, by a config's names; "trained" for so few positions that questions go beyond.
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+ROPE = {
+    "yarn": YARN, "linear": {"type": "linear", "factor": 2.5},
+    "yarn_factors": {**YARN, "attention_factor": 1.125, "beta_fast": 4.0, "beta_slow": 0.25},
 }  # fmt: skip
 MIXED = {"attn_v": Type.Q6_K, "ffn_down": Type.Q6_K, "token_embd": Type.Q6_K, "ffn_gate": Type.Q5_K}
 
@@ -138,12 +145,25 @@ def add_patches(writer, name, tensor, kind):
                      lambda frames: torch.stack(frames, 2))
 
 
-def write_text(path, tensors, kind, part=0):
+def add_scaling(writer, rope):
+    """As llama.cpp's converter writes rope_scaling."""
+    if rope:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+    for key, add in (("original_max_position_embeddings", writer.add_rope_scaling_orig_ctx_len),
+                     ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),
+                     ("beta_fast", writer.add_rope_scaling_yarn_beta_fast), ("beta_slow", writer.add_rope_scaling_yarn_beta_slow)):  # fmt: skip
+        if key in rope:
+            add(rope[key])
+
+
+def write_text(path, tensors, kind, part=0, rope={}):
     writer = Writer(path, gguf.MODEL_ARCH.QWEN2VL, CONFIG["num_hidden_layers"], kind, part)
     writer.add_type(gguf.GGUFType.MODEL)
     add_text_sizes(writer, CONFIG)
     writer.add_rope_dimension_sections(CONFIG["rope_scaling"]["mrope_section"] + [0])
     writer.add_rope_freq_base(CONFIG["rope_theta"])
+    add_scaling(writer, rope)
     writer.add_layer_norm_rms_eps(CONFIG["rms_norm_eps"])
     add_tokenizer(writer, MODEL, CONFIG)
     for name, tensor in tensors.items():
@@ -180,17 +200,17 @@ def write_vision(path, tensors, kind):
     return writer.read
 
 
-def write_model(out, text_kind, vision_kind):
+def write_model(out, text_kind, vision_kind, rope={}):
     expected = out / "expected"
     expected.mkdir(parents=True)
     tensors = load_file(MODEL / "model.safetensors")
-    read = write_text(out / "model.gguf", tensors, text_kind) | write_vision(out / "mmproj-model.gguf", tensors, vision_kind)
+    read = write_text(out / "model.gguf", tensors, text_kind, rope=rope) | write_vision(out / "mmproj-model.gguf", tensors, vision_kind)
     assert read.keys() == tensors.keys(), read.keys() ^ tensors.keys()
     save_file(read, expected / "model.safetensors")
     for file in MODEL.iterdir():
         if file.suffix != ".safetensors":
             shutil.copy(file, expected)
-    (expected / "config.json").write_text(json.dumps({**CONFIG, "torch_dtype": "float32"}))
+    (expected / "config.json").write_text(json.dumps({**CONFIG, "torch_dtype": "float32", "rope_scaling": CONFIG["rope_scaling"] | rope}))
 
 
 def write_blocks(out):
@@ -221,15 +241,21 @@ def main():
     write_blocks(out)
     for name, kinds in KINDS.items():
         write_model(out / name, *kinds)
+    for name, rope in ROPE.items():
+        write_model(out / "rope" / name, Type.F32, Type.F32, rope)
     from make_gguf_llava import write_llava
 
     for name, kind in (("f32", Type.F32), ("q8_0", Type.Q8_0), ("q4_0", Type.Q4_0)):
         write_llava(out / "llava" / name, kind)
+    for name in ("yarn", "linear"):
+        write_llava(out / "llava" / name, Type.F32, ROPE[name])
     from make_gguf_qwen3 import write_qwen3
 
     for base in ("base", "base_tied"):
         for name, kind in (("f32", Type.F32), ("f16", Type.F16), ("q8_0", Type.Q8_0)):
             write_qwen3(out / "qwen3" / base / name, base, kind)
+    for name in ("yarn", "linear"):
+        write_qwen3(out / "qwen3/base" / name, "base", Type.F32, ROPE[name])
     (out / "split").mkdir()
     tensors = load_file(MODEL / "model.safetensors")
     write_text(out / "split/model.gguf", tensors, Type.BF16, part=30)

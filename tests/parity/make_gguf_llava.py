@@ -10,7 +10,7 @@ import gguf
 from gguf import GGMLQuantizationType as Type
 from gguf import TokenType
 from gguf_sizes import add_text_sizes
-from make_gguf import ROOT, Writer, read_back, stored
+from make_gguf import ROOT, Writer, add_scaling, read_back, stored
 from safetensors.torch import load_file, save_file
 
 GOLDEN = ROOT / "tests/data/golden/llava_tiny"
@@ -66,6 +66,7 @@ def write_text(path, tensors, config, kind):
     add_text_sizes(writer, config)
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    add_scaling(writer, config["rope_scaling"] or {})
     add_tokenizer(writer, config["vocab_size"])
     for name, tensor in tensors.items():
         if "mm_projector" in name:
@@ -111,7 +112,7 @@ def write_vision(path, tower, projector, config, kind):
     return writer.read
 
 
-def write_llava(out, kind):
+def write_llava(out, kind, rope=None):
     """`out`/model.gguf and `out`/mmproj-model.gguf, and in `out`/expected what the package reads out of them, in the original layout."""
     expected, tower_out = out / "expected/model", out / "expected" / TOWER
     for folder, source in ((expected, GOLDEN / "base"), (tower_out, GOLDEN / "vision_tower")):
@@ -119,6 +120,8 @@ def write_llava(out, kind):
     (expected / "tokenizer.json").write_text(tokenizer_json())
     tensors, tower = (load_file(GOLDEN / part / "model.safetensors") for part in ("base", "vision_tower"))
     config, vision = (json.loads((GOLDEN / part / "config.json").read_text()) for part in ("base", "vision_tower"))
+    config["rope_scaling"] = rope
+    (expected / "config.json").write_text(json.dumps(config))
     read = write_text(out / "model.gguf", tensors, config, kind)
     projector = {name: tensor for name, tensor in tensors.items() if "mm_projector" in name}
     read_vision = write_vision(out / "mmproj-model.gguf", tower, projector, vision, kind)

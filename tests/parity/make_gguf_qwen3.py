@@ -6,7 +6,7 @@ import gguf
 from gguf import GGMLQuantizationType as Type
 from gguf_sizes import add_text_sizes, add_vision_sizes
 from gguf_tokenizer import add_tokenizer
-from make_gguf import MODEL, ROOT, Writer, add_patches
+from make_gguf import MODEL, ROOT, Writer, add_patches, add_scaling
 from safetensors.torch import load_file, save_file
 
 GOLDEN = ROOT / "tests/data/golden/qwen3_vl_tiny"
@@ -14,7 +14,7 @@ MERGER = {"norm": "v.post_ln", "linear_fc1": "mm.0", "linear_fc2": "mm.2"}
 BLOCK = {"norm1": "ln1", "norm2": "ln2", "attn.qkv": "attn_qkv", "attn.proj": "attn_out", "mlp.linear_fc1": "ffn_up", "mlp.linear_fc2": "ffn_down"}
 
 
-def write_text(path, tensors, config, kind):
+def write_text(path, tensors, config, kind, rope):
     text = config["text_config"]
     writer = Writer(path, gguf.MODEL_ARCH.QWEN3VL, text["num_hidden_layers"], kind)
     add_text_sizes(writer, text)
@@ -22,6 +22,7 @@ def write_text(path, tensors, config, kind):
     writer.add_value_length(text["head_dim"])
     writer.add_rope_dimension_sections(text["rope_scaling"]["mrope_section"] + [0])
     writer.add_rope_freq_base(text["rope_theta"])
+    add_scaling(writer, rope)
     writer.add_layer_norm_rms_eps(text["rms_norm_eps"])
     writer.add_num_deepstack_layers(len(config["vision_config"]["deepstack_visual_indexes"]))
     add_tokenizer(writer, MODEL, text)
@@ -75,13 +76,16 @@ def write_vision(path, tensors, config, kind):
     return writer.read
 
 
-def write_qwen3(out, base, kind):
+def write_qwen3(out, base, kind, rope={}):
     """`out`/model.gguf and `out`/mmproj-model.gguf, and in `out`/expected a checkpoint with what the package reads out of them."""
     expected = out / "expected"
     shutil.copytree(GOLDEN / base, expected, ignore=shutil.ignore_patterns("*.safetensors"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(MODEL / name, expected)
     tensors, config = load_file(GOLDEN / base / "model.safetensors"), json.loads((GOLDEN / base / "config.json").read_text())
-    read = write_text(out / "model.gguf", tensors, config, kind) | write_vision(out / "mmproj-model.gguf", tensors, config, kind)
+    if rope:
+        config["text_config"]["rope_scaling"] |= {**rope, "rope_type": rope["type"]}
+        (expected / "config.json").write_text(json.dumps(config))
+    read = write_text(out / "model.gguf", tensors, config, kind, rope) | write_vision(out / "mmproj-model.gguf", tensors, config, kind)
     assert read.keys() == tensors.keys(), read.keys() ^ tensors.keys()
     save_file(read, expected / "model.safetensors")

@@ -1,6 +1,8 @@
 """The scout against PyTorch: its logits, the loss of a training step and the size of its gradient; and what it promises in the engine."""
 import json
 import math
+import os
+import shutil
 import sys
 import tempfile
 import unittest
@@ -139,9 +141,9 @@ class Scout(unittest.TestCase):
         place = Path(self.folder.name) / "lessons"
         numbers = ("loss", "le_loss", "dice", "bce", "grad_norm")
 
-        def run(name):
+        def run(name, kept="kept", gb=1):
             (place / name).mkdir(parents=True)
-            metrics = train(place / name, f"cache_dir: {place / 'kept'}\n" + scout_settings(visual_layers=TAPS))[1]
+            metrics = train(place / name, f"cache_dir: {place / kept}\ncache_disk_gb: {gb}\n" + scout_settings(visual_layers=TAPS))[1]
             return [metrics[number] for number in numbers]
 
         first = run("first")
@@ -156,6 +158,17 @@ class Scout(unittest.TestCase):
         self.assertEqual(run("damaged"), first)
         self.assertEqual(run("mended"), first)
         self.assertGreater(picture.stat().st_size, 1000)
+        # Room is made of what others kept and this training has not used, never of its own rows; what is more is not kept.
+        old = place / "full" / ("0" * 32 + ".safetensors")
+        for name, size, left in (("room", picture.stat().st_size + row.stat().st_size + 2**13, {picture.name, row.name}),
+                                 ("none", picture.stat().st_size, {row.name})):
+            old.parent.mkdir(exist_ok=True)
+            old.write_bytes(bytes(2**14))
+            os.utime(old, (1e9, 1e9))
+            self.assertEqual(run(name, "full", size / 2**30), first)
+            self.assertEqual({path.name for path in old.parent.iterdir()} - {old.name}, left)
+            self.assertEqual(old.exists(), name == "none")
+            shutil.rmtree(old.parent)
 
     def test_the_rule(self):
         scores = torch.from_numpy(self.engine.ask(IMAGE, QUESTION, prune="scout", max_new_tokens=1).images[0].scores)
