@@ -1,11 +1,13 @@
 #include "glimpse/models/config.h"
 
+#include <algorithm>
+
 #include "glimpse/base/json_file.h"
 
 namespace glimpse {
 
 namespace {
-constexpr int64_t kMaxSize = int64_t{1} << 30;
+constexpr int64_t kMaxSize = int64_t{1} << 30, kMaxLayers = 1 << 16;
 }
 
 using nlohmann::json;
@@ -44,21 +46,29 @@ json rope_settings(const json& text, const json& top, const std::string& where) 
   return settings;
 }
 
-void check_full_attention(const json& text, int64_t layers, int64_t context, const std::string& where) {
+std::vector<int64_t> sliding_windows(const json& text, int64_t layers, int64_t context,
+                                     const std::string& where) {
   const json& kinds = member(text, "layer_types");
   check(kinds.is_null() || kinds.is_array(), where, ": layer_types has an unexpected value ",
         json_text(kinds));
-  bool slides = setting(text, "use_sliding_window", false, where) &&
-                setting<int64_t>(text, "max_window_layers", 0, where) < layers && kinds.is_null();
-  for (const json& kind : kinds) {
+  check(kinds.is_null() || static_cast<int64_t>(kinds.size()) == layers, where, ": layer_types has ",
+        kinds.size(), " members, expected one for each of ", layers, " layers");
+  for (const json& kind : kinds)
     check(kind == "full_attention" || kind == "sliding_attention", where, ": layer_types holds ",
           json_text(kind), ", which is not supported");
-    slides = slides || kind == "sliding_attention";
+  const int64_t first = setting(text, "use_sliding_window", false, where)
+                            ? setting<int64_t>(text, "max_window_layers", 80, where)
+                            : layers;
+  const auto window = setting<int64_t>(text, "sliding_window", context, where);
+  const auto slides = [&](int64_t l) {
+    return kinds.is_null() ? l >= first : kinds[l] == "sliding_attention";
+  };
+  std::vector<int64_t> windows(layers);
+  for (int64_t l = 0; l < layers; ++l) {
+    check(!slides(l) || window > 0, where, ": sliding_window is ", window, ", expected at least 1");
+    if (slides(l) && window < context) windows[l] = window;
   }
-  const auto window = setting<int64_t>(text, "sliding_window", 0, where);
-  check(!slides || window >= context, where, ": ", kinds.is_null() ? "use_sliding_window" : "layer_types",
-        ": sliding-window attention is not supported, and sliding_window (", window,
-        ") is less than the context of ", context, " tokens");
+  return std::ranges::count(windows, 0) == layers ? std::vector<int64_t>() : windows;
 }
 
 bool tied_head(const json& text, const json& top) {
@@ -99,6 +109,7 @@ DecoderConfig decoder_config(const json& text, const json& top, const std::strin
   // Products of two sizes must stay far from overflow.
   for (const int64_t size : {c.hidden_size, c.intermediate_size, c.layers, c.heads, c.head_dim, c.vocab_size})
     check(size > 0 && size < kMaxSize, where, ": a size of the language model is ", size);
+  check(c.layers < kMaxLayers, where, ": num_hidden_layers is ", c.layers);
   check(c.head_dim % 2 == 0, where, ": the head size ", c.head_dim,
         " is odd, but rotary embedding turns pairs of numbers");
   c.rms_norm_eps = text.value("rms_norm_eps", 1e-6);

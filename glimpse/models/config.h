@@ -58,10 +58,11 @@ nlohmann::json rope_settings(const nlohmann::json& text, const nlohmann::json& t
 /// Whether they are of a kind that scales the embedding.
 bool scales_rope(const nlohmann::json& rope);
 
-/// Error naming the field unless every layer of the language model attends to all of `context` tokens: where
-/// use_sliding_window and max_window_layers, or layer_types, give layers a sliding window that is shorter.
-void check_full_attention(const nlohmann::json& text, int64_t layers, int64_t context,
-                          const std::string& where);
+/// DecoderConfig::windows of a language model of so many layers for at most `context` tokens: sliding_window
+/// of the layers that layer_types or else use_sliding_window and max_window_layers name; a window that is
+/// null or missing is none.
+std::vector<int64_t> sliding_windows(const nlohmann::json& text, int64_t layers, int64_t context,
+                                     const std::string& where);
 
 /// Whether the output head is the input embedding.
 bool tied_head(const nlohmann::json& text, const nlohmann::json& top);

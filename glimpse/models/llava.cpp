@@ -101,7 +101,7 @@ std::unique_ptr<Vlm> Llava::load(const ModelSource& source, const json& config, 
   model->place_ = settings.place;
   DecoderConfig shape = decoder_config(settings.text, config, settings.where);
   model->rope_ = RopeScaling(settings.text, config, {shape.head_dim, 1e4, 2048}, settings.where, load.device);
-  check_full_attention(settings.text, shape.layers, model->max_positions(), settings.where);
+  shape.windows = sliding_windows(settings.text, shape.layers, model->max_positions(), settings.where);
 
   Weights weights = open_weights(source, config);
   shape.tied_head = merge_adapters(weights, load.adapters, shape.tied_head);

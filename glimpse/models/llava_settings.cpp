@@ -62,7 +62,7 @@ void LlavaSettings::read_converted(const fs::path& dir, const json& config) {
   place.token = place.stored = config.value(key, int64_t{32000});
   preprocessor_dir = dir;
   if (next) read_resolutions(config, false);
-  if (mistral) check_window();
+  if (mistral) slide_everywhere();
   if (mistral)
     format = std::make_unique<MistralChat>();
   else
@@ -92,7 +92,7 @@ void LlavaSettings::read_original(const fs::path& dir, const json& config) {
     read_resolutions(config, true);
     rounds = false;
   }
-  if (mistral) check_window();
+  if (mistral) slide_everywhere();
   if (mistral)
     format = std::make_unique<MistralChat>(kImagePlace);
   else
@@ -112,12 +112,10 @@ void LlavaSettings::read_resolutions(const json& config, bool width_first) {
   check(!resolutions.empty(), where, ": image_grid_pinpoints is empty");
 }
 
-// Mistral's attention slides wherever its config gives a window.
-void LlavaSettings::check_window() const {
-  const auto context = setting<int64_t>(text, "max_position_embeddings", 2048, where);
-  const auto window = setting<int64_t>(text, "sliding_window", context, where);
-  check(window >= context, where, ": sliding-window attention is not supported, and sliding_window (", window,
-        ") is less than the context of ", context, " tokens");
+// Mistral's attention slides in all layers wherever its config gives a window, without a word of which.
+void LlavaSettings::slide_everywhere() {
+  text["use_sliding_window"] = !member(text, "sliding_window").is_null();
+  text["max_window_layers"] = 0;
 }
 
 void LlavaSettings::expect(const json& object, const char* key, const char* only) const {

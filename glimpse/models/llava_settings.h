@@ -40,7 +40,7 @@ struct LlavaSettings {
   void read_converted(const std::filesystem::path& dir, const nlohmann::json& config);
   void read_original(const std::filesystem::path& dir, const nlohmann::json& config);
   void read_resolutions(const nlohmann::json& config, bool width_first);
-  void check_window() const;
+  void slide_everywhere();
   void expect(const nlohmann::json& object, const char* key, const char* only) const;
 };
 

@@ -58,17 +58,22 @@ auto of_family(const json& config, const std::string& file, Function f) {
 }
 
 // Modules come with the config that their base had; who makes it read longer texts edits the base's. So the
-// settings of the rotary embedding are those of `own` where these scale it and the modules' do not.
-void settle_rope(json& config, const json& own, const json& overrides, const std::string& file) {
+// settings of the rotary embedding are those of `own` where these scale it and the modules' do not, and
+// layers slide as in `own`.
+void settle_positions(json& config, const json& own, const json& overrides, const std::string& file) {
   constexpr const char* part = "text_config";
   if (own.contains(part) && overrides.contains(part))
-    settle_rope(config[part], own[part], overrides[part], file);
+    settle_positions(config[part], own[part], overrides[part], file);
   const json base = rope_settings(own, own, file), modules = rope_settings(overrides, overrides, file);
   const bool is_base = modules.empty() || (scales_rope(base) && !scales_rope(modules));
   const json& from = is_base ? own : overrides;
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
     config.erase(key);
     if (from.contains(key)) config[key] = from[key];
+  }
+  for (const char* key : {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}) {
+    config.erase(key);
+    if (own.contains(key)) config[key] = own[key];
   }
   constexpr const char* most = "max_position_embeddings";
   if (is_base && scales_rope(base) && own.contains(most)) config[most] = own[most];
@@ -84,7 +89,7 @@ auto with_family(const ModelSource& source, const json& overrides, Function f) {
   config = without_nulls(std::move(config));
   // Which tensors there are is for the checkpoint to say.
   if (own.contains("tie_word_embeddings")) config["tie_word_embeddings"] = own["tie_word_embeddings"];
-  if (overrides.is_object()) settle_rope(config, own, without_nulls(overrides), file);
+  if (overrides.is_object()) settle_positions(config, own, without_nulls(overrides), file);
   try {
     return of_family(config, file, [&](const Family& family) { return f(family, config); });
   } catch (const json::exception& error) {

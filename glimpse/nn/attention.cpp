@@ -106,13 +106,15 @@ at::Tensor decode_attention(const at::Tensor& q, const at::Tensor& keys, const a
   return out.to(q.scalar_type());
 }
 
-// Keys in codes were rotated, so the query is, too.
-at::Tensor decode_attention(const at::Tensor& q, const LayerCache::Codes& codes, int64_t length) {
+// Over the last `count` of `length` rows. Keys in codes were rotated, so the query is, too.
+at::Tensor decode_attention(const at::Tensor& q, const LayerCache::Codes& codes, int64_t length,
+                            int64_t count) {
   const at::Tensor wide = scaled_queries(q);
   for (int64_t h = 0; h < q.size(1); ++h) kv::rotate(wide.data_ptr<float>() + h * q.size(2), q.size(2));
-  return decode_attention(wide, codes.heads, length,
+  return decode_attention(wide, codes.heads, count,
                           [&](int64_t h, int64_t first) {
-                            const int64_t at = h * codes.head_stride + first * codes.shape.bytes();
+                            const int64_t at =
+                                h * codes.head_stride + (length - count + first) * codes.shape.bytes();
                             return CodedRows{codes.keys + at, codes.values + at, codes.shape};
                           })
       .to(q.scalar_type());
@@ -125,7 +127,7 @@ struct RowRange {
 
 // Flash attention (nn/flash.h): q [R, H, d], k [S, Hkv, d], v [S, Hkv, dv], any strides -> [R, H * dv].
 at::Tensor flash_attention(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values,
-                           const std::vector<RowRange>& ranges, bool causal) {
+                           const std::vector<RowRange>& ranges, bool causal, int64_t window = 0) {
   const auto packed = [](const at::Tensor& t) { return t.stride(2) == 1 ? t : t.contiguous(); };
   const at::Tensor q = packed(queries), k = packed(keys), v = packed(values);
   const int64_t heads = q.size(1), kv_heads = k.size(1), group = heads / kv_heads, d = q.size(2),
@@ -166,7 +168,8 @@ at::Tensor flash_attention(const at::Tensor& queries, const at::Tensor& keys, co
           heads * dv,
           dv,
           causal,
-          pairs};
+          pairs,
+          window};
       flash::attend(work, first, last, element_data<T>(out) + range->first_q * heads * dv + head * group * dv,
                     scratch.data());
     });
@@ -188,18 +191,34 @@ bool has_flash(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
          q.size(-1) <= 256 && v.size(-1) == q.size(-1);
 }
 
-at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
-  const int64_t rows = q.size(0), length = cache.length();
-  flop_count::add(4 * q.size(1) * q.size(2) * (rows * length - rows * (rows - 1) / 2));
-  if (rows == 1 && cache.is_coded() && has_kernel(q)) return decode_attention(q, cache.codes(), length);
+namespace {
+
+// n + (n - 1) + ..., `count` numbers or those above 0.
+int64_t sum_up_to(int64_t n, int64_t count) {
+  count = std::clamp<int64_t>(n, 0, count);
+  return count * n - count * (count - 1) / 2;
+}
+
+}  // namespace
+
+at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache, int64_t window) {
+  if (window == 0) window = cache.length();
+  // The keys that any of the rows sees.
+  const int64_t rows = q.size(0), length = std::min(cache.length(), window + rows - 1);
+  const bool slides = rows > 1 && window < length;
+  flop_count::add(4 * q.size(1) * q.size(2) * (sum_up_to(length, rows) - sum_up_to(length - window, rows)));
+  if (rows == 1 && cache.is_coded() && has_kernel(q))
+    return decode_attention(q, cache.codes(), cache.length(), length);
   // Codes that are read otherwise have been widened.
-  const auto typed = [&](const at::Tensor& t) { return cache.is_coded() ? t.to(q.scalar_type()) : t; };
-  const at::Tensor keys = typed(cache.keys()), values = typed(cache.values());
+  const auto newest = [&](const at::Tensor& t) {
+    return (cache.is_coded() ? t.to(q.scalar_type()) : t).narrow(1, cache.length() - length, length);
+  };
+  const at::Tensor keys = newest(cache.keys()), values = newest(cache.values());
   if (have_kernels(q, keys, values))
     return rows == 1 ? decode_attention(q, keys, values)
                      : flash_attention(q, keys.transpose(0, 1), values.transpose(0, 1),
-                                       {{0, rows, 0, length}}, true);
-  if (has_flash(q, keys, values)) {  // whose causal mask ends at the last key, as ours does
+                                       {{0, rows, 0, length}}, true, slides ? window : 0);
+  if (!slides && has_flash(q, keys, values)) {  // whose causal mask ends at the last key, as ours does
     const auto one = [](const at::Tensor& t) { return t.transpose(0, 1).unsqueeze(0); };
     return std::get<0>(at::_flash_attention_forward(q.unsqueeze(0), one(keys), one(values), {}, {}, rows,
                                                     length, 0.0, rows > 1, false))
@@ -207,11 +226,13 @@ at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache) {
   }
   std::optional<at::Tensor> mask;
   // Rows that continue a cache: row i sees length - rows + i + 1 keys.
-  if (rows > 1 && rows != length)
+  if (rows > 1 && (rows != length || slides)) {
     mask = at::ones({rows, length}, q.options().dtype(at::kBool)).tril(length - rows);
-  const at::Tensor out = at::scaled_dot_product_attention(
-      q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), mask, 0.0,
-      rows == length && rows > 1, std::nullopt, q.size(1) != keys.size(0));
+    if (slides) mask = mask->triu(length - rows - window + 1);
+  }
+  const at::Tensor out =
+      at::scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0),
+                                       mask, 0.0, !mask && rows > 1, std::nullopt, q.size(1) != keys.size(0));
   return out.squeeze(0).transpose(0, 1).reshape({rows, -1});
 }
 

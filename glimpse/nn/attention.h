@@ -14,8 +14,9 @@ namespace glimpse {
 bool has_flash(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
 
 /// Causal attention of the newest T rows of one sequence over its cache (which already holds them).
-/// q [T, H, d]; grouped-query heads share cache heads. Returns [T, H * d].
-at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache);
+/// q [T, H, d]; grouped-query heads share cache heads. `window`: a row sees the newest so many of the rows up
+/// to itself, 0: all of them. Returns [T, H * d].
+at::Tensor causal_attention(const at::Tensor& q, const LayerCache& cache, int64_t window = 0);
 
 /// Scaled attention logits of one query row over every key: q [H, d], keys [Hkv, length, d] -> [H, length]
 /// float32.

@@ -16,6 +16,9 @@ Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std:
                       const std::string& head, at::TensorOptions options, const WeightOptions& how,
                       const MakeHeadStep& head_step) {
   Decoder model;
+  check(c.windows.empty() || options.device().is_cpu(),
+        "sliding-window attention is not supported on a device "
+        "of its own; --device cpu runs this model");
   model.config_ = c;
   model.prefix_ = prefix;
   const std::string embedding = prefix + "embed_tokens.weight";
@@ -101,10 +104,11 @@ at::Tensor Decoder::attend(int64_t l, const at::Tensor& n, const RaggedBatch& ba
   q = apply_rope(q, batch.rope);
   k = apply_rope(k, batch.rope);
 
+  const int64_t window = config_.windows.empty() ? 0 : config_.windows[l];
   // Prompts from their first rows on attend among the rows at hand, all in one call where there is one for
   // them.
   Segments segments;
-  bool fresh = batch.sequences.size() > 1 && has_flash(q, k, v);
+  bool fresh = batch.sequences.size() > 1 && window == 0 && has_flash(q, k, v);
   for (const SequenceRows& sequence : batch.sequences) {
     fresh = fresh && sequence.apart <= 1 && sequence.cache->layers[l].length() == 0;
     segments.lengths.push_back(sequence.count);
@@ -118,7 +122,7 @@ at::Tensor Decoder::attend(int64_t l, const at::Tensor& n, const RaggedBatch& ba
     for (int64_t first = 0; first < sequence.count; first += std::exchange(count, 1)) {
       const auto own = [&](const at::Tensor& t) { return t.narrow(0, row + first, count); };
       cache.append(own(k), own(v), sequence.more);
-      if (!fresh) mixed.push_back(causal_attention(own(q), cache));
+      if (!fresh) mixed.push_back(causal_attention(own(q), cache, window));
       for (const AttentionTap& tap : sequence.taps)
         if (const int64_t after = first + count - 1 - tap.row; after >= 0 && after < count)
           *tap.logits = attention_logits(

@@ -20,8 +20,10 @@ struct DecoderConfig {
   int64_t hidden_size = 0, intermediate_size = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0,
           vocab_size = 0;
   double rms_norm_eps = 1e-6;
-  bool attention_bias = false;  ///< q, k and v projections have a bias
-  bool tied_head = false;       ///< lm_head is the embedding matrix
+  bool attention_bias = false;        ///< q, k and v projections have a bias
+  bool tied_head = false;             ///< lm_head is the embedding matrix
+  std::vector<int64_t> windows = {};  ///< of each layer how many rows one sees, itself the last; 0: all.
+                                      ///< Empty: all everywhere. Rows that were pruned are not among them
 };
 
 /// Attention that is asked for: the scaled logits [H, keys] float32 of one of a sequence's rows over the keys

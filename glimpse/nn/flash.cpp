@@ -81,10 +81,12 @@ HWY_INLINE void put_step(V e, int64_t c, Pair* p) {
 }
 
 // Scores of `count` keys from `key` on become exponentials in p; factors are what earlier results shrink by.
-// seen: how many keys the tile's first row sees, the next row one more if `step`.
+// seen: behind the last key that the tile's first row sees; the next row sees one more if `step`. Of them all
+// but the last `window` are hidden from a row, unless it is 0. A row that sees no key of this block gains
+// something that the first one it sees wipes out: factors are 0 then.
 template <class Step>
 HWY_INLINE void online_softmax(float* scores, int64_t key, int64_t count, int64_t seen, int64_t step,
-                               float scale, Step* p, float* top, float* sum, float* factors) {
+                               int64_t window, float scale, Step* p, float* top, float* sum, float* factors) {
   const F f;
   const int64_t lanes = hn::Lanes(f), rows = tile_rows();
   const V scales = hn::Set(f, scale);
@@ -95,6 +97,11 @@ HWY_INLINE void online_softmax(float* scores, int64_t key, int64_t count, int64_
                    hn::Set(f, static_cast<float>(seen - key)));  // keys of this block that are seen
     for (int64_t c = std::max<int64_t>(0, seen - key); c < count; ++c)
       hn::StoreU(hn::IfThenElse(hn::Gt(limit, hn::Set(f, static_cast<float>(c))),
+                                hn::LoadU(f, own + c * rows), hn::Set(f, kUnseen)),
+                 f, own + c * rows);
+    const V hidden = hn::Sub(limit, hn::Set(f, static_cast<float>(window)));
+    for (int64_t c = 0; window > 0 && c < std::min(count, seen + (rows - 1) * step - window - key); ++c)
+      hn::StoreU(hn::IfThenElse(hn::Ge(hn::Set(f, static_cast<float>(c)), hidden),
                                 hn::LoadU(f, own + c * rows), hn::Set(f, kUnseen)),
                  f, own + c * rows);
     const V before = hn::LoadU(f, top + v * lanes);
@@ -121,6 +128,9 @@ void attend_any(const flash::Heads<T>& a, int64_t first, int64_t last, T* out, f
   const float scale = 1.0f / std::sqrt(static_cast<float>(a.d));
   const FlashScratch<Step> s(memory, tiles_all, rows, a.d, a.dv);
   const auto seen_by = [&](int64_t row) { return a.causal ? a.keys - a.rows + row + 1 : a.keys; };
+  const auto hidden_from = [&](int64_t row) {
+    return a.window > 0 ? std::max<int64_t>(0, seen_by(row) - a.window) : 0;
+  };
   const auto row_of = [&](int64_t t) { return first + t % across * rows; };
   for (int64_t t = 0; t < tiles_all; ++t)
     pack_rows(a.q + row_of(t) * a.q_row + t / across * a.q_head, a.q_row, last - row_of(t), a.d,
@@ -129,16 +139,16 @@ void attend_any(const flash::Heads<T>& a, int64_t first, int64_t last, T* out, f
   std::fill_n(s.top, tiles_all * rows, kUnseen);
   std::fill_n(s.sum, tiles_all * rows, 0.0f);
 
-  for (int64_t key = 0; key < seen_by(last - 1); key += kKeys) {
+  for (int64_t key = hidden_from(first) / kKeys * kKeys; key < seen_by(last - 1); key += kKeys) {
     const int64_t block = std::min(kKeys, seen_by(last - 1) - key);
     for (int64_t c = 0; c < block; ++c) copy_steps(a.k + (key + c) * a.k_row, 0, depth, a.d, s.k + c * depth);
     pack_values(a.v + key * a.v_row, a.v_row, block, a.dv, s.v);
     for (int64_t t = 0; t < tiles_all; ++t) {
       const int64_t row = row_of(t), count = std::min(block, seen_by(std::min(row + rows, last) - 1) - key);
-      if (count <= 0) continue;
+      if (count <= 0 || key + count <= hidden_from(row)) continue;
       tiles(s.q + t * depth * rows, Operand<Step>{s.k, depth, 1}, depth, count, s.scores, rows, FromZero());
-      online_softmax(s.scores, key, count, seen_by(row), a.causal ? 1 : 0, scale, s.p, s.top + t * rows,
-                     s.sum + t * rows, s.factors);
+      online_softmax(s.scores, key, count, seen_by(row), a.causal ? 1 : 0, a.window, scale, s.p,
+                     s.top + t * rows, s.sum + t * rows, s.factors);
       tiles(s.p, Operand<Step>{s.v, 1, a.dv}, steps_of<Step>(count), a.dv, s.out + t * a.dv * rows, rows,
             FromScaled{s.factors});
     }

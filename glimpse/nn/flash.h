@@ -23,6 +23,7 @@ struct Heads {
   bool causal;                ///< row i sees the first keys - rows + i + 1 keys; else all
   bool pairs = false;  ///< bf16 products in pairs, where gemm::has_pairs() (nn/gemm.h); the softmax's weights
                        ///< are rounded to bf16 too
+  int64_t window = 0;  ///< of a causal row's keys it sees the last so many; 0: all
 };
 
 /// Rows that one call of attend() should take when `group` heads share a key head.

@@ -16,8 +16,9 @@ using test::tiny_engine;
 
 namespace {
 
-std::unique_ptr<Engine> caching_engine(size_t cache_mb = 256) {
-  return Engine::load({.model = test::tiny_dir() / "model",
+std::unique_ptr<Engine> caching_engine(size_t cache_mb = 256,
+                                       const std::filesystem::path& model = test::tiny_dir() / "model") {
+  return Engine::load({.model = model,
                        .new_modules = {(test::tiny_dir() / "new_modules").string()},
                        .dtype = "fp32",
                        .device = test::device_name(),
@@ -70,6 +71,29 @@ TEST_CASE("further questions about an image: the same answers, scores to 1e-5") 
     CHECK(engine->ask(row_request(8, prune)).cached_tokens == 0);  // another image
     CHECK(engine->prefix_cache()->size() == 2);
   }
+}
+
+TEST_CASE("layers with a sliding window: prefixes and batches change nothing") {
+  if (!test::test_device().is_cpu()) return;
+  const test::BrokenModel folder;
+  folder.edit_json("config.json", [](nlohmann::json& c) {
+    c["use_sliding_window"] = true;
+    c["sliding_window"] = 12;
+    c["max_window_layers"] = 1;
+  });
+  const auto caching = caching_engine(256, folder.dir()), plain = caching_engine(0, folder.dir());
+  std::vector<Request> requests;
+  bool differs = false;
+  for (const char* prune : {"none", "glimpse", "random(keep=0.5,layer=-1)+glimpse"})
+    for (const int row : {0, 1, 8}) requests.push_back(row_request(row, prune));
+  const std::vector<Answer> together = plain->ask(std::span<const Request>(requests));
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const Answer alone = plain->ask(requests[i]);
+    same_answer(together[i], alone);
+    same_answer(caching->ask(requests[i]), alone);
+    differs = differs || alone.ids != tiny_engine().ask(requests[i]).ids;
+  }
+  CHECK(differs);
 }
 
 TEST_CASE("a scout gives way to an image prefix") {

@@ -1,4 +1,5 @@
 // What config.json may say of positions: scaled rotary embeddings, sliding windows.
+#include "glimpse/models/config.h"
 #include "glimpse/models/rope_scaling.h"
 #include "models/damaged.h"
 
@@ -120,21 +121,31 @@ TEST_CASE("a dynamically scaled embedding depends on each sequence's own length"
   CHECK(at::equal(at({1, 3, 2, 20}, {1, 2, 2}), at::cat({plain, plain, longer, longer})));
 }
 
-TEST_CASE("a sliding window is refused where a layer would be cut short by it") {
+TEST_CASE("layers have the sliding window that the config gives them") {
+  using Windows = std::vector<int64_t>;
+  const auto windows = [](const json& text) { return sliding_windows(text, 3, 4096, "x"); };
+  CHECK(windows({{"use_sliding_window", true}, {"sliding_window", 8}, {"max_window_layers", 0}}) ==
+        Windows{8, 8, 8});
+  CHECK(windows({{"use_sliding_window", true}, {"sliding_window", 8}}).empty());
+  CHECK(windows({{"use_sliding_window", true}, {"sliding_window", 8}, {"max_window_layers", 2}}) ==
+        Windows{0, 0, 8});
+  CHECK(windows({{"use_sliding_window", true}, {"sliding_window", 8}, {"max_window_layers", 3}}).empty());
+  for (const json& window : {json(), json(4096)})
+    CHECK(windows({{"use_sliding_window", true}, {"sliding_window", window}, {"max_window_layers", 0}})
+              .empty());
+  CHECK(windows({{"sliding_window", 8}, {"max_window_layers", 2}}).empty());
+  const json kinds = {"full_attention", "sliding_attention", "full_attention"};
+  CHECK(windows({{"layer_types", kinds}, {"sliding_window", 8}, {"use_sliding_window", true}}) ==
+        Windows{0, 8, 0});
+
   const auto with = [](const json& change) { return with_config([&](json& c) { c.update(change); }); };
-  // The built-in model says 4096, its context, and that no layer has it.
-  CHECK(with({{"use_sliding_window", true}}) == "no error");
-  CHECK(with({{"use_sliding_window", true}, {"max_window_layers", 2}}) == "no error");
   CHECK(with({{"use_sliding_window", true}, {"sliding_window", 8}}) == "no error");
-  CHECK(with({{"max_window_layers", 2}, {"sliding_window", 8}}) == "no error");
-  contains(with({{"use_sliding_window", true}, {"max_window_layers", 2}, {"sliding_window", 4095}}),
-           {"config.json: use_sliding_window: sliding-window attention is not supported", "4095", "4096"});
-  contains(with({{"use_sliding_window", true}, {"max_window_layers", nullptr}, {"sliding_window", 8}}),
-           {"use_sliding_window"});
-  CHECK(with({{"layer_types", {"full_attention"}}, {"sliding_window", 8}}) == "no error");
-  contains(with({{"layer_types", {"full_attention", "sliding_attention"}}, {"sliding_window", 8}}),
-           {"config.json: layer_types: sliding-window attention is not supported"});
-  contains(with({{"layer_types", {"chunked_attention"}}}), {"layer_types holds \"chunked_attention\""});
+  contains(with({{"use_sliding_window", true}, {"max_window_layers", 2}, {"sliding_window", 0}}),
+           {"config.json: sliding_window is 0, expected at least 1"});
+  contains(with({{"layer_types", {"full_attention"}}}),
+           {"layer_types has 1 members, expected one for each of"});
+  contains(with({{"layer_types", json(6, "chunked_attention")}}),
+           {"layer_types holds \"chunked_attention\""});
   contains(with({{"layer_types", "full_attention"}}), {"layer_types has an unexpected value"});
 }
 

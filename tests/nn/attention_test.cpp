@@ -19,18 +19,18 @@ at::Tensor random(at::IntArrayRef shape, at::ScalarType type) {
   return at::randn(shape).to(type);
 }
 
-// q [T, H, d]; k, v [S, Hkv, d]; row i sees the first S - T + i + 1 keys.
-at::Tensor naive(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+// q [T, H, d]; k, v [S, Hkv, d]; row i sees the first S - T + i + 1 keys, or the last `window` of these.
+at::Tensor naive(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t window = 1 << 20) {
   const int64_t rows = q.size(0), heads = q.size(1), d = q.size(2), length = k.size(0),
                 group = heads / k.size(1);
   const at::Tensor wq = q.to(at::kDouble), wk = k.to(at::kDouble), wv = v.to(at::kDouble);
   at::Tensor out = at::zeros({rows, heads, d}, at::kDouble);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t h = 0; h < heads; ++h) {
-      const int64_t seen = length - rows + i + 1;
-      const at::Tensor keys = wk.narrow(0, 0, seen).select(1, h / group);
+      const int64_t end = length - rows + i + 1, seen = std::min(end, window);
+      const at::Tensor keys = wk.narrow(0, end - seen, seen).select(1, h / group);
       const at::Tensor p = (at::mv(keys, wq[i][h]) / std::sqrt(static_cast<double>(d))).softmax(0);
-      out[i][h] = at::mv(wv.narrow(0, 0, seen).select(1, h / group).t(), p);
+      out[i][h] = at::mv(wv.narrow(0, end - seen, seen).select(1, h / group).t(), p);
     }
   return out.flatten(1);
 }
@@ -63,6 +63,34 @@ TEST_CASE("causal_attention: prefill, continuation and decoding") {
           }
         }
   });
+}
+
+TEST_CASE("causal_attention: a window slides over prefill, continuation and decoding") {
+  const auto at_rows = [](const at::Tensor& t, int64_t first, int64_t count) {
+    return t.narrow(0, first, count);
+  };
+  for (const KvFormat format : {KvFormat::plain, KvFormat::int8})
+    for (const int64_t window : {1, 3, 8, 24, 25, 40}) {
+      CAPTURE(window);
+      at::manual_seed(window);
+      const double limit = format == KvFormat::plain ? 5e-6 : 5e-2;
+      const at::Tensor q = at::randn({25, 4, 32}), k = at::randn({25, 2, 32}), v = at::randn({25, 2, 32});
+      LayerCache cache(format);
+      int64_t done = 0;
+      for (const int64_t count : {11, 1, 6, 1, 1, 5}) {
+        const at::Tensor own = at_rows(q, done, count);
+        cache.append(at_rows(k, done, count), at_rows(v, done, count));
+        done += count;
+        const at::Tensor expected = naive(own, at_rows(k, 0, done), at_rows(v, 0, done), window);
+        CHECK(near(causal_attention(own, cache, window), expected, limit, limit));
+        cache.close();
+        CHECK(near(causal_attention(own, cache, window), expected, limit, limit));
+        // With gradients, by libtorch.
+        if (format == KvFormat::plain)
+          CHECK(near(causal_attention(own.clone().requires_grad_(true), cache, window), expected, limit,
+                     limit));
+      }
+    }
 }
 
 TEST_CASE("causal_attention: decoding behind a long cache") {

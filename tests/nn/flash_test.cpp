@@ -16,18 +16,21 @@ using test::on_every_target;
 namespace {
 
 // q [R, G, d]; k [S, d]; v [S, dv] -> [R, G, dv].
-at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal) {
+at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal,
+                 int64_t window = 0) {
   const int64_t rows = q.size(0), keys = k.size(0);
   const at::Tensor scores = at::einsum("rgd,sd->grs", {q.to(at::kDouble), k.to(at::kDouble)}) /
                             std::sqrt(static_cast<double>(q.size(2)));
-  const at::Tensor unseen = at::ones({rows, keys}, at::kBool).tril(keys - rows).logical_not();
+  at::Tensor seen = at::ones({rows, keys}, at::kBool).tril(keys - rows);
+  if (window > 0) seen = seen.triu(keys - rows - window + 1);
+  const at::Tensor unseen = seen.logical_not();
   const at::Tensor p = (causal ? scores.masked_fill(unseen, -INFINITY) : scores).softmax(2);
   return at::einsum("grs,sd->rgd", {p, v.to(at::kDouble)});
 }
 
 // The rows [first, last) of the kernel's result, the others zero.
 at::Tensor flash_rows(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal,
-                      int64_t first, int64_t last, bool pairs = false) {
+                      int64_t first, int64_t last, bool pairs = false, int64_t window = 0) {
   at::Tensor out = at::zeros({q.size(0), q.size(1), v.size(1)}, q.options());
   std::vector<float> scratch(flash::scratch_size(last - first, q.size(1), q.size(2), v.size(1)));
   with_element(q.scalar_type(), [&](auto element) {
@@ -47,15 +50,16 @@ at::Tensor flash_rows(const at::Tensor& q, const at::Tensor& k, const at::Tensor
                                 out.stride(0),
                                 out.stride(1),
                                 causal,
-                                pairs};
+                                pairs,
+                                window};
     flash::attend(heads, first, last, element_data<T>(out), scratch.data());
   });
   return out;
 }
 
 at::Tensor flash_all(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal,
-                     bool pairs = false) {
-  return flash_rows(q, k, v, causal, 0, q.size(0), pairs);
+                     bool pairs = false, int64_t window = 0) {
+  return flash_rows(q, k, v, causal, 0, q.size(0), pairs, window);
 }
 
 }  // namespace
@@ -78,6 +82,27 @@ TEST_CASE("flash attention: random shapes, causal and full") {
                 if (!pairs || (type == at::kBFloat16 && can_pair()))
                   CHECK(near(flash_all(q, k, v, causal, pairs), plain(q, k, v, causal), limit, limit));
           }
+  });
+}
+
+TEST_CASE("flash attention: a row sees the keys of its window") {
+  on_every_target(flash::target_name, [] {
+    for (const auto& [type, limit] : {std::pair{at::kFloat, 1e-5}, {at::kBFloat16, 2e-2}})
+      for (const auto& [rows, keys] : {std::pair{33, 33}, {130, 130}, {70, 200}, {17, 300}})
+        for (const int64_t window : {1, 2, 37, 60, 61, 150}) {
+          CAPTURE(rows);
+          CAPTURE(keys);
+          CAPTURE(window);
+          const at::Tensor q = at::randn({rows, 3, 48}).to(type), k = at::randn({keys, 48}).to(type),
+                           v = at::randn({keys, 20}).to(type);
+          for (const bool pairs : {false, true})
+            if (!pairs || (type == at::kBFloat16 && can_pair())) {
+              const at::Tensor all = flash_all(q, k, v, true, pairs, window);
+              CHECK(near(all, plain(q, k, v, true, window), limit, limit));
+              const at::Tensor some = flash_rows(q, k, v, true, 5, 11, pairs, window);
+              CHECK(at::equal(some.narrow(0, 5, 6), all.narrow(0, 5, 6)));
+            }
+        }
   });
 }
 

@@ -29,6 +29,7 @@ def next_shape(*of, side, text=None, **more):
 MISTRAL = {"model_type": "mistral", "rope_theta": 1e6, "sliding_window": None}
 SHAPES = {
     "llava_next_mistral": next_shape(3, 4, 2, 16, (4, 2, 16), side=4, layout="older", text=MISTRAL),
+    "llava_next_sliding": next_shape(3, 4, 2, 16, (3, 2, 16), side=3, layout="newer", text={**MISTRAL, "sliding_window": 19}),
     "llava_next_vicuna": next_shape(2, 4, 4, 32, (5, 3, 8), side=3, layout="newer", config={"vision_feature_layer": -3}),
     "llava_next_original": next_shape(3, 2, 2, 32, (3, 4, 8), side=4, layout="original"),
     "llava_next_original_mistral": next_shape(2, 4, 1, 16, (3, 4, 8), side=3, layout="original", text=MISTRAL),
