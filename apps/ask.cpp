@@ -7,6 +7,7 @@
 #include "glimpse/engine/kept_pictures.h"
 #include "glimpse/engine/row_media.h"
 #include "glimpse/image/video_out.h"
+#include "glimpse/io/row_box.h"
 #include "media.h"
 #include "paths.h"
 
@@ -45,13 +46,8 @@ std::vector<Box> parse_boxes(const std::string& text, const Medium& medium) {
     check(v.size() == 4 || (video && v.size() == 6), "--reference-boxes: expected x1,y1,x2,y2",
           video ? "[,from,to]" : "", " in pixels", video ? " and seconds" : "",
           ", boxes separated by ';', got '", one, "'");
-    Box box{v[0], v[1], v[2], v[3]};
-    if (v.size() == 6) {
-      box.from = v[4];
-      box.to = v[5];
-    }
-    check(box.from <= box.to, "--reference-boxes: a box ends before it begins: '", one, "'");
-    boxes.push_back(normalise_box(box, size.width, size.height));
+    check(v.size() == 4 || v[4] <= v[5], "--reference-boxes: a box ends before it begins: '", one, "'");
+    boxes.push_back(normalise_box(parse_box(v), size.width, size.height));
   }
   return boxes;
 }
@@ -182,7 +178,9 @@ int run(AskFlags& flags, Interrupt& interrupt) {
   for (const NamedPath& output : outputs) AtomicFile{output.path};
   std::vector<Medium> opened;
   for (const MediumFile& file : flags.media) opened.push_back(open_medium(file, flags.common));
-  flags.common.fetching.provide(flags.common.engine, interrupt);
+  flags.common.provide(interrupt);
+  for (Medium& medium : opened)
+    if (auto* const video = std::get_if<Video>(&medium)) video->options = flags.common.video;
   EngineOptions options = flags.common.engine;
   if (!options.cache_dir.empty()) options.cache_mb = 1024;  // what goes to the disk is in memory first
   const auto engine = Engine::load(options);

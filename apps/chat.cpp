@@ -102,7 +102,7 @@ int talk(ChatFlags& flags, ChatCommands& commands, Lines& lines, Interrupt& inte
 }
 
 int run(ChatFlags& flags, Interrupt& interrupt) {
-  flags.common.fetching.provide(flags.common.engine, interrupt);
+  flags.common.provide(interrupt);
   const auto engine = Engine::load(flags.common.engine);
   ChatCommands commands(*engine, flags.common, isatty(STDIN_FILENO));
   if (flags.pictures != "auto")

@@ -9,6 +9,7 @@
 #include "glimpse/base/atomic_file.h"
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/io/file_fetch.h"
 #include "glimpse/io/safetensors.h"
 #include "rows.h"
 
@@ -73,10 +74,9 @@ size_t write_model(const fs::path& out, bool overwrite, const ModelSource& model
   uint64_t total = 0;
   for (const TensorOut& tensor : tensors) total += tensor.bytes;
   AtomicDirectory folder(out, overwrite);
-  std::error_code unknown;
-  const fs::space_info disk = fs::space(folder.temporary(), unknown);
-  check(unknown || disk.available > total, "--out ", out.string(), " needs ", total / 1'000'000,
-        " MB, and the disk has ", disk.available / 1'000'000, " MB left");
+  const uint64_t room = free_bytes(folder.temporary());
+  check(room > total, "--out ", out.string(), " needs ", total / 1'000'000, " MB, and the disk has ",
+        room / 1'000'000, " MB left");
   {
     Progress progress(tensors.size(), 0, "tensors");
     for (size_t i = 0; i < shards.size(); ++i) {

@@ -10,6 +10,7 @@
 #include "glimpse/eval/masks.h"
 #include "glimpse/eval/results.h"
 #include "glimpse/eval/row_score.h"
+#include "glimpse/models/video_settings.h"
 #include "glimpse/train/world.h"
 #include "rows.h"
 
@@ -199,8 +200,9 @@ json evaluate(const EvalPlan& plan, const EvalFlags& flags, Interrupt& interrupt
 }
 
 int run(EvalFlags flags, Interrupt& interrupt) {
-  const EvalPlan plan = make_plan(flags);
+  EvalPlan plan = make_plan(flags);
   flags.fetching.provide(flags.engine, interrupt);
+  plan.video = video_options(plan.video, plan.bounds, *model_source(flags.engine));
   const EvalSettings settings = settings_of(flags, plan);
   check_folder(plan, settings, flags.overwrite);
   const EvalProgress before = flags.overwrite ? EvalProgress{.mine_missing = 1} : progress_of(plan, true);

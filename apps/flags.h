@@ -49,6 +49,8 @@ struct CommonFlags {
   VideoOptions video;  ///< as its own flags set it
 
   void add(CLI::App& app);
+  /// Sees that the model is there, and adds to `video` how it wants videos shown.
+  void provide(Interrupt& interrupt);
   /// The composition that --prune and the rule's flags together mean.
   std::string composition(const Engine& loaded) const;
   /// Error for a setting about visual tokens, or about videos, that would do nothing: there are none.

@@ -249,7 +249,7 @@ int run(InferFlags& flags, Interrupt& interrupt) {
       has_videos || std::ranges::any_of(rows, [](const Row& row) { return !row.images.empty(); }),
       has_videos);
   const KeptCounts budget = flags.budget_from.empty() ? KeptCounts() : KeptCounts(flags.budget_from);
-  flags.common.fetching.provide(flags.common.engine, interrupt);
+  flags.common.provide(interrupt);
   const auto engine = Engine::load(flags.common.engine);
   Request shared = flags.common.request(*engine);
   check(!budget.given() || takes_budget(shared.prune),

@@ -5,9 +5,10 @@
 
 #include "flags.h"
 #include "glimpse/engine/memory_need.h"
-#include "glimpse/image/video.h"
+#include "glimpse/image/qwen_image.h"
 #include "glimpse/io/quantization.h"
 #include "glimpse/models/config.h"
+#include "glimpse/models/video_settings.h"
 #include "glimpse/models/vision_shape.h"
 #include "glimpse/models/vlm.h"
 
@@ -85,10 +86,10 @@ int64_t fixed_tokens_of(const Vlm& model) {
 }
 
 /// A minute of video as it is shown without further settings.
-nlohmann::json minute_of_video(const MemoryNeed& need) {
+nlohmann::json minute_of_video(const MemoryNeed& need, const VideoOptions& options) {
   const VideoInfo info{60 * 24, 24, 1280, 720};
   const int64_t side = std::llround(std::sqrt(static_cast<double>(need.token_pixels())));
-  const VideoSample sample = sample_video(info, {}, static_cast<int>(side));
+  const VideoSample sample = sample_video(info, options, static_cast<int>(side));
   const int64_t frame = sample.size.height / side * (sample.size.width / side);
   const int64_t tokens = std::ssize(sample.indices) / 2 * frame;  // two frames have their tokens in common
   return {{"frames", sample.indices.size()},
@@ -98,8 +99,16 @@ nlohmann::json minute_of_video(const MemoryNeed& need) {
           {"kv_bytes", tokens * need.kv_token}};
 }
 
+/// The most visual tokens that the checkpoint has a picture made into.
+int64_t most_tokens(const ModelSource& source, const MemoryNeed& need) {
+  const nlohmann::json settings = source.settings("preprocessor_config.json");
+  if (settings.is_null()) return INT64_MAX;
+  return QwenImageOptions::from_json(settings).max_pixels / need.token_pixels();
+}
+
 /// What the model will need of this machine's memory, of whose images the largest.
-nlohmann::json memory_of(const MemoryNeed& need, int64_t context, int64_t fixed_tokens = 0) {
+nlohmann::json memory_of(const MemoryNeed& need, int64_t context, int64_t most = INT64_MAX,
+                         int64_t fixed_tokens = 0) {
   const auto available = available_memory();
   nlohmann::json out = {{"weights_bytes", need.weights},
                         {"mapped_bytes", need.mapped},
@@ -117,9 +126,12 @@ nlohmann::json memory_of(const MemoryNeed& need, int64_t context, int64_t fixed_
                   {"kv_bytes", tokens * need.kv_token},
                   {"bytes", need.image(tokens)}};
   if (!available) return out;
-  const int64_t largest =
-      std::min(context, need.largest_image(*available - std::min(*available, need.loaded())));
-  out["largest_image"] = {{"visual_tokens", largest}};
+  const int64_t room = need.largest_image(*available - std::min(*available, need.loaded()));
+  const int64_t largest = std::min({context, most, room});
+  out["largest_image"] = {{"visual_tokens", largest},
+                          {"limit", largest == most      ? "max_pixels"
+                                    : largest == context ? "context"
+                                                         : "memory"}};
   if (fixed_tokens == 0) out["largest_image"]["side_pixels"] = side(largest);
   return out;
 }
@@ -157,7 +169,10 @@ void print_memory(const nlohmann::json& memory, const std::string& weights, int6
   else
     std::cout << "room for one image of " << largest["visual_tokens"] << " visual tokens"
               << (largest.contains("side_pixels") ? ", " + pixels_of(largest["side_pixels"]) : "")
-              << (largest["visual_tokens"] == context ? " (as many as the context holds)" : "") << "\n";
+              << (largest["limit"] == "context"      ? " (as many as the context holds)"
+                  : largest["limit"] == "max_pixels" ? " (the checkpoint's max_pixels)"
+                                                     : "")
+              << "\n";
 }
 
 int run(InspectFlags& flags, Interrupt& interrupt) {
@@ -190,8 +205,12 @@ int run(InspectFlags& flags, Interrupt& interrupt) {
       {"parts", parts_of(open_weights(*source))}};
   if (need) need->vision = vision_shape(source->config(), source->path());
   if (need)
-    out["memory"] = memory_of(*need, engine->model().max_positions(), fixed_tokens_of(engine->model()));
-  if (need && engine->model().takes_videos()) out["memory"]["minute_of_video"] = minute_of_video(*need);
+    out["memory"] =
+        engine->model().has_class_token()
+            ? memory_of(*need, engine->model().max_positions(), INT64_MAX, fixed_tokens_of(engine->model()))
+            : memory_of(*need, engine->model().max_positions(), most_tokens(*source, *need));
+  if (need && engine->model().takes_videos())
+    out["memory"]["minute_of_video"] = minute_of_video(*need, video_defaults(*source));
   const nlohmann::json config = source->config();
   const Quantization packing = Quantization::of(config, source->where("config.json"));
   if (packing.method != Quantization::Method::none) out["quantization"] = packing.text();

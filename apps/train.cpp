@@ -6,6 +6,7 @@
 
 #include "flags.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/models/video_settings.h"
 #include "glimpse/train/trainer.h"
 #include "rows.h"
 
@@ -113,7 +114,8 @@ std::string note(const StepMetrics& metrics, bool tuned) {
   return out.str();
 }
 
-// Sees that the models are there. A new run without a model has the one that its modules were made for.
+// Sees that the models are there. A new run without a model has the one that its modules were made for, and
+// shows videos as its model wants it.
 void provide_models(const TrainFlags& flags, TrainOptions& options, Interrupt& interrupt) {
   EngineOptions all;
   all.model = options.model;
@@ -124,6 +126,8 @@ void provide_models(const TrainFlags& flags, TrainOptions& options, Interrupt& i
       if (!name.empty()) all.new_modules.push_back(name);
     flags.fetching.provide(all, interrupt);
     options.model = all.model;
+    options.video =
+        video_options(options.video, {options.min_pixels, options.max_pixels}, *model_source(all));
   } else {
     check(flags.fetching.with_revision(options.model) == options.model,
           "--resume goes on with the run's own model; --revision does not go with it");
@@ -134,6 +138,8 @@ void provide_models(const TrainFlags& flags, TrainOptions& options, Interrupt& i
 
 int run(const TrainFlags& flags, Interrupt& interrupt) {
   TrainOptions options = options_of(flags);
+  const bool about_videos =
+      flags.resume.empty() && options.video.fields().to_json() != VideoOptions().fields().to_json();
   provide_models(flags, options, interrupt);
   const std::unique_ptr<World> world = World::from_environment(parse_device(local_device(options.device)));
   const fs::path folder = run_folder(flags, options);
@@ -141,6 +147,8 @@ int run(const TrainFlags& flags, Interrupt& interrupt) {
   if (world->first()) {
     for (const std::string& each : trainer.notes())
       std::cerr << "glimpse: " << folder.string() << ": " << each << "\n";
+    if (about_videos && !trainer.shows_videos())
+      std::cerr << "glimpse: --fps and what else there is for videos: there is no video in the rows\n";
     std::cerr << "glimpse: " << trainer.rows() << " rows, " << trainer.total_steps() << " steps";
     if (trainer.first_step() > 0) std::cerr << ", going on after step " << trainer.first_step();
     std::cerr << "\n";

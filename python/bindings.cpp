@@ -14,6 +14,8 @@
 #include "commands.h"
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/scheduler.h"
+#include "glimpse/io/row_box.h"
+#include "glimpse/models/video_settings.h"
 #include "glimpse/nn/parallel.h"
 #include "pictures.h"
 #include "pruners.h"
@@ -141,14 +143,7 @@ Request request_of(const json& from, const py::list& pictures) {
   if (!from.at("stop_ids").is_null()) request.stop_ids = from.at("stop_ids").get<std::vector<int64_t>>();
   for (const json& image : from.at("boxes")) {
     request.boxes.emplace_back();
-    for (const json& box : image) {
-      const auto numbers = box.get<std::vector<double>>();
-      check(numbers.size() == 4 || numbers.size() == 6,
-            "boxes: expected x1, y1, x2, y2 and, in a video, from and to which second; got ", box.dump());
-      Box to{numbers[0], numbers[1], numbers[2], numbers[3]};
-      if (numbers.size() == 6) std::tie(to.from, to.to) = std::pair(numbers[4], numbers[5]);
-      request.boxes.back().push_back(to);
-    }
+    for (const json& box : image) request.boxes.back().push_back(parse_box(box));
   }
   return request;
 }
@@ -169,6 +164,7 @@ class Server {
     stepping_ = std::jthread([=, this, loaded = std::move(loaded)](std::stop_token stop) mutable {
       try {
         engine_ = Engine::load(options);
+        video_ = video_defaults(*model_source(options));
         scheduler_ = std::make_unique<Scheduler>(*engine_, SchedulerOptions{.max_sequences = max_sequences});
       } catch (...) {
         loaded.set_exception(std::current_exception());
@@ -227,6 +223,7 @@ class Server {
     for (const PrunerInfo& info : known_pruners(engine_->pruner_context()))
       methods[py::str(info.name)] = info.summary;
     out["methods"] = methods;
+    out["video"] = VideoOptions(video_).fields().to_json().dump();
     return out;
   }
   py::object select(const std::string& method, const py::dict& given) const {
@@ -238,6 +235,7 @@ class Server {
 
  private:
   std::unique_ptr<Engine> engine_;
+  VideoOptions video_;  // as the model wants them shown
   std::unique_ptr<Scheduler> scheduler_;
   std::jthread stepping_;  // ends first
 };

@@ -5,6 +5,7 @@
 #include "glimpse/base/json_file.h"
 #include "glimpse/engine/row_media.h"
 #include "glimpse/eval/row_score.h"
+#include "glimpse/image/box_times.h"
 #include "glimpse/image/overlay.h"
 
 namespace glimpse {
@@ -48,14 +49,17 @@ TokenMask kept_mask(const json& line, size_t number) {
 std::optional<ComparedMasks> compared_masks(const TaskRow& row, const json& line) {
   if (row.boxes.empty() || line.at("images").empty()) return {};
   const SeenImage seen = seen_image(line);
-  const std::vector<Box> boxes = normalised(row.boxes, {seen.height, seen.width});
-  const json& seconds = member(line, "seconds");
+  std::vector<Box> boxes = normalised(row.boxes, {seen.height, seen.width});
+  const size_t grids = compared_grids(line);
+  std::vector<double> times;  // of a video
+  if (const json& seconds = member(line, "seconds"); seconds.is_array() && seconds.at(0).is_number())
+    times.assign(seconds.begin(), seconds.begin() + static_cast<std::ptrdiff_t>(grids));
+  boxes = boxes_in(std::move(boxes), times);
   ComparedMasks out;
-  for (size_t i = 0; i < compared_grids(line); ++i) {
+  for (size_t i = 0; i < grids; ++i) {
     const TokenMask kept = kept_mask(line, i);
-    const bool timed = seconds.is_array() && seconds.at(i).is_number();
     const std::vector<uint8_t> boxed =
-        boxes_to_mask(timed ? boxes_at(boxes, seconds[i]) : boxes, kept.rows, kept.cols, seen.area);
+        boxes_to_mask(times.empty() ? boxes : boxes_at(boxes, times[i]), kept.rows, kept.cols, seen.area);
     out.kept.insert(out.kept.end(), kept.tokens.begin(), kept.tokens.end());
     out.boxed.insert(out.boxed.end(), boxed.begin(), boxed.end());
   }

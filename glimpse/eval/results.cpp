@@ -107,26 +107,30 @@ std::vector<Answers> answers_of(const EvalPlan& plan, const EvalTask& task) {
   return all;
 }
 
+// The rows that a cell answers, with their answers.
+void each_answered(const EvalTask& task, const Answers& answers,
+                   const std::function<void(const TaskRow& row, const json& line)>& take) {
+  for (const TaskRow& row : task.rows)
+    if (const json& line = answers.at(row.key()); !is_problem(line)) take(row, line);
+}
+
 // What the judge has to be asked about a cell's answers.
 std::vector<JudgeQuestion> open_questions(const EvalTask& task, const Answers& answers) {
   std::vector<JudgeQuestion> out;
-  for (const TaskRow& row : task.rows)
-    if (const json& line = answers.at(row.key()); !is_problem(line)) {
-      if (!line_score(task.task, row, line)) out.push_back(judge_question(row, line.at("answer")));
-    }
+  each_answered(task, answers, [&](const TaskRow& row, const json& line) {
+    if (!line_score(task.task, row, line)) out.push_back(judge_question(row, line.at("answer")));
+  });
   return out;
 }
 
 // The same for a program of the user's.
 std::vector<json> answer_lines(const EvalTask& task, const Answers& answers) {
   std::vector<json> out;
-  for (const TaskRow& row : task.rows) {
-    const json& line = answers.at(row.key());
-    if (is_problem(line)) continue;
+  each_answered(task, answers, [&](const TaskRow& row, const json& line) {
     const JudgeQuestion asked = judge_question(row, line.at("answer"));
     out.push_back(answer_line(row.id, asked.question, asked.right, asked.answer));
     out.back().update({{"dataset", row.set}, {"answers", row.answers}, {"bboxs", row.boxes}});
-  }
+  });
   return out;
 }
 
@@ -137,19 +141,17 @@ json cell_of(const EvalTask& task, const GridCell& cell, const Answers& answers,
   Sums all;
   json pruning;
   size_t next = 0, unparsed = 0;
-  for (const TaskRow& row : task.rows) {
-    const json& line = answers.at(row.key());
-    if (is_problem(line)) continue;
+  each_answered(task, answers, [&](const TaskRow& row, const json& line) {
     auto score = line_score(task.task, row, line);
     const bool asked = !score;
     if (asked) score = judged.at(next++);
-    if (left_out.contains(row.key())) continue;
+    if (left_out.contains(row.key())) return;
     if (asked && !score) ++unparsed;
     if (!sets.contains(row.set)) order.push_back(row.set);
     sets[row.set].add(row, line, score.value_or(0));
     all.add(row, line, score.value_or(0));
     pruning = line.at("pruning");
-  }
+  });
   json out = {
       {"task", task.task.name}, {"method", cell.method}, {"budget", cell.budget}, {"pruning", pruning}};
   if (needs_judge(task.task.score)) out["unparsed"] = unparsed;

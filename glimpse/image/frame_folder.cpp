@@ -1,11 +1,10 @@
 #include "glimpse/image/frame_folder.h"
 
 #include <algorithm>
-#include <array>
 #include <utility>
 
-#include "glimpse/base/ascii.h"
 #include "glimpse/base/check.h"
+#include "glimpse/base/file_kinds.h"
 #include "glimpse/image/decode.h"
 
 namespace glimpse {
@@ -29,12 +28,7 @@ std::string_view take_number(std::string_view& text) {
 
 /// By its name; what else lies in a folder (lists, thumbnails of a file manager) is left alone.
 bool is_picture(const fs::path& path) {
-  static constexpr std::array<std::string_view, 16> known{".jpg", ".jpeg", ".png",  ".webp", ".gif",  ".bmp",
-                                                          ".tif", ".tiff", ".avif", ".heic", ".heif", ".ico",
-                                                          ".ppm", ".pgm",  ".pbm",  ".tga"};
-  const std::string ending = lowered(path.extension().string());
-  return !path.filename().string().starts_with('.') &&
-         std::find(known.begin(), known.end(), ending) != known.end();
+  return !path.filename().string().starts_with('.') && has_ending(path, picture_endings);
 }
 
 std::vector<fs::path> pictures_in(const fs::path& folder) {

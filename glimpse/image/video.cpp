@@ -47,21 +47,6 @@ class OpenFile : public detail::FileBytes {
   int64_t size_ = 0;
 };
 
-class InMemory : public detail::FileBytes {
- public:
-  explicit InMemory(std::vector<uint8_t> bytes) : bytes_(std::move(bytes)) {}
-  int64_t size() const override { return static_cast<int64_t>(bytes_.size()); }
-  int64_t read(int64_t offset, std::span<uint8_t> to) const noexcept override {
-    const int64_t count = std::min<int64_t>(size() - offset, static_cast<int64_t>(to.size()));
-    if (count <= 0) return 0;
-    std::memcpy(to.data(), bytes_.data() + offset, count);
-    return count;
-  }
-
- private:
-  std::vector<uint8_t> bytes_;
-};
-
 /// FFmpeg's name of the container that a file's first bytes are of, or "".
 const char* container_of(std::string_view head) {
   using namespace std::string_view_literals;
@@ -112,7 +97,7 @@ std::shared_ptr<const VideoSource> open_video(const fs::path& path) {
 }
 
 std::shared_ptr<const VideoSource> open_video(std::vector<uint8_t> bytes, const std::string& name) {
-  return detail::open_video(std::make_shared<InMemory>(std::move(bytes)), name);
+  return detail::open_video(std::make_shared<detail::InMemory<std::vector<uint8_t>>>(std::move(bytes)), name);
 }
 
 }  // namespace glimpse

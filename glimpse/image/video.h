@@ -49,13 +49,17 @@ std::shared_ptr<const VideoSource> video_of(std::vector<Image> frames, double fp
 /// Which frames of a video a model is shown and how large, as qwen-vl-utils chooses (docs/families.md,
 /// section 1).
 struct VideoOptions {
+  static constexpr int64_t usual_min_frames = 4, usual_max_frames = 768;
+
   std::optional<double> fps;  ///< frames per second to take, default 2; of a folder: what its pictures are
-  std::optional<int64_t> frames;  ///< so many instead
-  int64_t min_frames = 4, max_frames = 768;
+  std::optional<int64_t> frames;                  ///< so many instead
+  std::optional<int64_t> min_frames, max_frames;  ///< default: the usual ones
   std::optional<double> start, end;               ///< seconds of the part to take
   std::optional<int64_t> min_pixels, max_pixels;  ///< of a frame
   std::optional<int64_t> total_pixels;            ///< of all frames
 
+  /// With what is left out here as in `defaults`; a rate only where no number of frames is asked for.
+  VideoOptions or_else(const VideoOptions& defaults) const;
   Fields fields();
 };
 

@@ -1,12 +1,15 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <ostream>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "glimpse/image/video.h"
 
@@ -21,6 +24,22 @@ class FileBytes {
   virtual int64_t size() const = 0;
   /// Reads up to to.size() bytes from `offset`; how many there were, 0 at the end, -1 when reading failed.
   virtual int64_t read(int64_t offset, std::span<uint8_t> to) const noexcept = 0;
+};
+
+/// A file that is in memory, as a text or a list of bytes.
+template <class Bytes>
+class InMemory : public FileBytes {
+ public:
+  explicit InMemory(Bytes bytes) : bytes_(std::move(bytes)) {}
+  int64_t size() const override { return std::ssize(bytes_); }
+  int64_t read(int64_t offset, std::span<uint8_t> to) const noexcept override {
+    const int64_t count = std::clamp<int64_t>(size() - offset, 0, std::ssize(to));
+    if (count > 0) std::memcpy(to.data(), bytes_.data() + offset, static_cast<size_t>(count));
+    return count;
+  }
+
+ private:
+  const Bytes bytes_;
 };
 
 /// A video that is written: where to, and for messages.

@@ -49,8 +49,9 @@ int64_t even_nearest(int64_t count) {
 /// smart_nframes of qwen-vl-utils.
 int64_t frame_count(double total, double video_fps, const VideoOptions& options) {
   if (options.frames) return even_nearest(*options.frames);
-  const int64_t least = (options.min_frames + pair - 1) / pair * pair;
-  const int64_t most = options.max_frames / pair * pair;
+  const int64_t least =
+      (options.min_frames.value_or(VideoOptions::usual_min_frames) + pair - 1) / pair * pair;
+  const int64_t most = options.max_frames.value_or(VideoOptions::usual_max_frames) / pair * pair;
   const double at_rate = total / video_fps * options.fps.value_or(default_fps);
   return even_below(
       std::min({std::max(at_rate, static_cast<double>(least)), static_cast<double>(most), total}));
@@ -60,7 +61,8 @@ int64_t frame_count(double total, double video_fps, const VideoOptions& options)
 /// many.
 int64_t chosen_count(int64_t total, const VideoOptions& options) {
   if (options.frames) return even_nearest(*options.frames);
-  return total > options.max_frames ? even_below(static_cast<double>(options.max_frames)) : total;
+  const int64_t most = options.max_frames.value_or(VideoOptions::usual_max_frames);
+  return total > most ? even_below(static_cast<double>(most)) : total;
 }
 
 std::vector<int64_t> spread(const Part& part, int64_t count) {
@@ -88,14 +90,33 @@ Size frame_size(const VideoInfo& info, const VideoOptions& options, int factor, 
 
 }  // namespace
 
+VideoOptions VideoOptions::or_else(const VideoOptions& defaults) const {
+  VideoOptions out = defaults;
+  if (fps || frames) {
+    out.fps = fps;
+    out.frames = frames;
+  }
+  const auto take = [](const auto& own, auto& value) {
+    if (own) value = own;
+  };
+  take(min_frames, out.min_frames);
+  take(max_frames, out.max_frames);
+  take(start, out.start);
+  take(end, out.end);
+  take(min_pixels, out.min_pixels);
+  take(max_pixels, out.max_pixels);
+  take(total_pixels, out.total_pixels);
+  return out;
+}
+
 Fields VideoOptions::fields() {
   constexpr double any = 1e9, slowest = 1e-9;
   return Fields()
       .add("fps", fps, "frames per second to take of a video; none: 2, or of a folder what its pictures are",
            {slowest, any})
       .add("frames", frames, "so many frames instead, rounded to an even number", {2, any})
-      .add("min_frames", min_frames, "least frames of a video, if it has them", {2, any})
-      .add("max_frames", max_frames, "most frames of a video", {2, any})
+      .add("min_frames", min_frames, "least frames of a video, if it has them; none: 4", {2, any})
+      .add("max_frames", max_frames, "most frames of a video; none: 768", {2, any})
       .add("start", start, "second of the video at which to start", {0, any})
       .shown_as("TIME")
       .add("end", end, "second of the video at which to end", {0, any})

@@ -5,8 +5,8 @@
 #include <fstream>
 #include <span>
 
-#include "glimpse/base/ascii.h"
 #include "glimpse/base/check.h"
+#include "glimpse/base/file_kinds.h"
 #include "glimpse/base/json_file.h"
 
 namespace glimpse {
@@ -54,16 +54,10 @@ std::string reason_of(const json::exception& error) {
   return reason.size() <= longest ? reason : reason.substr(0, longest) + "...";
 }
 
-constexpr std::string_view kPictures[] = {".jpg", ".jpeg", ".png",  ".webp", ".gif",
-                                          ".bmp", ".tif",  ".tiff", ".avif", ".heic"};
-constexpr std::string_view kVideos[] = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"};
-
 bool names_file(const json& value, std::span<const std::string_view> endings) {
   if (value.is_array())
     return std::ranges::any_of(value, [&](const json& each) { return names_file(each, endings); });
-  if (!value.is_string()) return false;
-  const std::string ending = lowered(fs::path(value.get<std::string>()).extension().string());
-  return std::ranges::find(endings, ending) != endings.end();
+  return value.is_string() && has_ending(value.get<std::string>(), endings);
 }
 
 std::vector<std::string> names_in(const json& object, const char* key) {
@@ -131,8 +125,8 @@ void check_no_unread_media(const json& object, const std::string& image_key, con
       fail('"', key, "\" names a ", what, ", but ", what, "s are read from \"", from,
            "\"; call it so, or add \"", from, "\": null to ask without one");
     };
-    if (names_file(value, kPictures)) refuse("picture", image_key);
-    if (names_file(value, kVideos)) refuse("video", video_key);
+    if (names_file(value, picture_endings)) refuse("picture", image_key);
+    if (names_file(value, video_endings)) refuse("video", video_key);
   }
 }
 

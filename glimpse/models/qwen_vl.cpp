@@ -42,7 +42,7 @@ VisionShape QwenVl::vision_shape(const json& config, const std::filesystem::path
   return shape;
 }
 
-void QwenVl::read_positions(const json& text, const json& config, const DecoderConfig& shape,
+void QwenVl::read_positions(const json& text, const json& config, DecoderConfig& shape,
                             const ModelSource& source, at::Device device) {
   const std::string where = source.where("config.json");
   const json rope = rope_settings(text, config, where);
@@ -56,25 +56,30 @@ void QwenVl::read_positions(const json& text, const json& config, const DecoderC
   check(pairs == shape.head_dim / 2, where, ": mrope_section sums to ", pairs,
         ", expected half of the head size ", shape.head_dim);
   for (const int64_t section : mrope_section_) check(section >= 0, where, ": mrope_section holds ", section);
-  check_full_attention(text, shape.layers, max_positions(), where);
+  shape.windows = sliding_windows(text, shape.layers, max_positions(), where);
   const json vision = need<json>(config, "vision_config", where);
   mrope_ = {config.value("image_token_id", int64_t{151655}), config.value("video_token_id", int64_t{151656}),
             vision.value("spatial_merge_size", int64_t{2}), vision.value("tokens_per_second", 2.0)};
 }
 
 void QwenVl::read_parts(const ModelSource& source, const json& vision) {
-  constexpr const char* file = "preprocessor_config.json";
-  if (const json preprocessor = source.settings(file); !preprocessor.is_null()) {
-    const QwenImageOptions image =
-        named(source.where(file), [&] { return QwenImageOptions::from_json(preprocessor, defaults_.image); });
+  const auto read = [&](const char* file, std::optional<QwenImageOptions>& options) {
+    const json settings = source.settings(file);
+    if (settings.is_null()) return;
+    const QwenImageOptions image = named(source.where(file), [&] {
+      return QwenImageOptions::from_json(settings, options.value_or(defaults_.image));
+    });
     const auto same = [&](const char* key, int64_t here, int64_t encoder) {
       check(here == encoder, source.where(file), ": ", key, " is ", here, " but the encoder's is ", encoder);
     };
     same("patch_size", image.patch_size, vision.value("patch_size", int64_t{defaults_.image.patch_size}));
     same("merge_size", image.merge_size, mrope_.merge);
     same("temporal_patch_size", image.temporal_patch_size, vision.value("temporal_patch_size", int64_t{2}));
-    image_options_ = image;
-  }
+    options = image;
+  };
+  read("preprocessor_config.json", image_options_);
+  video_options_ = image_options_;
+  read("video_preprocessor_config.json", video_options_);
   tokenizer_ = source.tokenizer();
 }
 
@@ -138,7 +143,8 @@ Prompt QwenVl::prompt(const std::vector<Message>& messages, const std::vector<Me
         options.min_pixels, " must be positive and at most max-pixels ", options.max_pixels);
   std::vector<Patches> patches;
   for (const Medium& medium : media)
-    patches.push_back(std::visit([&](const auto& each) { return qwen_patches(each, options); }, medium));
+    patches.push_back(is_video(medium) ? qwen_patches(std::get<Video>(medium), *video_options_)
+                                       : qwen_patches(std::get<Image>(medium), options));
   std::vector<int64_t> question;
   const std::vector<int64_t> ids = chat_ids(timed(messages, patches), true, &question);
   Prompt out = prompt(ids, std::move(patches));

@@ -49,10 +49,11 @@ class QwenVl : public Vlm {
   explicit QwenVl(Defaults defaults)
       : defaults_(std::move(defaults)), chat_(defaults_.system_message, defaults_.slices_apart) {}
 
-  /// Reads what the config says of positions; `text` is its part for the language model.
-  void read_positions(const nlohmann::json& text, const nlohmann::json& config, const DecoderConfig& shape,
+  /// Reads what the config says of positions, windows into `shape`; `text` is its part for the language
+  /// model.
+  void read_positions(const nlohmann::json& text, const nlohmann::json& config, DecoderConfig& shape,
                       const ModelSource& source, at::Device device);
-  /// Reads the tokenizer, and how images are prepared for the encoder of `vision`.
+  /// Reads the tokenizer, and how images and videos are prepared for the encoder of `vision`.
   void read_parts(const ModelSource& source, const nlohmann::json& vision);
 
   std::filesystem::path dir_;
@@ -64,8 +65,8 @@ class QwenVl : public Vlm {
  private:
   const Defaults defaults_;
   const QwenChat chat_;
-  std::unique_ptr<Tokenizer> tokenizer_;           // null for checkpoints without one (golden data)
-  std::optional<QwenImageOptions> image_options_;  // none for checkpoints without
+  std::unique_ptr<Tokenizer> tokenizer_;  // null for checkpoints without one (golden data)
+  std::optional<QwenImageOptions> image_options_, video_options_;  // none for checkpoints without
 };
 
 }  // namespace glimpse

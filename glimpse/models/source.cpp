@@ -20,7 +20,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kPreprocessor = "preprocessor_config.json";
 constexpr const char* kProcessor = "processor_config.json";
 
 class ModelDir : public ModelSource {
@@ -29,7 +28,7 @@ class ModelDir : public ModelSource {
 
   fs::path path() const override { return dir_; }
   std::string where(const std::string& file) const override {
-    return (dir_ / (file == kPreprocessor && nested_preprocessor() ? kProcessor : file.c_str())).string();
+    return (dir_ / (nested(file) ? kProcessor : file.c_str())).string();
   }
   json config() const override {
     json config = read_json(dir_ / "config.json");
@@ -37,8 +36,7 @@ class ModelDir : public ModelSource {
     return without_nulls(std::move(config));
   }
   json settings(const std::string& file) const override {
-    if (file == kPreprocessor)
-      if (auto nested = nested_preprocessor()) return *nested;
+    if (auto settings = nested(file)) return *settings;
     return fs::exists(dir_ / file) ? without_nulls(read_json(dir_ / file)) : json();
   }
   Weights weights(Weights::Rename rename) const override {
@@ -61,13 +59,16 @@ class ModelDir : public ModelSource {
   }
 
  private:
-  // transformers 5 writes the image processor's settings into those of the whole processor; if both files are
-  // there these win.
-  std::optional<json> nested_preprocessor() const {
-    if (!fs::exists(dir_ / kProcessor)) return {};
+  // transformers 5 writes the settings for images and videos into those of the whole processor; if both files
+  // are there these win.
+  std::optional<json> nested(const std::string& file) const {
+    const char* const part = file == "preprocessor_config.json"         ? "image_processor"
+                             : file == "video_preprocessor_config.json" ? "video_processor"
+                                                                        : nullptr;
+    if (!part || !fs::exists(dir_ / kProcessor)) return {};
     const json processor = read_json(dir_ / kProcessor);
-    if (!processor.is_object() || member(processor, "image_processor").is_null()) return {};
-    return without_nulls(processor.at("image_processor"));
+    if (!processor.is_object() || member(processor, part).is_null()) return {};
+    return without_nulls(processor.at(part));
   }
 
   fs::path dir_;

@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "glimpse/prune/box_masks.h"
 #include "glimpse/prune/shares.h"
 
 namespace glimpse {
@@ -18,11 +19,7 @@ Selection ReferencePruner::select(const View& view, const Cut&, const Budget& bu
         "reference: needs a list of boxes for each of the ", media_count(view.segments), " images, got ",
         view.boxes.size(), " (--reference-boxes, or bboxs in the row)");
   constexpr float infinity = std::numeric_limits<float>::infinity();
-  std::vector<std::vector<uint8_t>> masks;  // of the segments
-  for (const Segment& segment : view.segments)
-    masks.push_back(boxes_to_mask(boxes_at(view.boxes[segment.medium], segment.seconds),
-                                  static_cast<int>(segment.rows), static_cast<int>(segment.cols),
-                                  segment.area));
+  const std::vector<std::vector<uint8_t>> masks = box_masks(view.segments, view.boxes);
   std::vector<float> logits;
   for (const int64_t token : view.living) {
     const TokenPlace place = place_of(view.segments, token);

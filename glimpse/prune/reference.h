@@ -7,7 +7,7 @@ namespace glimpse {
 
 /// Keeps the tokens inside given boxes (method.md section 4, `use_ref_masks`): the mask replaces the
 /// predictor, and cap and minimum apply image by image. An image without boxes keeps only the minimum
-/// (`use_zero_masks`). In a video a box marks the slices of the times that it is there.
+/// (`use_zero_masks`). Boxes as of box_masks.
 class ReferencePruner : public Pruner {
  public:
   struct Options {

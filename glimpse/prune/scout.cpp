@@ -170,10 +170,9 @@ Scout Scout::build(const ScoutConfig& c, const Weights& weights, int64_t hidden_
   return scout;
 }
 
-std::shared_ptr<const Scout> Scout::load(const std::filesystem::path& dir, const std::string& member,
-                                         int64_t hidden_size, int64_t vision_width, int64_t vision_depth,
-                                         at::Device device) {
-  const json config = read_json(dir / "config.json");
+std::shared_ptr<const Scout> Scout::load(const std::filesystem::path& dir, const json& config,
+                                         const std::string& member, int64_t hidden_size, int64_t vision_width,
+                                         int64_t vision_depth, at::Device device) {
   if (!config.contains(member)) return nullptr;
   const ScoutConfig shape = ScoutConfig::from_json(config[member], vision_depth);
   check(shape.member() == member, (dir / "config.json").string(), ": ", member, " has encoder ",

@@ -58,11 +58,11 @@ class Scout {
   /// Takes all of `weights`. Where they require gradients, so does the result.
   static Scout build(const ScoutConfig& config, const Weights& weights, int64_t hidden_size,
                      int64_t vision_width, at::Device device);
-  /// `dir` holds config.json with this member ("scout" or "encoder_scout"), and the member's safetensors.
-  /// Null if it has no such member.
-  static std::shared_ptr<const Scout> load(const std::filesystem::path& dir, const std::string& member,
-                                           int64_t hidden_size, int64_t vision_width, int64_t vision_depth,
-                                           at::Device device);
+  /// `dir` holds a config.json, `config`, with this member ("scout" or "encoder_scout"), and the member's
+  /// safetensors. Null if it has no such member.
+  static std::shared_ptr<const Scout> load(const std::filesystem::path& dir, const nlohmann::json& config,
+                                           const std::string& member, int64_t hidden_size,
+                                           int64_t vision_width, int64_t vision_depth, at::Device device);
 
   /// A logit per visual token: [n] float32. `guess`, if not null, receives what stands for the projected
   /// tokens within the encoder: [n, D] float32.

@@ -21,12 +21,6 @@ int stopped(void* stop, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
 
 }  // namespace
 
-bool is_web_address(const std::string& url) {
-  const std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> parts(curl_url(), curl_url_cleanup);
-  return (url.starts_with("http://") || url.starts_with("https://")) &&
-         curl_url_set(parts.get(), CURLUPART_URL, url.c_str(), 0) == CURLUE_OK;
-}
-
 struct HttpClient::Handle {
   const Curl curl = start_curl();
 };

@@ -14,9 +14,6 @@ struct HttpReply {
   double retry_after_s = 0;  ///< as the server asks for; 0 if it does not
 };
 
-/// Whether this is an address http://... or https://... of some host.
-bool is_web_address(const std::string& url);
-
 /// A connection that is used again from request to request; for one thread at a time.
 class HttpClient {
  public:

@@ -8,6 +8,7 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/io/web.h"
 #include "glimpse/score/http.h"
 #include "glimpse/score/scores.h"
 
@@ -70,7 +71,7 @@ json judge_messages(const JudgeQuestion& q) {
 }
 
 void check_judge(const JudgeOptions& options) {
-  check(is_web_address(options.url), "judge: expected an address http://... or https://..., got '",
+  check(!web_origin(options.url).empty(), "judge: expected an address http://... or https://..., got '",
         options.url, "'");
   check(!options.model.empty(),
         "judge: no model is named; --judge-model says which one the server is to ask");

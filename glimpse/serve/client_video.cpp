@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 
 #include "glimpse/base/check.h"
 #include "glimpse/image/decode.h"
@@ -46,20 +45,15 @@ constexpr const char* kName = "video";
 // Nothing can be read any more once the time is over: a decoder is asked for bytes again and again, however
 // many frames it passes over.
 template <class Clock>
-class TimedBytes final : public detail::FileBytes {
+class TimedBytes final : public detail::InMemory<std::string> {
  public:
   TimedBytes(std::string bytes, std::shared_ptr<const Clock> clock)
-      : bytes_(std::move(bytes)), clock_(std::move(clock)) {}
-  int64_t size() const override { return std::ssize(bytes_); }
+      : InMemory(std::move(bytes)), clock_(std::move(clock)) {}
   int64_t read(int64_t offset, std::span<uint8_t> to) const noexcept override {
-    if (!clock_->runs()) return -1;
-    const int64_t count = std::clamp<int64_t>(size() - offset, 0, std::ssize(to));
-    if (count > 0) std::memcpy(to.data(), bytes_.data() + offset, static_cast<size_t>(count));
-    return count;
+    return clock_->runs() ? InMemory::read(offset, to) : -1;
   }
 
  private:
-  const std::string bytes_;
   const std::shared_ptr<const Clock> clock_;
 };
 

@@ -74,18 +74,14 @@ void read_video_settings(const json& from, const std::string& where, const Serve
       call.fps.push_back(call.video.fps.value_or(0));
     }
   }
-  for (const auto& [name, frames] : {std::pair("num_frames", call.video.frames.value_or(0)),
-                                     std::pair("max_frames", call.video.max_frames)})
-    if (given(from, name) && frames > served.max_frames)
+  for (const auto& [name, frames] :
+       {std::pair("num_frames", call.video.frames), std::pair("max_frames", call.video.max_frames)})
+    if (frames.value_or(0) > served.max_frames)
       wrong(where + name, concat("at most ", served.max_frames, " frames are taken here"));
 }
 
-}  // namespace
-
-void read_preparation(const json& body, const Served& served, ChatCall& call) {
+void read_given(const json& body, const Served& served, ChatCall& call) {
   constexpr const char* where = "mm_processor_kwargs";
-  call.video.max_frames = std::min(call.video.max_frames, served.max_frames);
-  call.video.min_frames = std::min(call.video.min_frames, call.video.max_frames);
   if (given(body, "media_io_kwargs")) {  // vLLM's
     const json& io = body["media_io_kwargs"];
     if (!io.is_object()) wrong("media_io_kwargs", "expected an object");
@@ -108,9 +104,20 @@ void read_preparation(const json& body, const Served& served, ChatCall& call) {
                                     std::pair("max_pixels", call.request.bounds.max_pixels)})
     if (pixels.value_or(0) > kMostPixels)
       wrong(concat(where, ".", key), concat("at most ", kMostPixels, " pixels are allowed"));
+  if (const auto& [least, most, kind] = call.request.bounds; least && most && *least > *most)
+    wrong(concat(where, ".min_pixels"), concat(*least, " is more than max_pixels ", *most));
   read_video_settings(from, concat(where, "."), served, call);
   call.video.min_pixels = call.request.bounds.min_pixels;
   call.video.max_pixels = call.request.bounds.max_pixels;
+}
+
+}  // namespace
+
+void read_preparation(const json& body, const Served& served, ChatCall& call) {
+  read_given(body, served, call);
+  call.video = call.video.or_else(served.video);
+  call.video.max_frames =
+      std::min(call.video.max_frames.value_or(VideoOptions::usual_max_frames), served.max_frames);
 }
 
 }  // namespace glimpse::serve

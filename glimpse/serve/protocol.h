@@ -40,11 +40,12 @@ struct MediumSource {
 /// What is served, as far as a request's meaning depends on it.
 struct Served {
   const Engine* engine = nullptr;
-  std::string name;                            ///< the model's id
-  std::map<std::string, std::string> presets;  ///< further ids -> compositions
-  bool videos = true;                          ///< whether the model knows them
-  int64_t max_images = 16, max_videos = 4;     ///< of a request
-  int64_t max_frames = 768;                    ///< of a video
+  std::string name;                                     ///< the model's id
+  std::map<std::string, std::string> presets;           ///< further ids -> compositions
+  bool videos = true;                                   ///< whether the model knows them
+  int64_t max_images = 16, max_videos = 4;              ///< of a request
+  int64_t max_frames = VideoOptions::usual_max_frames;  ///< of a video
+  VideoOptions video;                                   ///< as the model wants them shown
   int64_t max_choices = 16;
   int64_t max_new_tokens = 512;  ///< where the client asks for no number
 

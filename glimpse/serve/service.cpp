@@ -12,6 +12,7 @@
 
 #include "glimpse/base/check.h"
 #include "glimpse/base/json_file.h"
+#include "glimpse/models/video_settings.h"
 #include "glimpse/nn/parallel.h"
 #include "glimpse/prune/registry.h"
 #include "glimpse/serve/chat.h"
@@ -78,6 +79,7 @@ Service::Impl::Impl(ServeOptions given) : ServiceState(given.media, given.name),
   served.max_images = options.max_images;
   served.max_videos = options.max_videos;
   served.max_frames = options.max_frames;
+  served.max_choices = std::min(served.max_choices, options.scheduler.max_sequences);
   served.max_new_tokens = options.max_new_tokens;
   HttpOptions http_options = options.http;
   if (!options.cors.empty()) {
@@ -313,6 +315,7 @@ void Service::Impl::serve(std::stop_token stop) {
   engine = Engine::load(options.engine);
   served.engine = engine.get();
   served.videos = engine->model().takes_videos();
+  served.video = video_defaults(*model_source(options.engine));
   engine->model().tokenizer();  // a model without one answers nobody
   for (const auto& [id, composition] : served.presets) {
     try {

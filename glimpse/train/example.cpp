@@ -3,6 +3,7 @@
 #include "glimpse/base/ascii.h"
 #include "glimpse/base/check.h"
 #include "glimpse/engine/row_media.h"
+#include "glimpse/prune/box_masks.h"
 
 namespace glimpse {
 
@@ -25,11 +26,8 @@ at::Tensor reference_mask(const TrainRow& row, Size size, std::span<const Segmen
   for (const Box& box : boxes)  // of a size that the row does not know
     check(box.x1 < 1 && box.y1 < 1, "a box lies outside the video of ", size.width, " x ", size.height);
   std::vector<uint8_t> mask;
-  for (const Segment& grid : segments) {
-    const auto own = boxes_to_mask(boxes_at(boxes, grid.seconds), static_cast<int>(grid.rows),
-                                   static_cast<int>(grid.cols), grid.area);
+  for (const std::vector<uint8_t>& own : box_masks(segments, std::span(&boxes, 1)))
     mask.insert(mask.end(), own.begin(), own.end());
-  }
   return at::tensor(mask, at::kByte).to(at::kFloat);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <stop_token>
 
@@ -44,6 +45,7 @@ class Trainer {
   int64_t first_step() const { return step_; }
   int64_t total_steps() const { return total_steps_; }
   size_t rows() const { return rows_.size(); }
+  bool shows_videos() const { return std::ranges::any_of(rows_, &TrainRow::video); }
   /// What is worth knowing about how the run goes on, a line each.
   const std::vector<std::string>& notes() const { return notes_; }
 

@@ -171,6 +171,7 @@ class Engine:
         self.context_length: int = about["context_length"]
         self.layers: int = about["layers"]  #: of the language model
         self.methods: dict[str, str] = about["methods"]  #: pruning methods and what they do
+        self._video: dict[str, Any] = json.loads(about["video"])  # how the model wants videos shown
 
     def stream(self, images: Any = None, question: str | None = None, *, video: Any = None,
                messages: Sequence[dict[str, Any]] | None = None, prune: str | Pruner | Sequence[str | Pruner] = "auto", keep: float | int | None = None, boxes: Sequence[Sequence[Sequence[float]]] = (),
@@ -199,6 +200,7 @@ class Engine:
         request = {"messages": asked, "bounds": bounds, "keep": keep, "reuse": reuse, "boxes": boxes, "max_new_tokens": max_new_tokens,
                    "ignore_eos": ignore_eos, "stop": [stop] if isinstance(stop, str) else list(stop), "logprobs": logprobs, "logits": logits,
                    "sampling": sampling}
+        pictures = [each.or_else({**self._video, **bounds}) if isinstance(each, Video) else each for each in pictures]
         return self._submit(request, [prune] if isinstance(prune, (str, Pruner)) else list(prune), pictures=pictures)
 
     def _submit(self, request: dict[str, Any], stages: list[str | Pruner], *, pictures: Sequence[Any] = (), ids: Sequence[int] = (),

@@ -29,6 +29,11 @@ class Video:
     max_pixels: int | None = None
     total_pixels: int | None = None  #: of all frames
 
+    def or_else(self, defaults: dict[str, Any]) -> "Video":
+        """With what is left out here as in `defaults`; a rate only where no number of frames is asked for."""
+        return replace(self, **{name: value for name, value in defaults.items()
+                                if getattr(self, name) is None and (name != "fps" or self.frames is None)})
+
     def crossing(self) -> tuple[Any, str]:
         """As the library takes it. Raises TypeError, ValueError."""
         chosen = {each.name: getattr(self, each.name) for each in fields(self)[1:] if getattr(self, each.name) is not None}

@@ -43,8 +43,15 @@ class Memory(CliTest):
     def test_inspect(self):
         text = self.ok("inspect")
         for part in ("10.5 MiB of weights (--weights auto), 3.0 KiB of KV cache per token", "1023 x 1023 pixels: 1337 visual tokens, 3.9 MiB of KV cache",
-                     "GiB available: room for one image of 4096 visual tokens, 1792 x 1792 pixels (as many as the context holds)"):
+                     "GiB available: room for one image of 256 visual tokens, 448 x 448 pixels (the checkpoint's max_pixels)"):
             self.assertIn(part, text)
+        model = self.dir / "model"
+        model.mkdir()
+        for file in MODEL.iterdir():
+            if file.name != "preprocessor_config.json":
+                (model / file.name).symlink_to(file)
+        (model / "preprocessor_config.json").write_text('{"max_pixels": 16777216}')
+        self.assertIn("room for one image of 4096 visual tokens, 1792 x 1792 pixels (as many as the context holds)", self.ok("inspect", "-m", model))
         int8 = json.loads(self.ok("inspect", "--json", "--kv", "int8", "--weights", "int8"))["memory"]
         self.assertEqual(int8["kv_bytes_per_token"], 3 * 1024 * 34 // 64)
         self.assertLess(int8["weights_bytes"], 6.5e6)

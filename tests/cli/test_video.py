@@ -4,7 +4,7 @@ import shutil
 import struct
 import unittest
 
-from program import IMAGE, ROOT, CliTest, png, read_png, run
+from program import IMAGE, MODEL, MODULES, ROOT, CliTest, png, read_png, run
 from terminal import Terminal
 from test_llava import tokenizer
 
@@ -105,6 +105,34 @@ class Ask(VideoTest):
         self.assertEqual(self.asked("--video", self.folder, "--fps", "4", *SMALL)["images"][1]["seconds"], 0.625)
         grids = self.asked("--video", CLIP, "--start", "1", "--end", "2", *SMALL)["images"]
         self.assertTrue(all(1 <= grid["seconds"] <= 2 for grid in grids), grids)
+
+    def test_checkpoint(self):
+        """How many frames, and how large, as the checkpoint says; flags win."""
+        model = self.dir / "model"
+        model.mkdir()
+        for file in MODEL.iterdir():
+            (model / file.name).symlink_to(file)
+        settings = model / "video_preprocessor_config.json"
+        settings.write_text(json.dumps({"fps": 4, "min_frames": 2, "max_frames": 6, "size": {"shortest_edge": 3136, "longest_edge": 12544},
+                                        "video_processor_type": "Qwen2VLVideoProcessor"}))
+        command = ["ask", "--json", "-n", "4", "-m", model, "--new-modules", MODULES, "--overlay-out", self.dir / "sheet.png", "--video"]
+        def shown(*flags, of=CLIP):
+            got = json.loads(self.ok(*command, of, *flags, QUESTION))
+            return len(got["media"][0]["frames"]), got["images"][0]["rows"] * got["images"][0]["cols"]
+        self.assertEqual(shown(), (6, 4))
+        self.assertEqual(read_png(self.dir / "sheet.png")[:2], (2 * WIDTH + GAP, 2 * HEIGHT + GAP))  # of three slices
+        self.assertEqual(shown(of=self.folder), (6, 4))
+        self.assertEqual(shown("--max-frames", 768), (10, 4))
+        self.assertEqual(shown("--frames", 4, "--min-pixels", 12544, "--max-pixels", 20000), (4, 20))
+        rows = self.dir / "rows.jsonl"
+        rows.write_text(json.dumps({"question": QUESTION, "video": CLIP.name}))
+        infer = ["infer", rows, "-m", model, "--new-modules", MODULES, "--image-root", CLIP.parent, "--out", self.dir / "out.jsonl", "-n", "4"]
+        self.ok(*infer)
+        self.assertEqual(len(json.loads((self.dir / "out.jsonl").read_text())["keep"]), 3)
+        memory = json.loads(self.ok("inspect", "--json", "-m", model))["memory"]
+        self.assertEqual(memory["minute_of_video"]["frames"], 6)
+        settings.write_text('{"fps": "fast"}')
+        self.fails([*command, CLIP, QUESTION], "video_preprocessor_config.json: fps: expected a number")
 
     def test_pixels(self):
         """Bounds of pictures hold for frames; what all frames may have comes on top."""

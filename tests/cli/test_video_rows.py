@@ -5,7 +5,7 @@ import unittest
 from pathlib import Path
 
 from evaluation import ROWS, EvalTest, answer_rows
-from program import MODULES, TEST
+from program import MODULES, TEST, run
 from tensor_files import read_safetensors
 from training import TrainingTest
 
@@ -61,7 +61,7 @@ class TrainOnVideos(TrainingTest):
         self.assertLess(sum(losses[-2:]), 0.8 * sum(losses[:2]))
         self.assertTrue(list((self.dir / "whole/overlays").glob("step-000010-row-0.png")))
         settings = json.loads((self.dir / "whole/train.json").read_text())
-        self.assertEqual(settings["video"]["max_frames"], 768)
+        self.assertIsNone(settings["video"]["max_frames"])  # as usual
 
         stopped = self.train("stopped", "--save-every", 1, "--overlay-rows", 1, steps=10, overlays=10)
         done = self.stop_after("stopped", 3, [self.start(stopped)])
@@ -95,6 +95,16 @@ class TrainOnVideos(TrainingTest):
         self.fails(self.train("y", steps=1), "rows.jsonl:", "bad.mp4")
         self.write([first | {"image": "a.png", "bboxs": [[0, 0, 5, 5]]}] * 2)
         self.fails(self.train("z", steps=1), "an \"image\" and a \"video\"")
+
+    def test_without_videos(self):
+        """Flags for videos that there are none of are noted, but settings that a file has for many runs stop none."""
+        for row in (rows := [json.loads(line) for line in self.rows.read_text().splitlines()]):
+            del row["video"]
+            row.update(image="clip/frame-0.jpg", bboxs=[[0, 0, 50, 50]], width=448, height=448)
+        self.write(rows)
+        note = "there is no video in the rows"
+        self.assertIn(note, run(*self.train("noted", "--max-frames", 4, steps=1)).stderr)
+        self.assertNotIn(note, run(*self.train("plain", steps=1)).stderr)
 
     def test_scout(self):
         """A scout learns from boxes and from its teacher, in files that are found again."""
@@ -174,11 +184,11 @@ class EvalOnVideos(EvalTest):
         self.assertLess(cells["none@own"]["all"]["mask"]["precision"], 0.1)
         self.assertIn("figure class='wide'", (self.dir / "run/report.html").read_text())
         self.assertEqual(len(list((self.dir / "masks/clips/none@own/read").iterdir())), 4 + 4 + 1)
-        self.assertEqual(json.loads((self.dir / "run/eval.json").read_text())["video"]["max_frames"], 768)
+        self.assertIsNone(json.loads((self.dir / "run/eval.json").read_text())["video"]["max_frames"])
 
         # The run goes on with the same frames only, and counts of a clip serve another run.
         self.ok(*self.run_eval("run", methods="none,reference,glimpse@0.1"))
-        self.fails(self.run_eval("run", "--max-frames", 4, methods="none,reference,glimpse@0.1"), "video.max_frames 768, now 4")
+        self.fails(self.run_eval("run", "--max-frames", 4, methods="none,reference,glimpse@0.1"), "video.max_frames null, now 4")
         self.ok(*self.run_eval("from", "--budget-from", self.dir / "run/reference@own", methods="random"))
         kept = {row: line["kept_tokens"] for (way, row), line in self.lines("run").items() if way == "reference@own"}
         self.assertEqual({row: line["kept_tokens"] for (_, row), line in self.lines("from").items()}, kept)
@@ -190,6 +200,14 @@ class EvalOnVideos(EvalTest):
         record = json.loads((self.dir / "run/eval.json").read_text())
         self.assertFalse("video" in record or "video" in record["tasks"][0])
         self.fails(self.run_eval("other", "--fps", 1, methods="none"), "there is no video in the rows")
+
+    def test_only_the_beginning_is_read_first(self):
+        """A video of a terabyte that has nothing in it is no video at once."""
+        with open(self.dir / "clip.mp4", "wb") as file:
+            file.truncate(1 << 40)
+        self.write([{**json.loads(line), "video": "clip.mp4"} for line in (self.dir / "clips.jsonl").read_text().splitlines()[:2]])
+        result = run(*self.run_eval("run", "--keep-going", methods="none"), timeout=120)
+        self.assertIn("no video file that is known", result.stderr)
 
     def test_masks_only(self):
         """The score is the overlap over all slices."""

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "glimpse/base/check.h"
+#include "glimpse/image/box_times.h"
 #include "image/golden_arrays.h"
 
 #undef CHECK
@@ -64,4 +65,27 @@ TEST_CASE("impossible boxes and grids are refused") {
   CHECK_THROWS_AS(marked({{0, 0, inf, 1}}, 4, 4), Error);
   CHECK_THROWS_AS(marked({{0, 0, 1, 1}}, 0, 4), Error);
   CHECK_THROWS_AS(normalise_box({0, 0, 1, 1}, 0, 4), Error);
+}
+
+TEST_CASE("a box between two times is there at the nearer one") {
+  const std::vector<double> times{0.25, 1.25, 2.25};
+  const auto there = [&](double from, double to) {
+    std::vector<size_t> out;
+    const std::vector<Box> boxes = boxes_in({{0, 0, 1, 1, from, to}}, times);
+    for (size_t i = 0; i < times.size(); ++i)
+      if (!boxes_at(boxes, times[i]).empty()) out.push_back(i);
+    return out;
+  };
+  using Places = std::vector<size_t>;
+  CHECK(there(1.25, 1.25) == Places{1});
+  CHECK(there(1.5, 1.5) == Places{1});
+  CHECK(there(1.8, 2.2) == Places{2});
+  CHECK(there(0, 0) == Places{0});
+  CHECK(there(2.7, 2.7) == Places{2});
+  CHECK(there(1, 2.25) == Places{1, 2});  // both ends included
+  CHECK(there(2.8, 2.8).empty());
+  const double always = std::numeric_limits<double>::infinity();
+  CHECK(there(-always, always) == Places{0, 1, 2});
+  CHECK(there(2.8, always).empty());
+  CHECK((boxes_in({{0, 0, 1, 1, 2, 2}}, {}) == std::vector<Box>{{0, 0, 1, 1, 2, 2}}));
 }

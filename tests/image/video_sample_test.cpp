@@ -122,6 +122,29 @@ TEST_CASE("too many frames of a list are thinned out") {
   CHECK(sample.fps == 10);
 }
 
+TEST_CASE("what options leave out is as a model wants it, and else as usual") {
+  const VideoOptions model{
+      .fps = 4, .min_frames = 6, .max_frames = 10, .min_pixels = 3136, .max_pixels = 50176};
+  const VideoInfo info{240, 24, 640, 480, false};
+  const auto count = [&](const VideoOptions& asked) {
+    return sample_video(info, asked.or_else(model), 28).indices.size();
+  };
+  CHECK(count({}) == 10);
+  CHECK(count({.max_frames = 768}) == 40);
+  CHECK(count({.fps = 0.8}) == 8);
+  CHECK(count({.fps = 0.1}) == 6);
+  CHECK(count({.fps = 0.1, .min_frames = 2}) == 2);
+  CHECK(count({.frames = 12}) == 12);  // instead of a rate
+  CHECK(sample_video(info, VideoOptions{}.or_else({}), 28).indices.size() == 20);
+  const auto pixels = [&](const VideoOptions& asked) {
+    const Size size = sample_video(info, asked.or_else(model), 28).size;
+    return size.height * size.width;
+  };
+  CHECK(pixels({}) <= 50176);
+  CHECK(pixels({.max_pixels = 100352}) > 50176);
+  CHECK_THROWS_AS(count({.fps = 2, .frames = 4}), Error);
+}
+
 TEST_CASE("the side of a visual token sets the size of frames") {
   const VideoInfo info{.frames = 300, .fps = 30, .width = 1280, .height = 720};
   CHECK(sample_video(info, {}, 28).size == Size{560, 1008});

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "builtin.h"
+#include "glimpse/models/video_settings.h"
 #include "golden_case.h"
 
 #undef CHECK
@@ -126,4 +127,79 @@ TEST_CASE("a long video is encoded slice by slice as each slice is alone, and so
       same(all.attention[tap].keys, alone.attention[tap].keys);
     }
   }
+}
+
+TEST_CASE("how a checkpoint wants videos shown") {
+  const test::BrokenModel checkpoint;
+  const std::string file = "video_preprocessor_config.json";
+  const auto says = [&](const nlohmann::json& settings) {
+    std::ofstream(checkpoint.dir() / file) << settings.dump();
+    return video_defaults(*open_model_dir(checkpoint.dir()));
+  };
+  const auto refused = [&](const nlohmann::json& settings, const std::string& message) {
+    CHECK_THROWS_WITH_AS(says(settings), doctest::Contains((file + ": " + message).c_str()), Error);
+  };
+  const nlohmann::json none = VideoOptions().fields().to_json();
+  CHECK(video_defaults(*open_model_dir(checkpoint.dir())).fields().to_json() == none);
+  CHECK(says({{"do_sample_frames", true}, {"num_frames", 8}, {"fps", nullptr}}).fields().to_json() == none);
+  const VideoOptions rate = says({{"fps", 1}, {"min_frames", 2}, {"max_frames", 32}});
+  CHECK(rate.fps == 1);
+  CHECK(rate.min_frames == 2);
+  CHECK(rate.max_frames == 32);
+
+  // A frame's bounds narrow those of qwen-vl-utils, 128 to 768 tokens; as an image's, which transformers
+  // writes where it knew no others, they change nothing. A clip's are another thing.
+  const auto bounds = [&](const char* type, const nlohmann::json& more) {
+    nlohmann::json settings = {{"video_processor_type", type}};
+    settings.update(more);
+    const VideoOptions options = says(settings);
+    return std::pair(options.min_pixels.value_or(0), options.max_pixels.value_or(0));
+  };
+  using Pixels = std::pair<int64_t, int64_t>;
+  const auto size = [](int64_t least, int64_t most) {
+    return nlohmann::json{{"size", {{"shortest_edge", least}, {"longest_edge", most}}}};
+  };
+  constexpr int64_t usual = 128 * 28 * 28;
+  const char *frame = "Qwen2VLVideoProcessor", *clip = "Qwen3VLVideoProcessor";
+  CHECK(bounds(frame, size(3136, 12845056)) == Pixels{usual, 12845056});
+  CHECK(bounds(frame, size(200704, 401408)) == Pixels{200704, 401408});
+  CHECK(bounds(frame, {{"min_pixels", 3136}, {"max_pixels", 50176}}) == Pixels{3136, 50176});
+  CHECK(bounds(clip, size(4096, 25165824)) == Pixels{0, 0});
+
+  refused({{"fps", "fast"}}, "fps: expected a number, got \"fast\"");
+  refused({{"max_frames", 1}}, "max_frames: 1 is outside [2, ");
+  refused({{"min_frames", 4.5}}, "min_frames: expected an integer");
+  refused({{"video_processor_type", frame}, {"max_pixels", "many"}}, "max_pixels must be a whole number");
+  refused(nlohmann::json::array(), "expected a JSON object");
+
+  // Within the settings of the whole processor, as transformers 5 writes them; these win.
+  says({{"fps", 1}});
+  std::ofstream(checkpoint.dir() / "processor_config.json") << R"({"video_processor": {"fps": 3}})";
+  CHECK(video_defaults(*open_model_dir(checkpoint.dir())).fps == 3);
+
+  // What is asked for comes first, then a frame's bounds as of pictures.
+  const VideoOptions asked =
+      video_options({.fps = 5}, {.min_pixels = 784}, *open_model_dir(checkpoint.dir()));
+  CHECK(asked.fps == 5);
+  CHECK(asked.min_pixels == 784);
+}
+
+TEST_CASE("a checkpoint's settings for videos go with its encoder") {
+  const test::BrokenModel checkpoint;
+  const auto values = [&](const nlohmann::json& settings) {
+    std::ofstream(checkpoint.dir() / "video_preprocessor_config.json") << settings.dump();
+    const auto loaded = load_vlm(checkpoint.dir(), {.dtype = at::kFloat});
+    const Prompt prompt =
+        loaded->prompt({test::user("x", 1)}, {Image{56, 56, std::vector<uint8_t>(3 * 56 * 56, 90)}}, {});
+    const Message clip{"user", {{Part::Kind::video, {}}}};
+    const Prompt shown = loaded->prompt({clip}, {frames(2, 56, 56, small())}, {});
+    return std::pair(prompt.patches[0].values(0, 1), shown.patches[0].values(0, 1));
+  };
+  const auto [picture, clip] = values({{"patch_size", 14}});
+  CHECK(clip.min().item<float>() < 0);
+  const auto [same, other] = values({{"image_mean", {0, 0, 0}}, {"image_std", {1, 1, 1}}});
+  CHECK(at::equal(picture, same));
+  CHECK(other.min().item<float>() == 0);
+  CHECK_THROWS_WITH_AS(values({{"patch_size", 16}}),
+                       doctest::Contains("video_preprocessor_config.json: patch_size is 16"), Error);
 }

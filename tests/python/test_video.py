@@ -87,8 +87,22 @@ class Ask(Scratch):
         self.assertEqual(kept(0, 0, 1, 1), [140, 140])
         self.assertEqual(kept(0, 0, 1, 1, 0, 1), [140, 0])
         self.assertEqual(kept(0, 0, 1, 1, 1, 9), [0, 140])
-        with self.assertRaisesRegex(glimpse.Error, "boxes: expected"):
+        with self.assertRaisesRegex(glimpse.Error, "a box has 5 numbers"):
             kept(0, 0, 1, 1, 1)
+
+    def test_checkpoint(self):
+        """Frames as the checkpoint's own file says, where nothing else is asked for; also those that are drawn."""
+        model = self.dir / "model"
+        model.mkdir()
+        for file in MODEL.iterdir():
+            (model / file.name).symlink_to(file)
+        (model / "video_preprocessor_config.json").write_text('{"fps": 4, "max_frames": 6}')
+        with glimpse.Engine(model, threads=1) as engine:
+            def slices(video):
+                answer = engine.ask(video=video, question=QUESTION, max_new_tokens=1)
+                self.assertEqual(answer.overlay().width, len(answer.images) * 66 - 2)
+                return len(answer.images)
+            self.assertEqual([slices(video) for video in (CLIP, glimpse.Video(CLIP, max_frames=768), glimpse.Video(CLIP, frames=4))], [3, 5, 2])
 
     def test_shown(self):
         answer = self.engine.ask(video=CLIP, question=QUESTION, prune="reference", boxes=[[(0, 0, 1, 1, 0, 1)]], max_new_tokens=2)

@@ -61,6 +61,14 @@ TEST_CASE("a box of a video marks the slices of the seconds that it is there") {
   clip.row.boxes = {{0, 0, width, height, 1, 2.25}};  // both ends included
   CHECK(clip.marked() == std::vector<int64_t>{0, all[1], all[2], 0});
 
+  // Between two of them it marks the nearer one, however short it is there.
+  clip.row.boxes = {{0, 0, width, height, 1.5, 1.5}};
+  CHECK(clip.marked() == std::vector<int64_t>{0, all[1], 0, 0});
+  clip.row.boxes = {{0, 0, width, height, 3.6, 3.6}};
+  CHECK(clip.marked() == std::vector<int64_t>{0, 0, 0, all[3]});
+  clip.row.boxes = {{0, 0, width, height, 5, 5.5}};  // when nothing is shown any more
+  CHECK(clip.marked() == std::vector<int64_t>(4, 0));
+
   // Two boxes of two times, and one measured on frames of another size.
   const double half = width / 2 - 1;
   clip.row.boxes = {{0, 0, half, height, 0, 1}, {0, 0, width, height, 3, 9}};
