@@ -48,6 +48,7 @@ class Questions:
 
     def __init__(self, flags):
         self.flags, self.random, self.next_picture, self.seen = flags, random.Random(flags.seed), flags.seed * 1_000_003, []
+        self.asked = 0
 
     def __next__(self):
         flags = self.flags
@@ -55,7 +56,8 @@ class Questions:
         text = " ".join(self.random.choices(WORDS, k=flags.words * (8 if long else 1))) + "?"
         content = [{"type": "text", "text": text}]
         if flags.picture:
-            again = self.seen and self.random.random() < flags.seen
+            self.asked += 1
+            again = self.seen and int(self.asked * flags.seen) > int((self.asked - 1) * flags.seen)
             if not again:
                 self.next_picture += 1
                 self.seen.append(self.next_picture)
