@@ -159,10 +159,13 @@ void add_image_flags(CLI::App& app, ImageBounds& bounds) {
 
 void CommonFlags::add(CLI::App& app) {
   fetching = add_model_flags(app, engine);
-  app.add_option("--prune", prune,
-                 "none, or methods joined by '+', with settings: divprune(keep=0.5)+glimpse(threshold=0.5); "
-                 "known are " +
-                     method_names() + "; auto: glimpse if there are pruning modules")
+  app.add_option(
+         "--prune", prune,
+         "none, or methods joined by '+', with settings: divprune(keep=0.5)+glimpse(threshold=0.5); "
+         "known are " +
+             method_names() +
+             "; auto: what there are pruning modules for, scout+glimpse with both; then glimpse alone "
+             "with --keep, --threshold and the like")
       ->type_name("METHODS")
       ->capture_default_str()
       ->group("Pruning");
@@ -205,7 +208,7 @@ void CommonFlags::provide(Interrupt& interrupt) {
 }
 
 std::string CommonFlags::composition(const Engine& loaded) const {
-  const std::string chosen = prune == "auto" ? loaded.default_prune() : prune;
+  const std::string chosen = prune == "auto" ? loaded.default_prune(rule.given() || keep.is_set()) : prune;
   if (!rule.given()) return chosen;
   const std::string first = "--" + dashed(rule.values().begin()->first);
   check(
@@ -219,7 +222,7 @@ void CommonFlags::check_used(bool has_media, bool has_videos) const {
     for (const auto& [name, text] : frames.values())
       fail("--", dashed(name), ": there is no video; name one with --video, or in the rows");
   if (has_media) return;
-  check(!keep.keep && !keep.count, "--keep: there is no image whose tokens it could keep");
+  check(!keep.is_set(), "--keep: there is no image whose tokens it could keep");
   for (const auto& [name, text] : rule.values())
     fail("--", dashed(name), ": there is no image whose tokens it could keep");
 }
@@ -228,7 +231,7 @@ Request CommonFlags::request(const Engine& loaded) const {
   Request request;
   request.prune = composition(loaded);
   make_pruners(request.prune, loaded.pruner_context());  // a wrong composition fails here, before any work
-  if (keep.keep || keep.count)
+  if (keep.is_set())
     check(takes_budget(request.prune), "--keep needs a pruning method that takes a budget; --prune ",
           request.prune, " takes none");
   request.budget = keep;

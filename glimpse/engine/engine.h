@@ -56,7 +56,7 @@ struct Request {
   /// or one per visual token, and what the encoder takes of these media.
   std::vector<int64_t> ids;
   std::vector<Patches> patches;
-  std::string prune = "auto";          ///< composition; auto: glimpse if modules were given, else none
+  std::string prune = "auto";          ///< composition; auto: Engine::default_prune()
   std::optional<PrunerChain> pruners;  ///< in place of `prune`
   Budget budget;
   Reuse reuse = Reuse::automatic;
@@ -133,8 +133,9 @@ class Engine {
   const std::vector<int64_t>& stop_ids() const { return stop_ids_; }
   /// Sampling defaults from the checkpoint's generation_config.json.
   const SamplingOptions& default_sampling() const { return default_sampling_; }
-  /// The composition that "auto" stands for.
-  std::string default_prune() const;
+  /// The composition that "auto" stands for: what there are modules for. `is_bounded`: the request says how
+  /// much is kept; then glimpse alone decides, as a scout would take away what it counts on.
+  std::string default_prune(bool is_bounded = false) const;
 
  private:
   std::unique_ptr<Vlm> model_;

@@ -145,6 +145,7 @@ struct Budget {
   std::optional<int64_t> count;  ///< absolute number
   std::vector<int64_t> counts;   ///< absolute number for each medium
 
+  bool is_set() const { return keep || count || !counts.empty(); }
   /// Tokens to keep of `total`, if a budget is set.
   std::optional<int64_t> of(int64_t total) const;
   /// The same for each segment, in proportion to its tokens: of all, or of its medium where `counts` say what

@@ -34,8 +34,9 @@ class Ask(CliTest):
         self.assertEqual(got["finish_reason"], "stop")
         self.assertEqual((got["prompt_tokens"], got["visual_tokens"], got["kept_tokens"]), (285, 256, 4))
         self.assertEqual(got["images"], [{"rows": 16, "cols": 16, "visual_tokens": 256, "kept_tokens": 4, "keep": KEEP}])
-        self.assertEqual(got["pruning"], [{"method": "glimpse", "settings": {
-            "threshold": 0.5, "max_keep": None, "min_keep": 1, "anchors": []}}])
+        own = {"threshold": 0.5, "max_keep": None, "min_keep": 1, "anchors": []}
+        self.assertEqual(got["pruning"], [{"method": "scout", "settings": {**own, "encoder": -1, "floor": 0.22}}, {"method": "glimpse", "settings": own}])
+        self.assertEqual(self.ask("--threshold", "0.5")["pruning"], [{"method": "glimpse", "settings": own}])  # a rule is that of glimpse alone
         self.assertEqual(set(got["times_ms"]), {"vision", "prefill", "prune", "decode"})
         self.assertTrue(all(ms > 0 for ms in got["times_ms"].values()), got["times_ms"])
 
