@@ -183,6 +183,7 @@ int run(AskFlags& flags, Interrupt& interrupt) {
     if (auto* const video = std::get_if<Video>(&medium)) video->options = flags.common.video;
   EngineOptions options = flags.common.engine;
   if (!options.cache_dir.empty()) options.cache_mb = 1024;  // what goes to the disk is in memory first
+  flags.common.asks_once = options.cache_dir.empty();
   const auto engine = Engine::load(options);
   if (!flags.boxes.empty() && flags.common.prune == "auto") flags.common.prune = "reference";
   Request request = flags.common.request(*engine);

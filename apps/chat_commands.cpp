@@ -130,10 +130,9 @@ void ChatCommands::say_pruning() const {
 void ChatCommands::keep(const std::string& argument) {
   const std::string text = trimmed(argument);
   if (!text.empty()) {
+    const std::string& composition = session_.settings().prune;
     const bool own = text == "auto";
     const auto budget = own ? Budget() : parse_budget(text);
-    std::string composition = session_.settings().prune;
-    if (composition == engine_.default_prune()) composition = engine_.default_prune(!own);
     check(budget.has_value(),
           "/keep: expected a fraction in (0, 1], a number of tokens above 1 or auto, got '", text, "'");
     check(own || takes_budget(composition), "/keep: pruning by ", composition,

@@ -164,8 +164,8 @@ void CommonFlags::add(CLI::App& app) {
          "none, or methods joined by '+', with settings: divprune(keep=0.5)+glimpse(threshold=0.5); "
          "known are " +
              method_names() +
-             "; auto: what there are pruning modules for, scout+glimpse with both; then glimpse alone "
-             "with --keep, --threshold and the like")
+             "; auto: glimpse if there are pruning modules; ask, which asks once, puts a scout before it if "
+             "there is one, but not with --keep, --threshold and the like, nor with --cache-dir")
       ->type_name("METHODS")
       ->capture_default_str()
       ->group("Pruning");
@@ -208,7 +208,8 @@ void CommonFlags::provide(Interrupt& interrupt) {
 }
 
 std::string CommonFlags::composition(const Engine& loaded) const {
-  const std::string chosen = prune == "auto" ? loaded.default_prune(rule.given() || keep.is_set()) : prune;
+  const bool bounded = rule.given() || keep.is_set();  // what a scout has taken away cannot be kept
+  const std::string chosen = prune == "auto" ? loaded.default_prune(asks_once && !bounded) : prune;
   if (!rule.given()) return chosen;
   const std::string first = "--" + dashed(rule.values().begin()->first);
   check(

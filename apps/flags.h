@@ -41,6 +41,7 @@ struct CommonFlags {
   SamplingOptions parsed_sampling;  ///< only to check values while parsing
   KeepRule parsed_rule;
   std::string prune = "auto", system;
+  bool asks_once = false;  ///< nothing else will be asked about the images
   bool has_system = false;
   Budget keep;
   std::string reuse = "auto";

@@ -262,10 +262,10 @@ std::unique_ptr<Engine> Engine::load(const EngineOptions& options) {
   return engine;
 }
 
-std::string Engine::default_prune(bool is_bounded) const {
+std::string Engine::default_prune(bool once) const {
   const bool scout = modules_.find_scout("") != nullptr;
   if (!modules_.find("")) return scout ? "scout" : "none";
-  return scout && !is_bounded ? "scout+glimpse" : "glimpse";
+  return scout && once ? "scout+glimpse" : "glimpse";
 }
 
 Answer Engine::ask(const Request& request) const {

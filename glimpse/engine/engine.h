@@ -133,9 +133,9 @@ class Engine {
   const std::vector<int64_t>& stop_ids() const { return stop_ids_; }
   /// Sampling defaults from the checkpoint's generation_config.json.
   const SamplingOptions& default_sampling() const { return default_sampling_; }
-  /// The composition that "auto" stands for: what there are modules for. `is_bounded`: the request says how
-  /// much is kept; then glimpse alone decides, as a scout would take away what it counts on.
-  std::string default_prune(bool is_bounded = false) const;
+  /// The composition that "auto" stands for: glimpse, if there are its modules. `once`: for a question that
+  /// is the only one about a picture; then a scout goes first, if there is one too.
+  std::string default_prune(bool once = false) const;
 
  private:
   std::unique_ptr<Vlm> model_;

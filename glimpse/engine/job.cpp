@@ -33,11 +33,10 @@ Job::Job(const Engine& engine, const Request& request)
   const Vlm& model = engine.model();
   sequence.prompt = request.ids.empty() ? model.prompt(request.messages, request.media, request.bounds)
                                         : model.prompt(request.ids, request.patches);
-  sequence.pruners =
-      request.pruners ? *request.pruners
-                      : make_pruners(request.prune == "auto" ? engine.default_prune(request.budget.is_set())
-                                                             : request.prune,
-                                     engine.pruner_context());
+  sequence.pruners = request.pruners
+                         ? *request.pruners
+                         : make_pruners(request.prune == "auto" ? engine.default_prune() : request.prune,
+                                        engine.pruner_context());
   sequence.budget = request.budget;
   sequence.boxes = request.boxes;
   sequence.stop = request.stop;

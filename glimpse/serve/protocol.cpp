@@ -148,7 +148,7 @@ void read_lengths(const json& body, const Served& served, ChatCall& call) {
 void read_pruning(const json& body, const Served& served, ChatCall& call) {
   const Engine& engine = *served.engine;
   const auto preset = served.presets.find(call.model);
-  std::string chosen = preset == served.presets.end() ? "auto" : preset->second;
+  std::string chosen = preset == served.presets.end() ? engine.default_prune() : preset->second;
   std::map<std::string, std::string> rule;
   if (given(body, "pruning")) {
     const json& from = body["pruning"];
@@ -194,12 +194,11 @@ void read_pruning(const json& body, const Served& served, ChatCall& call) {
       }
     }
   }
-  if (chosen == "auto") chosen = engine.default_prune(!rule.empty() || call.request.budget.is_set());
   in_field(rule.empty() ? "pruning.prune" : "pruning." + rule.begin()->first, [&] {
     call.request.prune = with_settings(chosen, rule, rule.empty() ? "" : rule.begin()->first, "prune");
     make_pruners(call.request.prune, engine.pruner_context());
   });
-  if (call.request.budget.is_set() && !takes_budget(call.request.prune))
+  if ((call.request.budget.keep || call.request.budget.count) && !takes_budget(call.request.prune))
     wrong("pruning.keep", "the method " + call.request.prune + " takes no budget");
 }
 

@@ -73,7 +73,7 @@ class Chat(CliTest):
         lines = result.stderr.splitlines()
         self.assertEqual(lines[:3], [f"{kept}: 4 of 256 visual tokens kept", f"{budgeted}: 9 of 256 visual tokens kept",
                                      "pruning by divprune, keeping 9 visual tokens"])
-        self.assertEqual(lines[-1], "pruning by scout+glimpse, keeping what its own rule says")
+        self.assertEqual(lines[-1], "pruning by glimpse, keeping what its own rule says")
         self.ask("--overlay-out", asked)
         self.assertEqual(kept.read_bytes(), asked.read_bytes())
         self.assertNotEqual(kept.read_bytes(), budgeted.read_bytes())

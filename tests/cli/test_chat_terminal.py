@@ -66,7 +66,7 @@ class AtTerminal(CliTest):
 
     def test_pruning(self):
         terminal = self.start("-i", IMAGE)
-        self.type(terminal, "/prune", "known are none, ", "divprune", "pruning by scout+glimpse, keeping what its own rule says")
+        self.type(terminal, "/prune", "known are none, ", "divprune", "pruning by glimpse, keeping what its own rule says")
         self.type(terminal, QUESTION, "visual tokens kept: 4 of 256")
         self.type(terminal, "/keep 0.5", "pruning by glimpse, keeping 0.5 of the visual tokens")
         self.type(terminal, "And now?", "visual tokens kept: 128 of 256")
@@ -76,7 +76,7 @@ class AtTerminal(CliTest):
         self.type(terminal, "/prune none", "pruning by none, keeping all visual tokens")
         self.type(terminal, "/keep 7", "takes no budget; choose a method that does with /prune")
         self.type(terminal, "And now?", "visual tokens kept: 256 of 256")
-        self.type(terminal, "/prune auto", "pruning by scout+glimpse, keeping what its own rule says")
+        self.type(terminal, "/prune auto", "pruning by glimpse, keeping what its own rule says")
         self.type(terminal, "/keep 9", "keeping 9 visual tokens")
         self.type(terminal, "/keep auto", "keeping what its own rule says")
         self.type(terminal, "/clear", "forgotten")

@@ -46,7 +46,7 @@ class Infer(CliTest):
         self.fails(self.infer("--reuse", "often"), "--reuse: often not in {auto,never,always}", status=2)
 
     def test_output(self):
-        self.assertEqual(self.ok(*self.infer("--prune", "glimpse", "--limit", "6")), "")
+        self.assertEqual(self.ok(*self.infer("--limit", "6")), "")
         rows = [json.loads(line) for line in (self.dir / "out.jsonl").read_text().splitlines()]
         for row, recorded in zip(rows, RECORDED):
             self.assertEqual(set(row), {"id", "row", "answer", "token_ids", "finish_reason", "visual_tokens", "kept_tokens",
@@ -57,11 +57,11 @@ class Infer(CliTest):
             self.assertEqual(row["finish_reason"], "stop")
         self.assertEqual(len(rows), 6)
         # Row by row and as ragged batches (the last one short): the same.
-        self.ok(*self.infer("--prune", "glimpse", "--limit", "6", "--batch", "4", out="batch.jsonl"))
+        self.ok(*self.infer("--limit", "6", "--batch", "4", out="batch.jsonl"))
         self.assertEqual(read(self.dir / "batch.jsonl"), read(self.dir / "out.jsonl"))
 
         # What was done, for the log; nothing is said of answers that end by themselves.
-        result = self.fails(self.infer("--prune", "glimpse", "--limit", "6", out="again.jsonl"), "glimpse: 6 rows answered in ", " rows/s), visual tokens "
+        result = self.fails(self.infer("--limit", "6", out="again.jsonl"), "glimpse: 6 rows answered in ", " rows/s), visual tokens "
                             "kept: ", status=0)
         self.assertNotIn("cut", result.stderr)
         self.fails(self.infer("--limit", "2", "-n", "3", out="cut.jsonl"), "2 of these answers were cut at --max-new-tokens",
@@ -71,16 +71,16 @@ class Infer(CliTest):
         whole = (self.dir / "out.jsonl").read_bytes()
         lines = whole.splitlines(keepends=True)
         (self.dir / "out.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:20])
-        result = self.fails(self.infer("--prune", "glimpse", "--limit", "6"), "3 rows are already answered", status=0)
+        result = self.fails(self.infer("--limit", "6"), "3 rows are already answered", status=0)
         self.assertEqual(result.stdout, "")
         again = (self.dir / "out.jsonl").read_bytes()
         self.assertEqual(again.splitlines()[:3], whole.splitlines()[:3])
         self.assertEqual(read(self.dir / "out.jsonl"), read(self.dir / "batch.jsonl"))
 
         # The same answers under other settings are refused and kept; --overwrite starts again.
-        self.fails(self.infer("--prune", "glimpse", "--limit", "6", "--threshold", "0.4"), "out.jsonl was made with other settings (pruning.0.settings.threshold 0.5, now 0.4)",
+        self.fails(self.infer("--limit", "6", "--threshold", "0.4"), "out.jsonl was made with other settings (pruning.0.settings.threshold 0.5, now 0.4)",
                    "--overwrite")
-        self.fails(self.infer("--prune", "glimpse", "--limit", "6", "--system", "x"), "was made with other settings")
+        self.fails(self.infer("--limit", "6", "--system", "x"), "was made with other settings")
         self.assertEqual((self.dir / "out.jsonl").read_bytes(), again)
         self.ok(*self.infer("--limit", "1", "--threshold", "0.4", "--overwrite"))
         self.assertEqual(len(read(self.dir / "out.jsonl")), 1)
@@ -94,7 +94,7 @@ class Infer(CliTest):
         cached = {}
         for name, flags in {"cache": [], "batch": ["--batch", "3"], "none": ["--cache-mb", "0"], "small": ["--cache-mb", "1"],
                             "scarce": ["--batch", "4", "--kv-mb", "7"]}.items():
-            self.ok(*self.infer("--prune", "glimpse", *flags, rows=rows, out=name))
+            self.ok(*self.infer(*flags, rows=rows, out=name))
             lines = [json.loads(line) for line in (self.dir / name).read_text().splitlines()]
             cached[name] = [row["cached_tokens"] for row in lines]
             self.assertEqual([row["id"] for row in lines], [row["id"] for row in scattered], name)

@@ -163,7 +163,7 @@ class LlavaNext(CliTest):
 
         text = config["text_config"]
         for name, changes, says in (
-                ("window", {"text_config": {**text, "sliding_window": 1024}}, "sliding_window (1024) is less than the context of 4096"),
+                ("window", {"text_config": {**text, "sliding_window": 0}}, "sliding_window is 0, expected at least 1"),
                 ("pairs", {"image_grid_pinpoints": [[112]]}, "image_grid_pinpoints has a resolution of 1 numbers"),
                 ("none", {"image_grid_pinpoints": []}, "image_grid_pinpoints is empty"),
                 ("kind", {"text_config": {**text, "model_type": "qwen2"}}, "only llama and mistral"),

@@ -160,7 +160,7 @@ class Chat(Served):
         self.assertEqual(self.server.get("/health"), (200, {"status": "ok"}))
         ids = [model["id"] for model in self.server.get("/v1/models")[1]["data"]]
         self.assertEqual(ids, ["glimpse-tiny", "glimpse-tiny+glimpse", "glimpse-tiny+none"])
-        self.assertEqual(self.server.get("/props")[1]["default_prune"], "scout+glimpse")
+        self.assertEqual(self.server.get("/props")[1]["default_prune"], "glimpse")
         tokens = self.server.request("POST", "/v1/tokenize", {"content": QUESTION})[2]
         self.assertEqual(tokens["count"], len(tokens["tokens"]))
         back = self.server.request("POST", "/v1/detokenize", {"tokens": tokens["tokens"]})[2]

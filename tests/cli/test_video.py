@@ -220,7 +220,7 @@ class Infer(VideoTest):
                 {"id": "image", "question": QUESTION, "image": IMAGE}, {"id": "again", "question": "What number?", "video": "frames"}]
         self.ok(*self.infer(rows, *SMALL))
         folder, text, both, image, again = self.lines()
-        asked = self.asked("--video", self.folder, *SMALL)
+        asked = self.asked("--video", self.folder, *SMALL, "--prune", "glimpse")
         self.assertEqual((folder["token_ids"], folder["keep"]), (asked["token_ids"], [grid["keep"] for grid in asked["images"]]))
         self.assertEqual((folder["medium"], folder["seconds"]), ([0] * 4, [0.25, 1.25, 2.25, 3.25]))
         self.assertEqual(both["medium"], [0] + [1] * 2 + [2] * 4)

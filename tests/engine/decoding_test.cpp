@@ -341,6 +341,6 @@ TEST_CASE("engine options: errors") {
       load({.model = test::tiny_dir() / "model", .new_modules = {(test::tiny_dir() / "model").string()}}),
       Error);
   CHECK(std::filesystem::exists(builtin_model_dir() / "model/config.json"));
-  CHECK(tiny_engine().default_prune() == "scout+glimpse");
+  CHECK(tiny_engine().default_prune() == "glimpse");
   CHECK(Engine::load({.model = test::tiny_dir() / "model"})->default_prune() == "none");
 }

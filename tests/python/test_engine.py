@@ -44,7 +44,7 @@ class Engine(unittest.TestCase):
         self.assertEqual(np.flatnonzero(image.scores > 0.5).tolist(), KEEP)
         self.assertEqual((answer.visual_tokens, answer.kept_tokens, answer.prompt_tokens), (256, 4, 285))
         self.assertEqual(set(answer.times_ms), {"vision", "prefill", "prune", "decode"})
-        self.assertEqual([stage["method"] for stage in answer.pruning], ["scout", "glimpse"])
+        self.assertEqual(answer.pruning[0]["method"], "glimpse")
 
     def test_pictures_of_every_kind(self):
         file = Path(IMAGE).read_bytes()
@@ -73,7 +73,7 @@ class Engine(unittest.TestCase):
         tokens = ask(IMAGE, QUESTION, logprobs=2).tokens
         self.assertTrue(all(len(top) == 2 and top[0][0] == token and top[0][1] == logprob <= 0 for token, logprob, top in tokens))
         self.assertIn("glimpse", self.engine.methods)
-        self.assertEqual((self.engine.default_prune, self.engine.context_length), ("scout+glimpse", 4096))
+        self.assertEqual((self.engine.default_prune, self.engine.context_length), ("glimpse", 4096))
 
     def test_messages(self):
         first = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": QUESTION}]}

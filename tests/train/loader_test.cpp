@@ -63,11 +63,13 @@ TEST_CASE("other exceptions come out where their item would") {
 TEST_CASE("no more items are made than may wait") {
   std::atomic<size_t> made = 0;
   const auto make = [&](size_t i) { return ++made, i; };
-  Loader<size_t> loader(reversed(100), make, 3, 4);
-  for (size_t taken = 0; taken < 20; ++taken) {
-    std::this_thread::sleep_for(1ms);
-    CHECK(made <= taken + 4);
-    loader.next();
+  {
+    Loader<size_t> loader(reversed(100), make, 3, 4);
+    for (size_t taken = 0; taken < 20; ++taken) {
+      std::this_thread::sleep_for(1ms);
+      CHECK(made <= taken + 4);
+      loader.next();
+    }
   }
   made = 0;
   const Loader<size_t> on_demand(reversed(100), make, 0, 4);
