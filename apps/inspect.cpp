@@ -99,10 +99,10 @@ nlohmann::json minute_of_video(const MemoryNeed& need, const VideoOptions& optio
           {"kv_bytes", tokens * need.kv_token}};
 }
 
-/// The most visual tokens that the checkpoint has a picture made into.
-int64_t most_tokens(const ModelSource& source, const MemoryNeed& need) {
+/// The most visual tokens that the checkpoint has a picture made into, where that depends on the picture.
+int64_t most_tokens(const Vlm& model, const ModelSource& source, const MemoryNeed& need) {
   const nlohmann::json settings = source.settings("preprocessor_config.json");
-  if (settings.is_null()) return INT64_MAX;
+  if (settings.is_null() || model.has_class_token()) return INT64_MAX;
   return QwenImageOptions::from_json(settings).max_pixels / need.token_pixels();
 }
 
@@ -205,10 +205,8 @@ int run(InspectFlags& flags, Interrupt& interrupt) {
       {"parts", parts_of(open_weights(*source))}};
   if (need) need->vision = vision_shape(source->config(), source->path());
   if (need)
-    out["memory"] =
-        engine->model().has_class_token()
-            ? memory_of(*need, engine->model().max_positions(), INT64_MAX, fixed_tokens_of(engine->model()))
-            : memory_of(*need, engine->model().max_positions(), most_tokens(*source, *need));
+    out["memory"] = memory_of(*need, engine->model().max_positions(),
+                              most_tokens(engine->model(), *source, *need), fixed_tokens_of(engine->model()));
   if (need && engine->model().takes_videos())
     out["memory"]["minute_of_video"] = minute_of_video(*need, video_defaults(*source));
   const nlohmann::json config = source->config();

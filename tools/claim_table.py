@@ -33,4 +33,5 @@ def main() -> None:
               f"{100 * pruned:.1f} % | " + " | ".join(f"{s:.3f}" for s in scores) + " |")
 
 
-main()
+if __name__ == "__main__":
+    main()

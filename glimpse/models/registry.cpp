@@ -66,15 +66,14 @@ void settle_positions(json& config, const json& own, const json& overrides, cons
     settle_positions(config[part], own[part], overrides[part], file);
   const json base = rope_settings(own, own, file), modules = rope_settings(overrides, overrides, file);
   const bool is_base = modules.empty() || (scales_rope(base) && !scales_rope(modules));
-  const json& from = is_base ? own : overrides;
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    config.erase(key);
-    if (from.contains(key)) config[key] = from[key];
-  }
-  for (const char* key : {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}) {
-    config.erase(key);
-    if (own.contains(key)) config[key] = own[key];
-  }
+  const auto take = [&](const json& from, std::initializer_list<const char*> keys) {
+    for (const char* key : keys) {
+      config.erase(key);
+      if (from.contains(key)) config[key] = from[key];
+    }
+  };
+  take(is_base ? own : overrides, {"rope_scaling", "rope_parameters"});
+  take(own, {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"});
   constexpr const char* most = "max_position_embeddings";
   if (is_base && scales_rope(base) && own.contains(most)) config[most] = own[most];
 }

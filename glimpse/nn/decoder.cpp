@@ -17,8 +17,7 @@ Decoder Decoder::load(const DecoderConfig& c, const Weights& weights, const std:
                       const MakeHeadStep& head_step) {
   Decoder model;
   check(c.windows.empty() || options.device().is_cpu(),
-        "sliding-window attention is not supported on a device "
-        "of its own; --device cpu runs this model");
+        "sliding-window attention is not supported on a device of its own; --device cpu runs this model");
   model.config_ = c;
   model.prefix_ = prefix;
   const std::string embedding = prefix + "embed_tokens.weight";

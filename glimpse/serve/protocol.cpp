@@ -198,7 +198,7 @@ void read_pruning(const json& body, const Served& served, ChatCall& call) {
     call.request.prune = with_settings(chosen, rule, rule.empty() ? "" : rule.begin()->first, "prune");
     make_pruners(call.request.prune, engine.pruner_context());
   });
-  if ((call.request.budget.keep || call.request.budget.count) && !takes_budget(call.request.prune))
+  if (call.request.budget.is_set() && !takes_budget(call.request.prune))
     wrong("pruning.keep", "the method " + call.request.prune + " takes no budget");
 }
 

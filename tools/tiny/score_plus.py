@@ -12,19 +12,14 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean, stdev
 
-CELL = 28  # pixels of a visual token
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from claim_table import reference  # noqa: E402
+
 KINDS = ("count", "read", "colour", "shape", "exist")
 
 
 def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def boxed(row: dict) -> set[int]:
-    """The tokens that the row's boxes touch."""
-    columns = row["width"] // CELL
-    return {y * columns + x for x1, y1, x2, y2 in row["bboxs"] for y in range(int(y1) // CELL, -(-int(y2) // CELL))
-            for x in range(int(x1) // CELL, -(-int(x2) // CELL))}
 
 
 def scores(rows: list[dict], answers: list[dict]) -> dict[str, float]:
@@ -36,7 +31,7 @@ def scores(rows: list[dict], answers: list[dict]) -> dict[str, float]:
         hit = answer["answer"].strip() == row["answer"]
         for kind in ["all", row["dataset"]] + (["sentence"] if row["dataset"] == "read" and not row["short"] else []):
             right[kind].append(hit)
-        keep, mask = set(answer["keep"][0]), boxed(row)
+        keep, mask = set(answer["keep"][0]), reference(row)
         both, either = both + len(keep & mask), either + len(keep | mask)
     gone = 1 - sum(answer["kept_tokens"] for answer in answers) / sum(answer["visual_tokens"] for answer in answers)
     return {**{kind: fmean(hits) for kind, hits in right.items()}, "gone": gone, "iou": both / either}
