@@ -173,9 +173,8 @@ thread_local bool drops_anyway = false;
 
 at::Tensor lora_branch(const at::Tensor& x, const Lora& lora) {
   at::Tensor rows = x.to(lora.a.scalar_type());
-  if (lora.dropout > 0 && (at::GradMode::is_enabled() || drops_anyway))
-    rows = at::dropout(rows, lora.dropout, true);
-  return at::linear(at::linear(rows, lora.a), lora.b) * lora.scale;
+  if (lora.dropout > 0 && (at::GradMode::is_enabled() || drops_anyway)) rows = dropout(rows, lora.dropout);
+  return at::linear(at::linear(rows, lora.a) * lora.scale, lora.b);
 }
 
 }  // namespace

@@ -24,6 +24,9 @@ at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::T
 /// x * sigmoid(1.702 x), elementwise.
 at::Tensor quick_gelu(const at::Tensor& x);
 
+/// Zeros with probability p, the others times 1 / (1 - p); draws from the device's default generator.
+at::Tensor dropout(const at::Tensor& x, double p);
+
 /// Whether the CPU kernels of nn/kernels.h can take `x`.
 bool has_kernel(const at::Tensor& x);
 

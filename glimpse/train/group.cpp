@@ -36,9 +36,10 @@ at::Tensor at_rows(const at::Tensor& table, const at::Tensor& index, int64_t beh
   return at::cat({table.index_select(0, index), table.narrow(0, behind, table.size(0) - behind)});
 }
 
-at::Tensor run_layer(const Decoder& decoder, int64_t layer, const at::Tensor& x, const RaggedBatch& batch) {
-  return at::GradMode::is_enabled() ? recomputed_layer(decoder, layer, x, batch)
-                                    : decoder.layer(layer, x, batch);
+at::Tensor run_layer(const Decoder& decoder, int64_t layer, const at::Tensor& x, const RaggedBatch& batch,
+                     bool recompute) {
+  return recompute && at::GradMode::is_enabled() ? recomputed_layer(decoder, layer, x, batch)
+                                                 : decoder.layer(layer, x, batch);
 }
 
 }  // namespace
@@ -106,7 +107,7 @@ PromptPass run_prompt(const Vlm& model, const EmbeddedPrompt& prompt, const Grou
   for (int64_t layer = 0; layer < layers; ++layer) {
     out = (is_cut ? left : all).added(out, layer, 0);
     if (published) out = left.added(out, layer, batch.sequences[0].count);
-    out = run_layer(decoder, layer, out, batch);
+    out = run_layer(decoder, layer, out, batch, limits.recompute);
     if (published) first_cache.layers[layer] = LayerCache();  // nobody reads it any more
     if (!prune || layer != limits.cut_layer) continue;
     is_cut = true;
@@ -148,7 +149,7 @@ GroupLogits group_logits(const Vlm& model, const EmbeddedPrompt& embedded, const
   tails.rope = model.rope(index_tensor(next, device).unsqueeze(0).expand({components, -1}).contiguous());
   at::Tensor tail = decoder.embed(index_tensor(ids, device));
   for (int64_t layer = 0; layer < decoder.config().layers; ++layer)
-    tail = run_layer(decoder, layer, tail, tails);
+    tail = run_layer(decoder, layer, tail, tails, limits.recompute);
   const at::Tensor behind = decoder.logits(tail);
   int64_t row = 0;
   for (size_t i = 0; i < asked.size(); ++i) {

@@ -32,6 +32,7 @@ struct GroupLimits {
   int64_t cut_layer = 0;         ///< K: the dropped tokens leave behind this layer
   std::vector<int64_t> ends;     ///< a completion ends with the first of these ids
   int64_t max_seq_length = 640;  ///< of the pruned prompt and what counts of a completion
+  bool recompute = true;  ///< layers run again for their gradients, so that nothing of them is kept
 };
 
 /// Tokens of a completion that count: up to its end, that one included, as many as there is room for behind
@@ -55,8 +56,7 @@ struct PromptPass {
   KvCache cache;     ///< what completions go on from
 };
 /// `prompt`: the group's, embedded. With `prune` the first token is seen by a prompt whose dropped tokens
-/// leave after the cut; else all of it stays. Gradients are recorded where they are on; each layer then runs
-/// again for them.
+/// leave after the cut; else all of it stays. Gradients are recorded where they are on.
 PromptPass run_prompt(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
                       const GroupLimits& limits, LogProb logprob, bool prune);
 

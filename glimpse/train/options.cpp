@@ -26,6 +26,9 @@ Fields TuneOptions::fields() {
       .add("cut_layer", cut_layer,
            "prune behind this layer (none: that of --new-modules, else two thirds of them)", {0, 1e6})
       .add("max_seq_length", max_seq_length, "tokens of a pruned prompt and its answer that count", {2, 1e9})
+      .add("recompute", recompute,
+           "run each layer again for its gradients: memory does not grow with the layers, a step takes up to "
+           "half as long again")
       .add("max_prompt", max_prompt, "leave out rows with longer prompts, in tokens", {1, 1e9})
       .add("max_pruned_prompt", max_pruned_prompt, "leave out rows whose pruned prompts are longer", {1, 1e9})
       .add("scores", scores,

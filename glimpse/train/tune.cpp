@@ -52,7 +52,8 @@ TrainableAdapter::TrainableAdapter(Vlm& model, TuneOptions options, TuneSetup se
   options_.check_for(layers);
   const int64_t cut =
       modules_ ? modules_->config.reduce_layer : default_cut_layer({layers, {}, 0, false, false});
-  limits_ = {options_.cut_layer.value_or(cut), std::move(setup.ends), options_.max_seq_length};
+  limits_ = {options_.cut_layer.value_or(cut), std::move(setup.ends), options_.max_seq_length,
+             options_.recompute};
   group_options_.logprob = options_.logprob == "sampled" ? LogProb::sampled : LogProb::published;
   adapter_.attach(model_.mutable_decoder());
 }

@@ -65,9 +65,11 @@ struct Setup {
                                   golden.folder / golden.info["adapter"].get<std::string>(), dropout)) {
     adapter.attach(model->mutable_decoder());
   }
-  GroupLoss loss(const GoldenCase& golden, GroupOptions options = {}) {
+  GroupLoss loss(const GoldenCase& golden, GroupOptions options = {}, bool recompute = true) {
     const Group group = group_of(golden, *model);
-    return group_loss(*model, adapter, embedded(group), group, limits_of(golden), options);
+    GroupLimits limits = limits_of(golden);
+    limits.recompute = recompute;
+    return group_loss(*model, adapter, embedded(group), group, limits, options);
   }
   EmbeddedPrompt embedded(const Group& group) const {
     const at::NoGradGuard no_grad;
@@ -218,6 +220,24 @@ TEST_CASE("golden curve over groups") {
       CHECK(std::abs(accumulate(setup, groups) - scalar(curve[i][3 * count])) < kCurve);
       CHECK(optimiser.step(step.info["curve_lr"]) ==
             doctest::Approx(scalar(curve[i][3 * count + 1])).epsilon(1e-3));
+    }
+  }
+}
+
+TEST_CASE("what is kept of layers for their gradients makes no difference") {
+  for (const GoldenCase& golden : group_cases()) {
+    INFO(golden.name);
+    Setup again(golden, 0.2), kept(golden, 0.2);
+    at::manual_seed(7);
+    again.loss(golden, {}, true).total.backward();
+    at::manual_seed(7);
+    kept.loss(golden, {}, false).total.backward();
+    const auto expected = again.adapter.parameters();
+    for (const auto& [name, leaf] : kept.adapter.parameters()) {
+      INFO(name);
+      const at::Tensor &gradient = leaf.grad(), &other = expected.at(name).grad();
+      REQUIRE(gradient.defined() == other.defined());
+      if (gradient.defined()) CHECK(difference(gradient, other) < 1e-5 * scalar(other.norm()) + 1e-9);
     }
   }
 }

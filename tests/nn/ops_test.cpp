@@ -83,6 +83,32 @@ TEST_CASE("silu_mul") {
   });
 }
 
+TEST_CASE("dropout") {
+  const at::Tensor x = at::rand({999, 301}).add_(1).requires_grad_();
+  for (const double p : {0.0, 0.05, 0.5}) {
+    CAPTURE(p);
+    at::manual_seed(5);
+    const at::Tensor once = dropout(x, p), other = dropout(x, p);
+    at::manual_seed(5);
+    CHECK(at::equal(once, dropout(x, p)));
+    CHECK(at::equal(once, other) == (p == 0));
+    const at::Tensor gone = once.detach().eq(0).to(at::kDouble);
+    CHECK(gone.mean().item<double>() == doctest::Approx(p).epsilon(0.02));
+    CHECK(near(once, wide(x) * (1 - gone) / (1 - p), 1e-6, 0));
+    // Neighbours, in a row and across rows, leave independently of each other.
+    for (const int64_t dim : {0, 1}) {
+      const int64_t pairs = gone.size(dim) - 1;
+      const at::Tensor both = gone.narrow(dim, 0, pairs) * gone.narrow(dim, 1, pairs);
+      CHECK(std::abs(both.mean().item<double>() - p * p) < 0.005);
+    }
+    x.mutable_grad() = at::Tensor();
+    once.sum().backward();
+    CHECK(near(x.grad(), (1 - gone) / (1 - p), 1e-6, 0));
+  }
+  CHECK(dropout(at::ones({0, 4}), 0.5).numel() == 0);
+  CHECK(dropout(at::ones({3}), 0.5).numel() == 3);
+}
+
 TEST_CASE("apply_rope") {
   for_types([](at::ScalarType type, double relative) {
     for (const int64_t tokens : {0, 1, 5, 300})
