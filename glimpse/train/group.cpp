@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <numeric>
 
 #include "glimpse/base/check.h"
@@ -160,16 +161,30 @@ GroupLogits group_logits(const Vlm& model, const EmbeddedPrompt& embedded, const
 }
 
 std::vector<at::Tensor> completion_logps(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
-                                         const GroupLimits& limits, LogProb logprob, bool prune) {
-  const GroupLogits logits = group_logits(model, prompt, group, limits, logprob, prune);
-  std::vector<at::Tensor> out;
-  for (size_t i = 0; i < group.completions.size(); ++i) {
+                                         const GroupLimits& limits, LogProb logprob, bool prune,
+                                         bool alike_once) {
+  Group distinct{group.prompt, group.kept, {}, {}};
+  std::map<std::vector<int64_t>, size_t> places;
+  std::vector<size_t> place;  // of each completion among the distinct ones
+  for (const std::vector<int64_t>& ids : group.completions) {
+    const auto [known, fresh] = places.try_emplace(ids);
+    if (fresh || !alike_once) {
+      known->second = distinct.completions.size();
+      distinct.completions.push_back(ids);
+    }
+    place.push_back(known->second);
+  }
+
+  const GroupLogits logits = group_logits(model, prompt, distinct, limits, logprob, prune);
+  std::vector<at::Tensor> each, out;
+  for (size_t i = 0; i < distinct.completions.size(); ++i) {
     at::Tensor all = logits.first.unsqueeze(0);
     if (logits.behind[i].defined()) all = at::cat({all, logits.behind[i]});
-    std::vector<int64_t> ids = group.completions[i];
+    std::vector<int64_t> ids = distinct.completions[i];
     ids.resize(all.size(0));
-    out.push_back(all.log_softmax(1).gather(1, index_tensor(ids, all.device()).unsqueeze(1)).squeeze(1));
+    each.push_back(all.log_softmax(1).gather(1, index_tensor(ids, all.device()).unsqueeze(1)).squeeze(1));
   }
+  for (const size_t i : place) out.push_back(each[i]);
   return out;
 }
 
@@ -184,11 +199,13 @@ GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const EmbeddedPromp
   {
     const at::NoGradGuard no_grad;
     LoraAdapter::detach(model.mutable_decoder());
-    base = completion_logps(model, prompt, group, limits, options.logprob, /*prune=*/false);
+    base = completion_logps(model, prompt, group, limits, options.logprob, /*prune=*/false,
+                            /*alike_once=*/true);
     adapter.attach(model.mutable_decoder());
   }
   const std::vector<at::Tensor> now =
-      completion_logps(model, prompt, group, limits, options.logprob, /*prune=*/true);
+      completion_logps(model, prompt, group, limits, options.logprob, /*prune=*/true,
+                       /*alike_once=*/adapter.dropout() == 0);
 
   GroupLoss loss;
   loss.advantages = advantages(group.scores);

@@ -69,9 +69,11 @@ struct GroupLogits {
 GroupLogits group_logits(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
                          const GroupLimits& limits, LogProb logprob, bool prune);
 
-/// Of each completion its counting tokens' log-probabilities [n] float32.
+/// Of each completion its counting tokens' log-probabilities [n] float32. With `alike_once` equal completions
+/// run once, as dropout, which has a mask for each, does not allow.
 std::vector<at::Tensor> completion_logps(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
-                                         const GroupLimits& limits, LogProb logprob, bool prune);
+                                         const GroupLimits& limits, LogProb logprob, bool prune,
+                                         bool alike_once);
 
 /// Loss of a group, attached to the adapter's leaves, and its parts: detached float32 scalars.
 struct GroupLoss {

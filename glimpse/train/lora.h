@@ -43,6 +43,9 @@ class LoraAdapter {
   /// The leaves to train: "<module>.lora_A.weight" [r, in] and "<module>.lora_B.weight" [out, r], float32.
   std::map<std::string, at::Tensor> parameters() const;
 
+  /// Its probability in training.
+  double dropout() const { return dropout_; }
+
   /// Writes a PEFT directory (see save_adapter); `base_model` is noted in it.
   void save(const std::filesystem::path& dir, const std::string& base_model = {}) const;
 

@@ -159,7 +159,9 @@ Learned TrainableAdapter::learn_from_answer(const Example& example) {
   group.completions = {example.answer};
   const EmbeddedPrompt prompt = vision_.embedded(example.prompt);
   const at::Tensor loss =
-      -completion_logps(model_, prompt, group, limits_, group_options_.logprob, true)[0].mean();
+      -completion_logps(model_, prompt, group, limits_, group_options_.logprob, /*prune=*/true,
+                        /*alike_once=*/false)[0]
+           .mean();
   return {loss, values({loss.item<double>(), kept_share(group)}), {}};
 }
 

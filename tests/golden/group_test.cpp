@@ -224,6 +224,53 @@ TEST_CASE("golden curve over groups") {
   }
 }
 
+// Without dropout these run once.
+TEST_CASE("answers that are there twice") {
+  const GoldenCase golden = group_cases().at(0);
+  Setup setup(golden);
+  Group group = group_of(golden, *setup.model);
+  const size_t count = group.completions.size();
+  for (size_t i = 0; i < count; ++i) {
+    group.completions.push_back(group.completions[i]);
+    group.scores.push_back(group.scores[i]);
+  }
+  const GroupLimits limits = limits_of(golden);
+  const EmbeddedPrompt prompt = setup.embedded(group);
+  const GroupLoss loss = group_loss(*setup.model, setup.adapter, prompt, group, limits, {});
+  const auto each = [&](LogProb logprob, bool prune) {
+    return completion_logps(*setup.model, prompt, group, limits, logprob, prune, /*alike_once=*/false);
+  };
+  const std::vector<at::Tensor> all = each(LogProb::published, true);
+  REQUIRE(loss.logps.size() == 2 * count);
+  at::Tensor kd = at::zeros({});
+  for (size_t i = 0; i < 2 * count; ++i) {
+    INFO("completion " << i);
+    CHECK(difference(loss.logps[i], all[i]) < 1e-5);
+    CHECK(loss.advantages[i] == loss.advantages[i % count]);
+    const at::Tensor off = loss.ref_logps[i] - all[i];
+    kd += (off.exp() - off - 1).mean() / static_cast<double>(2 * count);
+  }
+  CHECK(scalar(loss.kd) == doctest::Approx(GroupOptions().kd_weight * scalar(kd)).epsilon(1e-4));
+  // Its gradients are those of all: what is there once, of a loss of which it is a part twice.
+  loss.total.backward();
+  std::map<std::string, at::Tensor> once;
+  for (const auto& [name, leaf] : setup.adapter.parameters()) {
+    once[name] = leaf.grad().clone();
+    leaf.mutable_grad() = at::Tensor();
+  }
+  at::Tensor total = at::zeros({});
+  const std::vector<at::Tensor> again = each(LogProb::published, true);
+  for (size_t i = 0; i < 2 * count; ++i) {
+    const at::Tensor off = loss.ref_logps[i] - again[i];
+    total = total + ((-(again[i] - again[i].detach()).exp() * loss.advantages[i]).mean() +
+                     GroupOptions().kd_weight * (off.exp() - off - 1).mean()) /
+                        static_cast<double>(2 * count);
+  }
+  total.backward();
+  for (const auto& [name, leaf] : setup.adapter.parameters())
+    CHECK(difference(leaf.grad(), once.at(name)) < 1e-4 * scalar(leaf.grad().norm()) + 1e-9);
+}
+
 TEST_CASE("what is kept of layers for their gradients makes no difference") {
   for (const GoldenCase& golden : group_cases()) {
     INFO(golden.name);
