@@ -3,6 +3,9 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 
+#include <cmath>
+#include <mutex>
+
 #include "glimpse/nn/cuda_ops.h"
 #include "glimpse/nn/kernels.h"
 
