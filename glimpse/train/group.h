@@ -32,7 +32,7 @@ struct GroupLimits {
   int64_t cut_layer = 0;         ///< K: the dropped tokens leave behind this layer
   std::vector<int64_t> ends;     ///< a completion ends with the first of these ids
   int64_t max_seq_length = 640;  ///< of the pruned prompt and what counts of a completion
-  bool recompute = true;  ///< layers run again for their gradients, so that nothing of them is kept
+  bool recompute = true;         ///< layers run again for their gradients, so that nothing of them is kept
 };
 
 /// Tokens of a completion that count: up to its end, that one included, as many as there is room for behind

@@ -26,7 +26,7 @@ struct TuneOptions {
   std::string logprob = "published";
   std::optional<int64_t> cut_layer;  ///< K; none: the modules', else two thirds of the layers, as published
   int64_t max_seq_length = 640, max_prompt = 6000, max_pruned_prompt = 512;
-  bool recompute = true;  ///< memory does not grow with depth
+  bool recompute = true;                                  ///< memory does not grow with depth
   std::vector<std::string> scores = {"precision_match"};  ///< of rows that name none
   JudgeOptions judge;
   std::string judge_key_env = "OPENAI_API_KEY";
