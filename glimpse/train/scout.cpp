@@ -102,7 +102,7 @@ Scout TrainableScout::scout() const {
                       base.vision_width, model_.decoder().options().device());
 }
 
-std::vector<Learned> TrainableScout::learn(std::span<const Example> examples, const LossOptions& options) {
+void TrainableScout::learn(std::span<const Example> examples, const LossOptions& options, const Take& take) {
   const Scout scout = this->scout();
   const std::vector<Lesson> lessons = lessons_->of(examples);
   std::vector<Learned> out;
@@ -131,7 +131,7 @@ std::vector<Learned> TrainableScout::learn(std::span<const Example> examples, co
     loss.total = options.loc_weight * loss.loc + options.distil_weight * loss.le;
     out.push_back(learned(loss));
   }
-  return out;
+  take(out);
 }
 
 std::vector<int64_t> TrainableScout::keep(const at::Tensor& logits) const {

@@ -21,7 +21,7 @@ class TrainableScout : public Trainable {
 
   const std::map<std::string, at::Tensor>& parameters() const override { return parameters_; }
   std::vector<std::string> value_names() const override { return loss_names(); }
-  std::vector<Learned> learn(std::span<const Example> examples, const LossOptions& options) override;
+  void learn(std::span<const Example> examples, const LossOptions& options, const Take& take) override;
   std::vector<int64_t> keep(const at::Tensor& logits) const override;
   std::shared_ptr<const Pruner> pruner() const override;
   void save(const std::filesystem::path& dir, at::ScalarType dtype) const override;

@@ -21,12 +21,12 @@ class TrainableGlimpse : public Trainable {
       : model_(model), modules_(std::move(modules)) {}
   const std::map<std::string, at::Tensor>& parameters() const override { return modules_.parameters(); }
   std::vector<std::string> value_names() const override { return loss_names(); }
-  std::vector<Learned> learn(std::span<const Example> examples, const LossOptions& options) override {
+  void learn(std::span<const Example> examples, const LossOptions& options, const Take& take) override {
     std::vector<Learned> out;
     for (const ExampleLoss& loss : training_losses(
              model_, modules_.modules(model_.decoder().options(), modules_.dropout()), examples, options))
       out.push_back(learned(loss));
-    return out;
+    take(out);
   }
   std::vector<int64_t> keep(const at::Tensor& logits) const override {
     return modules_.config().rule.apply(logits);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -17,6 +18,8 @@ struct Learned {
   at::Tensor logits;  ///< [N] of visual tokens, by which a predictor that trains decides; or undefined
 };
 
+using Take = std::function<void(std::span<const Learned>)>;
+
 /// An answer for people.
 struct ShownAnswer {
   std::string text;
@@ -31,7 +34,9 @@ class Trainable {
   virtual const std::map<std::string, at::Tensor>& parameters() const = 0;
   /// What is logged, as means over the examples.
   virtual std::vector<std::string> value_names() const = 0;
-  virtual std::vector<Learned> learn(std::span<const Example> examples, const LossOptions& options) = 0;
+  /// Gives `take` what came of the examples, in their order: together those whose graphs share something,
+  /// else each before the next one's is built, so that `take` can go back through it and let it go.
+  virtual void learn(std::span<const Example> examples, const LossOptions& options, const Take& take) = 0;
   /// Error for an example that it does not train on.
   virtual void check_example(const Example&) const {}
   /// Which of the visual tokens stay for their logits [N], ascending.

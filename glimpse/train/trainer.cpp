@@ -292,13 +292,15 @@ StepMetrics Trainer::take_step(Loader<LoadedRow>& loader, bool stop) {
     }
     if (examples.empty()) continue;
     seed_dropout(options_.seed, step_, (b * world_.size() + world_.rank()) / processes_);
-    const std::vector<Learned> learned = modules_->learn(examples, options_.loss);
-    at::Tensor total;
-    for (size_t i = 0; i < learned.size(); ++i) {
-      sums.add(learned[i], examples[i], *modules_);
-      total = total.defined() ? total + learned[i].total : learned[i].total;
-    }
-    total.backward();
+    size_t taken = 0;
+    modules_->learn(examples, options_.loss, [&](std::span<const Learned> learned) {
+      at::Tensor total;
+      for (const Learned& one : learned) {
+        sums.add(one, examples[taken++], *modules_);
+        total = total.defined() ? total + one.total : one.total;
+      }
+      total.backward();
+    });
   }
   // The step's gradient is the mean over its examples, on whichever process they were.
   sums.over_all(world_);

@@ -128,7 +128,7 @@ std::optional<ShownAnswer> TrainableAdapter::answer(const Example& example) {
   return shown;
 }
 
-std::vector<Learned> TrainableAdapter::learn_from_scores(std::span<const Example> examples) {
+void TrainableAdapter::learn_from_scores(std::span<const Example> examples, const Take& take) {
   std::vector<Group> groups;
   std::vector<EmbeddedPrompt> prompts;
   std::vector<int64_t> seeds;
@@ -138,20 +138,19 @@ std::vector<Learned> TrainableAdapter::learn_from_scores(std::span<const Example
     seeds.push_back(example.seed);
   }
   roll_out(model_, groups, prompts, seeds, limits_, options_.rollout);
-  std::vector<Learned> out;
   for (size_t i = 0; i < groups.size(); ++i) {
     score(examples[i], groups[i]);
     const GroupLoss loss = group_loss(model_, adapter_, prompts[i], groups[i], limits_, group_options_);
     const Spread scores = spread(groups[i].scores);
     double length = 0;
     for (const auto& ids : groups[i].completions) length += static_cast<double>(ids.size());
-    out.push_back(
-        {loss.total,
-         values({loss.kd.item<double>(), loss.reward.item<double>(), scores.mean, scores.deviation,
-                 length / static_cast<double>(groups[i].completions.size()), kept_share(groups[i])}),
-         {}});
+    const Learned learned = {
+        loss.total,
+        values({loss.kd.item<double>(), loss.reward.item<double>(), scores.mean, scores.deviation,
+                length / static_cast<double>(groups[i].completions.size()), kept_share(groups[i])}),
+        {}};
+    take({&learned, 1});
   }
-  return out;
 }
 
 Learned TrainableAdapter::learn_from_answer(const Example& example) {
@@ -165,11 +164,12 @@ Learned TrainableAdapter::learn_from_answer(const Example& example) {
   return {loss, values({loss.item<double>(), kept_share(group)}), {}};
 }
 
-std::vector<Learned> TrainableAdapter::learn(std::span<const Example> examples, const LossOptions&) {
-  if (options_.stage == "rl") return learn_from_scores(examples);
-  std::vector<Learned> out;
-  for (const Example& example : examples) out.push_back(learn_from_answer(example));
-  return out;
+void TrainableAdapter::learn(std::span<const Example> examples, const LossOptions&, const Take& take) {
+  if (options_.stage == "rl") return learn_from_scores(examples, take);
+  for (const Example& example : examples) {
+    const Learned learned = learn_from_answer(example);
+    take({&learned, 1});
+  }
 }
 
 void TrainableAdapter::save(const std::filesystem::path& dir, at::ScalarType) const {

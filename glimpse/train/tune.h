@@ -28,7 +28,7 @@ class TrainableAdapter : public Trainable {
 
   const std::map<std::string, at::Tensor>& parameters() const override { return parameters_; }
   std::vector<std::string> value_names() const override;
-  std::vector<Learned> learn(std::span<const Example> examples, const LossOptions& options) override;
+  void learn(std::span<const Example> examples, const LossOptions& options, const Take& take) override;
   void save(const std::filesystem::path& dir, at::ScalarType dtype) const override;
   /// What was drawn last, for people: a prompt's question, its answers and their scores.
   std::string sample() const override { return sample_; }
@@ -39,7 +39,7 @@ class TrainableAdapter : public Trainable {
   Group group_of(const Example& example);
   const std::vector<int64_t>& predicted(const Example& example);
   void score(const Example& example, Group& group);
-  std::vector<Learned> learn_from_scores(std::span<const Example> examples);
+  void learn_from_scores(std::span<const Example> examples, const Take& take);
   Learned learn_from_answer(const Example& example);
 
   Vlm& model_;
