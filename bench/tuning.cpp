@@ -82,7 +82,7 @@ class Tuning {
   // As TrainableAdapter does it.
   void together() {
     std::vector<Group> groups(static_cast<size_t>(work_.prompts), fresh_group());
-    std::vector<EmbeddedPrompt> prompts;
+    std::vector<StartedPrompt> prompts;
     std::vector<int64_t> seeds;
     for (size_t i = 0; i < groups.size(); ++i) {
       prompts.push_back(embedded());
@@ -104,7 +104,7 @@ class Tuning {
     for (int64_t i = 0; i < work_.prompts; ++i)
       for (int64_t c = 0; c < work_.completions; ++c) {
         std::vector<Group> group = {fresh_group()};
-        const std::vector<EmbeddedPrompt> prompts = {embedded()};
+        const std::vector<StartedPrompt> prompts = {embedded()};
         roll_out(*model_, group, prompts, std::vector<int64_t>{1000 * i + c}, limits_, one);
         const std::vector<int64_t>& ids = group[0].completions[0];
         at::Tensor base;

@@ -80,7 +80,22 @@ std::vector<double> advantages(std::span<const double> scores) {
   return out;
 }
 
-PromptPass run_prompt(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
+StartedPrompt start_prompt(const Vlm& model, EmbeddedPrompt embedded, const Prompt& prompt, int64_t layers) {
+  const at::NoGradGuard no_grad;
+  const Decoder& decoder = model.decoder();
+  const at::Device device = decoder.options().device();
+  StartedPrompt start(std::move(embedded));
+  start.layers = layers;
+  start.cache = KvCache(layers);
+  const AddedFeatures features(start.vision, prompt.visual_rows, device);
+  const RaggedBatch batch{{{&start.cache, start.rows.size(0)}},
+                          model.rope(to_device(prompt.position_ids, device))};
+  for (int64_t layer = 0; layer < layers; ++layer)
+    start.rows = decoder.layer(layer, features.added(start.rows, layer, 0), batch);
+  return start;
+}
+
+PromptPass run_prompt(const Vlm& model, const StartedPrompt& prompt, const Group& group,
                       const GroupLimits& limits, LogProb logprob, bool prune) {
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();
@@ -89,12 +104,14 @@ PromptPass run_prompt(const Vlm& model, const EmbeddedPrompt& prompt, const Grou
   const at::Tensor kept = index_tensor(kept_rows(group), device),
                    places = to_device(group.prompt.position_ids, device);
   const bool published = logprob == LogProb::published;
+  invariant(prompt.layers <= (published ? 0 : limits.cut_layer + 1), "a prompt that is not beyond the cut");
   const AddedFeatures all{prompt.vision, group.prompt.visual_rows, device},
       left{prompt.vision, kept_places(group), device, group.kept};
 
   // The prompt, whole up to the cut, whose last row says the first token; and as the published distribution
   // has it, without the dropped tokens.
   KvCache first_cache(layers), kept_cache(layers);
+  std::ranges::copy(prompt.cache.layers, first_cache.layers.begin());
   RaggedBatch batch{{{&first_cache, whole}}, {}};
   std::vector<at::Tensor> all_rows = {rows}, all_places = {places};
   if (published) {
@@ -105,29 +122,32 @@ PromptPass run_prompt(const Vlm& model, const EmbeddedPrompt& prompt, const Grou
   batch.rope = model.rope(at::cat(all_places, 1));
   at::Tensor out = at::cat(all_rows);
   bool is_cut = false;
-  for (int64_t layer = 0; layer < layers; ++layer) {
-    out = (is_cut ? left : all).added(out, layer, 0);
-    if (published) out = left.added(out, layer, batch.sequences[0].count);
-    out = run_layer(decoder, layer, out, batch, limits.recompute);
-    if (published) first_cache.layers[layer] = LayerCache();  // nobody reads it any more
-    if (!prune || layer != limits.cut_layer) continue;
+  const auto cut = [&] {
     is_cut = true;
     out = at_rows(out, kept, whole);
     batch.rope = {at_rows(batch.rope.cos, kept, whole), at_rows(batch.rope.sin, kept, whole)};
     batch.sequences[0].count = kept.size(0);
     if (!published)
-      for (int64_t l = 0; l <= layer; ++l) first_cache.layers[l].keep(kept);
+      for (int64_t l = 0; l <= limits.cut_layer; ++l) first_cache.layers[l].keep(kept);
+  };
+  if (prune && prompt.layers == limits.cut_layer + 1) cut();
+  for (int64_t layer = prompt.layers; layer < layers; ++layer) {
+    out = (is_cut ? left : all).added(out, layer, 0);
+    if (published) out = left.added(out, layer, batch.sequences[0].count);
+    out = run_layer(decoder, layer, out, batch, limits.recompute);
+    if (published) first_cache.layers[layer] = LayerCache();  // nobody reads it any more
+    if (prune && layer == limits.cut_layer) cut();
   }
   const int64_t last = prune ? kept.size(0) : whole;
   return {decoder.logits(out.narrow(0, last - 1, 1))[0], published ? kept_cache : first_cache};
 }
 
-GroupLogits group_logits(const Vlm& model, const EmbeddedPrompt& embedded, const Group& group,
+GroupLogits group_logits(const Vlm& model, const StartedPrompt& start, const Group& group,
                          const GroupLimits& limits, LogProb logprob, bool prune) {
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();
   const Prompt& prompt = group.prompt;
-  const PromptPass pass = run_prompt(model, embedded, group, limits, logprob, prune);
+  const PromptPass pass = run_prompt(model, start, group, limits, logprob, prune);
   GroupLogits logits{pass.first, std::vector<at::Tensor>(group.completions.size())};
 
   // The completions behind it, each up to the token before its last one.
@@ -160,7 +180,7 @@ GroupLogits group_logits(const Vlm& model, const EmbeddedPrompt& embedded, const
   return logits;
 }
 
-std::vector<at::Tensor> completion_logps(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
+std::vector<at::Tensor> completion_logps(const Vlm& model, const StartedPrompt& prompt, const Group& group,
                                          const GroupLimits& limits, LogProb logprob, bool prune,
                                          bool alike_once) {
   Group distinct{group.prompt, group.kept, {}, {}};
@@ -188,7 +208,7 @@ std::vector<at::Tensor> completion_logps(const Vlm& model, const EmbeddedPrompt&
   return out;
 }
 
-GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const EmbeddedPrompt& prompt, const Group& group,
+GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const StartedPrompt& prompt, const Group& group,
                      const GroupLimits& limits, const GroupOptions& options) {
   const size_t count = group.completions.size();
   check(count > 1 && group.scores.size() == count, "training: a group has ", count, " completions and ",

@@ -50,14 +50,28 @@ Spread spread(std::span<const double> scores);
 /// (score - mean) / (deviation + 1e-4); exactly zero where all are equal.
 std::vector<double> advantages(std::span<const double> scores);
 
+/// An embedded prompt, perhaps some layers on.
+struct StartedPrompt {
+  StartedPrompt(EmbeddedPrompt embedded)
+      : rows(std::move(embedded.rows)), vision(std::move(embedded.vision)) {}
+  at::Tensor rows;      ///< [T, D]: what the next layer gets
+  VisionOutput vision;  ///< without `embeds`
+  int64_t layers = 0;   ///< that the whole prompt went through
+  KvCache cache;        ///< of these
+};
+/// Takes an embedded prompt through the first layers, without gradients. Where an adapter has no branch in
+/// them, model and base model go on from there. Not for the published distribution: there the dropped tokens
+/// are absent from the first layer on.
+StartedPrompt start_prompt(const Vlm& model, EmbeddedPrompt embedded, const Prompt& prompt, int64_t layers);
+
 /// A prompt that went through a model as it is, its adapter on or off.
 struct PromptPass {
   at::Tensor first;  ///< [V] float32: logits of the first token
   KvCache cache;     ///< what completions go on from
 };
-/// `prompt`: the group's, embedded. With `prune` the first token is seen by a prompt whose dropped tokens
-/// leave after the cut; else all of it stays. Gradients are recorded where they are on.
-PromptPass run_prompt(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
+/// `prompt`: the group's, not beyond the cut. With `prune` the first token is seen by a prompt whose dropped
+/// tokens leave after the cut; else all of it stays. Gradients are recorded where they are on.
+PromptPass run_prompt(const Vlm& model, const StartedPrompt& prompt, const Group& group,
                       const GroupLimits& limits, LogProb logprob, bool prune);
 
 /// What such a model thinks of a group, in float32.
@@ -66,12 +80,12 @@ struct GroupLogits {
   std::vector<at::Tensor> behind;  ///< of each completion [counting tokens - 1, V]: of the tokens after it
 };
 /// As run_prompt(), which runs once for all completions.
-GroupLogits group_logits(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
+GroupLogits group_logits(const Vlm& model, const StartedPrompt& prompt, const Group& group,
                          const GroupLimits& limits, LogProb logprob, bool prune);
 
 /// Of each completion its counting tokens' log-probabilities [n] float32. With `alike_once` equal completions
 /// run once, as dropout, which has a mask for each, does not allow.
-std::vector<at::Tensor> completion_logps(const Vlm& model, const EmbeddedPrompt& prompt, const Group& group,
+std::vector<at::Tensor> completion_logps(const Vlm& model, const StartedPrompt& prompt, const Group& group,
                                          const GroupLimits& limits, LogProb logprob, bool prune,
                                          bool alike_once);
 
@@ -83,7 +97,7 @@ struct GroupLoss {
 };
 /// The adapter must be attached to the model's decoder; it is taken off and put on again for the base model's
 /// probabilities.
-GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const EmbeddedPrompt& prompt, const Group& group,
+GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const StartedPrompt& prompt, const Group& group,
                      const GroupLimits& limits, const GroupOptions& options);
 
 }  // namespace glimpse

@@ -95,6 +95,17 @@ void LoraAdapter::detach(Decoder& decoder) {
   decoder.visit_linears([](const std::string&, Linear& layer) { layer.lora = nullptr; });
 }
 
+int64_t LoraAdapter::untouched_layers(const Decoder& decoder) const {
+  int64_t before = 0, all = 0;  // linear layers
+  bool touched = false;
+  decoder.visit_linears([&](const std::string& module, const Linear&) {
+    ++all;
+    touched = touched || branches_.contains(module);
+    if (!touched) ++before;
+  });
+  return before * decoder.config().layers / all;
+}
+
 std::map<std::string, at::Tensor> LoraAdapter::parameters() const {
   std::map<std::string, at::Tensor> leaves;
   for (const auto& [module, branch] : branches_) {

@@ -43,6 +43,9 @@ class LoraAdapter {
   /// The leaves to train: "<module>.lora_A.weight" [r, in] and "<module>.lora_B.weight" [out, r], float32.
   std::map<std::string, at::Tensor> parameters() const;
 
+  /// So many layers of `decoder`, from the first on, have no branch: they are the base model's.
+  int64_t untouched_layers(const Decoder& decoder) const;
+
   /// Its probability in training.
   double dropout() const { return dropout_; }
 

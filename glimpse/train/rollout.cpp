@@ -31,7 +31,7 @@ Fields RolloutOptions::fields() {
   return fields;
 }
 
-void roll_out(const Vlm& model, std::span<Group> groups, std::span<const EmbeddedPrompt> prompts,
+void roll_out(const Vlm& model, std::span<Group> groups, std::span<const StartedPrompt> prompts,
               std::span<const int64_t> seeds, const GroupLimits& limits, const RolloutOptions& options) {
   const at::NoGradGuard no_grad;
   const DropoutGuard dropout(options.dropout);

@@ -17,11 +17,11 @@ struct RolloutOptions {
 
 /// Draws completions for several prompts together: each prompt runs once, pruned behind the cut, and its
 /// cache is forked. They end with an end token (which does not end them as the first) or at their longest.
-/// `prompts` and `seeds`: of each group its prompt, embedded, and a number that gives the same completions
-/// again, whatever others are drawn beside it but for rounding. With dropout, whose mask is one for all
-/// completions in their prompt and each token's own behind it, they depend on the generator and all that is
-/// drawn in the same call.
-void roll_out(const Vlm& model, std::span<Group> groups, std::span<const EmbeddedPrompt> prompts,
+/// `prompts` and `seeds`: of each group its prompt, embedded or further, and a number that gives the same
+/// completions again, whatever others are drawn beside it but for rounding. With dropout, whose mask is one
+/// for all completions in their prompt and each token's own behind it, they depend on the generator and all
+/// that is drawn in the same call.
+void roll_out(const Vlm& model, std::span<Group> groups, std::span<const StartedPrompt> prompts,
               std::span<const int64_t> seeds, const GroupLimits& limits, const RolloutOptions& options);
 
 }  // namespace glimpse

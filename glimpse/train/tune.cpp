@@ -55,7 +55,13 @@ TrainableAdapter::TrainableAdapter(Vlm& model, TuneOptions options, TuneSetup se
   limits_ = {options_.cut_layer.value_or(cut), std::move(setup.ends), options_.max_seq_length,
              options_.recompute};
   group_options_.logprob = options_.logprob == "sampled" ? LogProb::sampled : LogProb::published;
+  if (group_options_.logprob == LogProb::sampled)
+    shared_layers_ = std::min(adapter_.untouched_layers(model_.decoder()), limits_.cut_layer + 1);
   adapter_.attach(model_.mutable_decoder());
+}
+
+StartedPrompt TrainableAdapter::started(const Example& example) {
+  return start_prompt(model_, vision_.embedded(example.prompt), example.prompt, shared_layers_);
 }
 
 std::vector<std::string> TrainableAdapter::value_names() const {
@@ -120,7 +126,7 @@ std::optional<ShownAnswer> TrainableAdapter::answer(const Example& example) {
   greedy.completions = 1;
   greedy.temperature = 0;
   greedy.dropout = false;
-  const std::vector<EmbeddedPrompt> prompts = {vision_.embedded(example.prompt)};
+  const std::vector<StartedPrompt> prompts = {started(example)};
   const std::vector<int64_t> seeds = {0};  // nothing is drawn
   roll_out(model_, groups, prompts, seeds, limits_, greedy);
   ShownAnswer shown{model_.tokenizer().decode(groups[0].completions[0]), {}};
@@ -130,11 +136,11 @@ std::optional<ShownAnswer> TrainableAdapter::answer(const Example& example) {
 
 void TrainableAdapter::learn_from_scores(std::span<const Example> examples, const Take& take) {
   std::vector<Group> groups;
-  std::vector<EmbeddedPrompt> prompts;
+  std::vector<StartedPrompt> prompts;
   std::vector<int64_t> seeds;
   for (const Example& example : examples) {
     groups.push_back(group_of(example));
-    prompts.push_back(vision_.embedded(example.prompt));
+    prompts.push_back(started(example));
     seeds.push_back(example.seed);
   }
   roll_out(model_, groups, prompts, seeds, limits_, options_.rollout);
@@ -156,9 +162,8 @@ void TrainableAdapter::learn_from_scores(std::span<const Example> examples, cons
 Learned TrainableAdapter::learn_from_answer(const Example& example) {
   Group group = group_of(example);
   group.completions = {example.answer};
-  const EmbeddedPrompt prompt = vision_.embedded(example.prompt);
   const at::Tensor loss =
-      -completion_logps(model_, prompt, group, limits_, group_options_.logprob, /*prune=*/true,
+      -completion_logps(model_, started(example), group, limits_, group_options_.logprob, /*prune=*/true,
                         /*alike_once=*/false)[0]
            .mean();
   return {loss, values({loss.item<double>(), kept_share(group)}), {}};

@@ -37,6 +37,7 @@ class TrainableAdapter : public Trainable {
 
  private:
   Group group_of(const Example& example);
+  StartedPrompt started(const Example& example);
   const std::vector<int64_t>& predicted(const Example& example);
   void score(const Example& example, Group& group);
   void learn_from_scores(std::span<const Example> examples, const Take& take);
@@ -49,6 +50,7 @@ class TrainableAdapter : public Trainable {
   GroupLimits limits_;
   GroupOptions group_options_;
   LoraAdapter adapter_;
+  int64_t shared_layers_ = 0;  // that a prompt goes through once for adapter and base model
   std::map<std::string, at::Tensor> parameters_;
   FrozenVision vision_;
   RowScores scores_;

@@ -5,6 +5,7 @@
 
 #include "builtin.h"
 #include "glimpse/engine/prefill.h"
+#include "golden_case.h"
 
 #include <doctest/doctest.h>
 
@@ -18,15 +19,15 @@ struct Setup {
   std::unique_ptr<Vlm> model;
   std::optional<LoraAdapter> adapter;
   std::vector<Group> groups;
-  std::vector<EmbeddedPrompt> prompts;
+  std::vector<StartedPrompt> prompts;
   GroupLimits limits{3, {556}, 640};
 
-  explicit Setup(double dropout) {
+  explicit Setup(double dropout, const std::vector<std::string>& targets = LoraOptions().targets) {
     LoadOptions load;
     load.dtype = at::kFloat;
     load.device = test_device();
     model = load_vlm(tiny_dir() / "model", load);
-    adapter = LoraAdapter::fresh(model->mutable_decoder(), {.r = 4, .alpha = 8, .dropout = dropout}, 1);
+    adapter = LoraAdapter::fresh(model->mutable_decoder(), {4, 8, dropout, targets}, 1);
     const at::NoGradGuard no_grad;
     at::manual_seed(2);
     for (auto& [name, leaf] : adapter->parameters())
@@ -73,4 +74,50 @@ TEST_CASE("the adapter's dropout acts while answers are drawn, and not where it 
     return run_prompt(*setup.model, setup.prompts[0], group, setup.limits, LogProb::sampled, true).first;
   };
   CHECK(at::equal(first(), first()));
+}
+
+// Of six layers; the cut is behind the fourth.
+TEST_CASE("what no branch touches runs once for adapter and base model") {
+  const auto untouched = [](const std::vector<std::string>& targets) {
+    const Setup setup(0, targets);
+    return setup.adapter->untouched_layers(setup.model->decoder());
+  };
+  CHECK(untouched({"q_proj"}) == 0);
+  CHECK(untouched({"5.mlp.up_proj", "2.self_attn.k_proj"}) == 2);
+
+  Setup setup(0, {"4.mlp.up_proj", "5.self_attn.q_proj"});
+  REQUIRE(setup.adapter->untouched_layers(setup.model->decoder()) == 4);
+  const StartedPrompt embedded = setup.prompts[0];
+  const auto drawn = setup.draw(1, {});
+  Group& group = setup.groups[0];
+  group.scores = {1, 0, 0, 1};
+  struct Result {
+    GroupLoss loss;
+    std::map<std::string, at::Tensor> gradients;
+  };
+  const auto result = [&](const StartedPrompt& prompt) {
+    const GroupOptions options{.logprob = LogProb::sampled};
+    Result out{group_loss(*setup.model, *setup.adapter, prompt, group, setup.limits, options), {}};
+    out.loss.total.backward();
+    for (const auto& [name, leaf] : setup.adapter->parameters()) {
+      out.gradients[name] = leaf.grad().clone();
+      leaf.mutable_grad() = at::Tensor();
+    }
+    return out;
+  };
+  const Result whole = result(embedded);
+  for (const int64_t layers : {1, 3, 4}) {
+    INFO(layers << " layers");
+    setup.prompts[0] =
+        start_prompt(*setup.model, embed_prompt(*setup.model, group.prompt, {}), group.prompt, layers);
+    const Result shared = result(setup.prompts[0]);
+    CHECK(shared.loss.total.item<float>() == doctest::Approx(whole.loss.total.item<float>()).epsilon(1e-5));
+    for (size_t i = 0; i < 4; ++i) {
+      CHECK(difference(shared.loss.logps[i], whole.loss.logps[i]) < 1e-4);
+      CHECK(difference(shared.loss.ref_logps[i], whole.loss.ref_logps[i]) < 1e-4);
+    }
+    for (const auto& [name, gradient] : shared.gradients)
+      CHECK(difference(gradient, whole.gradients.at(name)) < 1e-4 * gradient.norm().item<double>() + 1e-7);
+    CHECK(setup.draw(1, {}) == drawn);
+  }
 }
