@@ -9,12 +9,25 @@
 
 namespace glimpse {
 
+namespace {
+
+int64_t linears_of_layer(const Decoder& decoder) {
+  int64_t all = 0;
+  decoder.visit_linears([&](const std::string&, const Linear&) { ++all; });
+  return all / decoder.config().layers;
+}
+
+}  // namespace
+
 Fields LoraOptions::fields() {
   Fields f;
   f.add("lora_r", r, "rank of the LoRA branches", {1, 4096});
   f.add("lora_alpha", alpha, "the branches are scaled by this / rank", {0, 1e6});
   f.add("lora_dropout", dropout, "probability of dropout on a branch's input", {0, 0.99});
   f.add("lora_targets", targets, "linear layers of the language model that get a branch");
+  f.add("lora_first_layer", first_layer,
+        "layers before this one get none; behind the cut the adapter changes nothing of what stays",
+        {0, 1e4});
   return f;
 }
 
@@ -24,8 +37,13 @@ LoraAdapter LoraAdapter::fresh(Decoder& decoder, const LoraOptions& options, uin
   at::Generator generator = at::detail::createCPUGenerator(seed);
   std::vector<bool> matched(options.targets.size());
   std::string last;
+  const int64_t layers = decoder.config().layers;
+  check(options.first_layer < layers, "lora_first_layer: expected less than ", layers,
+        ", the language model's layers, got ", options.first_layer);
+  int64_t left = options.first_layer * linears_of_layer(decoder);  // linear layers to leave out
   decoder.visit_linears([&](const std::string& module, Linear& layer) {
     last = module;
+    if (--left >= 0) return;
     bool wanted = false;
     for (size_t i = 0; i < options.targets.size(); ++i)
       if (("." + module).ends_with("." + options.targets[i])) wanted = matched[i] = true;
@@ -40,7 +58,7 @@ LoraAdapter LoraAdapter::fresh(Decoder& decoder, const LoraOptions& options, uin
   check(!options.targets.empty(), "lora_targets: expected at least one linear layer");
   for (size_t i = 0; i < matched.size(); ++i)
     check(matched[i], "lora_targets: no linear layer of the language model is called '", options.targets[i],
-          "' (the last one is ", last, ")");
+          "' from layer ", options.first_layer, " on (the last one is ", last, ")");
   return adapter;
 }
 
@@ -96,14 +114,13 @@ void LoraAdapter::detach(Decoder& decoder) {
 }
 
 int64_t LoraAdapter::untouched_layers(const Decoder& decoder) const {
-  int64_t before = 0, all = 0;  // linear layers
+  int64_t before = 0;  // linear layers
   bool touched = false;
   decoder.visit_linears([&](const std::string& module, const Linear&) {
-    ++all;
     touched = touched || branches_.contains(module);
     if (!touched) ++before;
   });
-  return before * decoder.config().layers / all;
+  return before / linears_of_layer(decoder);
 }
 
 std::map<std::string, at::Tensor> LoraAdapter::parameters() const {

@@ -21,6 +21,7 @@ struct LoraOptions {
   double dropout = 0.05;
   std::vector<std::string> targets = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
                                       "gate_proj", "up_proj", "down_proj"};
+  int64_t first_layer = 0;  ///< layers before it get no branch
   Fields fields();
 };
 
@@ -29,7 +30,7 @@ struct LoraOptions {
 class LoraAdapter {
  public:
   /// Branches as PEFT starts them: A uniform in +-1/sqrt(in), B zero; float32 on the decoder's device. Error
-  /// when a target is no layer's name ("q_proj", "mlp.up_proj", ...).
+  /// when a target is no layer's name ("q_proj", "mlp.up_proj", ...) or there is no such first layer.
   static LoraAdapter fresh(Decoder& decoder, const LoraOptions& options, uint64_t seed);
   /// Reads a PEFT directory to train it further. `rename` brings its module names to the decoder's. Error
   /// when it holds more than branches of this decoder's linear layers.

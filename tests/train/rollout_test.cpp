@@ -22,12 +22,13 @@ struct Setup {
   std::vector<StartedPrompt> prompts;
   GroupLimits limits{3, {556}, 640};
 
-  explicit Setup(double dropout, const std::vector<std::string>& targets = LoraOptions().targets) {
+  explicit Setup(double dropout, const std::vector<std::string>& targets = LoraOptions().targets,
+                 int64_t first_layer = 0) {
     LoadOptions load;
     load.dtype = at::kFloat;
     load.device = test_device();
     model = load_vlm(tiny_dir() / "model", load);
-    adapter = LoraAdapter::fresh(model->mutable_decoder(), {4, 8, dropout, targets}, 1);
+    adapter = LoraAdapter::fresh(model->mutable_decoder(), {4, 8, dropout, targets, first_layer}, 1);
     const at::NoGradGuard no_grad;
     at::manual_seed(2);
     for (auto& [name, leaf] : adapter->parameters())
@@ -78,12 +79,15 @@ TEST_CASE("the adapter's dropout acts while answers are drawn, and not where it 
 
 // Of six layers; the cut is behind the fourth.
 TEST_CASE("what no branch touches runs once for adapter and base model") {
-  const auto untouched = [](const std::vector<std::string>& targets) {
-    const Setup setup(0, targets);
+  const auto untouched = [](const std::vector<std::string>& targets, int64_t first_layer = 0) {
+    const Setup setup(0, targets, first_layer);
     return setup.adapter->untouched_layers(setup.model->decoder());
   };
   CHECK(untouched({"q_proj"}) == 0);
   CHECK(untouched({"5.mlp.up_proj", "2.self_attn.k_proj"}) == 2);
+  CHECK(untouched({"q_proj", "down_proj"}, 3) == 3);
+  CHECK_THROWS_WITH_AS(untouched({"q_proj"}, 6), doctest::Contains("lora_first_layer: expected less than 6"),
+                       Error);
 
   Setup setup(0, {"4.mlp.up_proj", "5.self_attn.q_proj"});
   REQUIRE(setup.adapter->untouched_layers(setup.model->decoder()) == 4);

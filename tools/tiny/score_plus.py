@@ -49,7 +49,7 @@ def table(out: Path) -> None:
     for (way, method, seed), of_tests in per_test.items():
         if len(of_tests) == len(rows):
             found[way, method][seed] = {key: fmean(each[key] for each in of_tests) for key in of_tests[0]}
-    order = ["base", "rl", "rl-stage-1", "sft", "sft-stage-1", "no-kd", "no-kd-stage-1", "unpruned", "unpruned-stage-1"]
+    order = ["base", *(way + stage for way in ("rl", "sft", "no-kd", "unpruned", "every-layer") for stage in ("-stage-1", ""))]
     print("| way | pruning | seeds | count | all | read, sentences | other kinds | gone | IoU |\n|---|---|---|---|---|---|---|---|---|")
     for way, method in sorted(found, key=lambda each: (order.index(each[0]), each[1] != "none")):
         seeds = list(found[way, method].values())
