@@ -85,6 +85,7 @@ StartedPrompt start_prompt(const Vlm& model, EmbeddedPrompt embedded, const Prom
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();
   StartedPrompt start(std::move(embedded));
+  if (layers == 0) return start;
   start.layers = layers;
   start.cache = KvCache(layers);
   const AddedFeatures features(start.vision, prompt.visual_rows, device);
