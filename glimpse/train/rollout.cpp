@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <map>
 
 #include "glimpse/engine/sampling.h"
 #include "glimpse/engine/sequence.h"
@@ -13,13 +14,35 @@ namespace {
 
 // A completion that is being drawn.
 struct Completion {
-  Sequence sequence;
   std::vector<int64_t>& ids;
   Sampler first, later;
 
-  // From the CPU.
-  void draw(const at::Tensor& candidates) { ids.push_back((ids.empty() ? first : later).draw(candidates)); }
+  Sampler& sampler() { return ids.empty() ? first : later; }
 };
+
+// Completions of one prompt that are the same so far.
+struct Branch {
+  Sequence sequence;
+  std::vector<Completion*> completions;
+
+  at::Tensor candidates(const at::Tensor& logits) const {
+    return completions[0]->sampler().candidates(logits, {}, 0);
+  }
+};
+
+// Draws the next token of each completion, from the CPU. What the branch becomes: one for each token, or for
+// each completion where they are `apart`.
+std::vector<Branch> grow(const Branch& branch, const at::Tensor& candidates, bool apart) {
+  std::map<std::pair<int64_t, const Completion*>, std::vector<Completion*>> parts;
+  for (Completion* completion : branch.completions) {
+    const int64_t token = completion->sampler().draw(candidates);
+    completion->ids.push_back(token);
+    parts[{token, apart ? completion : nullptr}].push_back(completion);
+  }
+  std::vector<Branch> out;
+  for (auto& [name, completions] : parts) out.push_back({branch.sequence, std::move(completions)});
+  return out;
+}
 
 }  // namespace
 
@@ -35,46 +58,48 @@ void roll_out(const Vlm& model, std::span<Group> groups, std::span<const Started
               std::span<const int64_t> seeds, const GroupLimits& limits, const RolloutOptions& options) {
   const at::NoGradGuard no_grad;
   const DropoutGuard dropout(options.dropout);
-  std::vector<Completion> completions;
+  std::vector<std::vector<Completion>> completions(groups.size());
+  std::vector<Branch> live;
   for (size_t i = 0; i < groups.size(); ++i) {
     Group& group = groups[i];
     const PromptPass pass = run_prompt(model, prompts[i], group, limits, LogProb::sampled, /*prune=*/true);
-    Sequence sequence;
-    sequence.prompt.position_ids = group.prompt.position_ids;
-    sequence.next_position = group.prompt.next_position;
-    sequence.cache = pass.cache;
+    Branch all;
+    all.sequence.prompt.position_ids = group.prompt.position_ids;
+    all.sequence.next_position = group.prompt.next_position;
+    all.sequence.cache = pass.cache;
     group.completions.assign(static_cast<size_t>(options.completions), {});
-    at::Tensor candidates;  // the same for all
-    for (size_t c = 0; c < group.completions.size(); ++c) {
+    completions[i].reserve(group.completions.size());
+    for (std::vector<int64_t>& ids : group.completions) {
       SamplingOptions sampling;
       sampling.temperature = options.temperature;
-      sampling.seed = seeds[i] + static_cast<int64_t>(c);
+      sampling.seed = seeds[i] + std::ssize(completions[i]);
       const Sampler first(sampling);
       sampling.top_k = options.top_k;
-      completions.push_back({sequence, group.completions[c], first, Sampler(sampling)});
-      if (c == 0) candidates = first.candidates(pass.first, {}, 0).cpu();
-      completions.back().draw(candidates);
+      all.completions.push_back(&completions[i].emplace_back(ids, first, Sampler(sampling)));
     }
+    std::ranges::move(grow(all, all.candidates(pass.first).cpu(), options.dropout), std::back_inserter(live));
   }
-  std::vector<Completion*> live;
-  for (Completion& completion : completions) live.push_back(&completion);
   while (!live.empty()) {
     std::vector<Sequence*> sequences;
     std::vector<int64_t> tokens;
-    for (Completion* completion : live) {
-      sequences.push_back(&completion->sequence);
-      tokens.push_back(completion->ids.back());
+    for (Branch& branch : live) {
+      sequences.push_back(&branch.sequence);
+      tokens.push_back(branch.completions[0]->ids.back());
     }
     const at::Tensor next = decode_step(model, sequences, tokens);
     std::vector<at::Tensor> candidates;
     for (size_t i = 0; i < live.size(); ++i)
-      candidates.push_back(live[i]->later.candidates(next[static_cast<int64_t>(i)], {}, 0));
+      candidates.push_back(live[i].candidates(next[static_cast<int64_t>(i)]));
     const at::Tensor all = at::stack(candidates).cpu();  // one copy from the device
-    for (size_t i = 0; i < live.size(); ++i) live[i]->draw(all[static_cast<int64_t>(i)]);
-    std::erase_if(live, [&](const Completion* completion) {
-      return std::ssize(completion->ids) > options.max_new_tokens ||
-             std::ranges::count(limits.ends, completion->ids.back()) > 0;
+    std::vector<Branch> grown;
+    for (size_t i = 0; i < live.size(); ++i)
+      std::ranges::move(grow(live[i], all[static_cast<int64_t>(i)], options.dropout),
+                        std::back_inserter(grown));
+    std::erase_if(grown, [&](const Branch& branch) {
+      const std::vector<int64_t>& ids = branch.completions[0]->ids;
+      return std::ssize(ids) > options.max_new_tokens || std::ranges::count(limits.ends, ids.back()) > 0;
     });
+    live = std::move(grown);  // what was before goes, and with it the hold on the caches
   }
 }
 

@@ -143,7 +143,9 @@ void TrainableAdapter::learn_from_scores(std::span<const Example> examples, cons
     prompts.push_back(started(example));
     seeds.push_back(example.seed);
   }
-  roll_out(model_, groups, prompts, seeds, limits_, options_.rollout);
+  RolloutOptions drawn = options_.rollout;
+  drawn.dropout = adapter_.dropout() != 0;
+  roll_out(model_, groups, prompts, seeds, limits_, drawn);
   for (size_t i = 0; i < groups.size(); ++i) {
     score(examples[i], groups[i]);
     const GroupLoss loss = group_loss(model_, adapter_, prompts[i], groups[i], limits_, group_options_);

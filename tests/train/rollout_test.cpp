@@ -55,6 +55,9 @@ TEST_CASE("seeds say what is drawn, and the likeliest tokens need none") {
   CHECK(drawn.size() == 4);
   CHECK(drawn == setup.draw(2, {}));
   CHECK(drawn != setup.draw(1, {}, 77));
+  // What is the same so far runs once, where dropout does not make all of it differ.
+  const RolloutOptions many{.completions = 16, .dropout = false}, apart{.completions = 16, .dropout = true};
+  CHECK(setup.draw(1, many) == setup.draw(1, apart));
   const auto likeliest = setup.draw(1, {.completions = 2, .temperature = 0});
   CHECK(likeliest[0] == likeliest[1]);
   CHECK(likeliest == setup.draw(2, {.completions = 2, .temperature = 0}, 77));
