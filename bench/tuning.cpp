@@ -89,10 +89,12 @@ class Tuning {
       seeds.push_back(static_cast<int64_t>(1000 * i));
     }
     roll_out(*model_, groups, prompts, seeds, limits_, rollout_);
-    for (size_t i = 0; i < groups.size(); ++i) {
-      for (int64_t c = 0; c < work_.completions; ++c) groups[i].scores.push_back(score(c));
-      group_loss(*model_, adapter_, prompts[i], groups[i], limits_, {}).total.backward();
-    }
+    for (Group& group : groups)
+      for (int64_t c = 0; c < work_.completions; ++c) group.scores.push_back(score(c));
+    at::Tensor total = at::zeros({});
+    for (const GroupLoss& loss : group_losses(*model_, adapter_, prompts, groups, limits_, {}))
+      total = total + loss.total;
+    total.backward();
   }
 
   void each_alone() {

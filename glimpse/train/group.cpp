@@ -96,154 +96,204 @@ StartedPrompt start_prompt(const Vlm& model, EmbeddedPrompt embedded, const Prom
   return start;
 }
 
-PromptPass run_prompt(const Vlm& model, const StartedPrompt& prompt, const Group& group,
-                      const GroupLimits& limits, LogProb logprob, bool prune) {
+std::vector<PromptPass> run_prompts(const Vlm& model, std::span<const StartedPrompt> prompts,
+                                    std::span<const Group> groups, const GroupLimits& limits, LogProb logprob,
+                                    bool prune) {
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();
-  const at::Tensor& rows = prompt.rows;
-  const int64_t layers = decoder.config().layers, whole = rows.size(0);
-  const at::Tensor kept = index_tensor(kept_rows(group), device),
-                   places = to_device(group.prompt.position_ids, device);
+  const int64_t layers = decoder.config().layers, begun = prompts[0].layers;
   const bool published = logprob == LogProb::published;
-  invariant(prompt.layers <= (published ? 0 : limits.cut_layer + 1), "a prompt that is not beyond the cut");
-  const AddedFeatures all{prompt.vision, group.prompt.visual_rows, device},
-      left{prompt.vision, kept_places(group), device, group.kept};
+  invariant(prompts.size() == groups.size(), "a prompt for each group");
+  invariant(begun <= (published ? 0 : limits.cut_layer + 1), "prompts that are not beyond the cut");
 
-  // The prompt, whole up to the cut, whose last row says the first token; and as the published distribution
-  // has it, without the dropped tokens.
-  KvCache first_cache(layers), kept_cache(layers);
-  std::ranges::copy(prompt.cache.layers, first_cache.layers.begin());
-  RaggedBatch batch{{{&first_cache, whole}}, {}};
-  std::vector<at::Tensor> all_rows = {rows}, all_places = {places};
-  if (published) {
-    batch.sequences.push_back({&kept_cache, kept.size(0)});
-    all_rows.push_back(rows.index_select(0, kept));
-    all_places.push_back(places.index_select(1, kept));
+  // The prompts, whole up to the cut, whose last rows say the first tokens; and as the published distribution
+  // has it, behind them without the dropped tokens.
+  const size_t count = groups.size();
+  std::vector<KvCache> first_caches(count, KvCache(layers)), kept_caches(count, KvCache(layers));
+  RaggedBatch batch;
+  std::vector<at::Tensor> rows, places, kept, kept_of_all;
+  std::vector<AddedFeatures> all, left;
+  int64_t whole = 0;
+  for (size_t i = 0; i < count; ++i) {
+    invariant(prompts[i].layers == begun, "prompts that are equally far");
+    std::ranges::copy(prompts[i].cache.layers, first_caches[i].layers.begin());
+    batch.sequences.push_back({&first_caches[i], prompts[i].rows.size(0)});
+    rows.push_back(prompts[i].rows);
+    places.push_back(to_device(groups[i].prompt.position_ids, device));
+    kept.push_back(index_tensor(kept_rows(groups[i]), device));
+    kept_of_all.push_back(kept.back() + whole);
+    all.emplace_back(prompts[i].vision, groups[i].prompt.visual_rows, device);
+    left.emplace_back(prompts[i].vision, kept_places(groups[i]), device, groups[i].kept);
+    whole += rows.back().size(0);
   }
-  batch.rope = model.rope(at::cat(all_places, 1));
-  at::Tensor out = at::cat(all_rows);
+  const at::Tensor stay = at::cat(kept_of_all);
+  at::Tensor out = at::cat(rows), where = at::cat(places, 1);
+  if (published) {
+    for (size_t i = 0; i < count; ++i) batch.sequences.push_back({&kept_caches[i], kept[i].size(0)});
+    out = at::cat({out, out.index_select(0, stay)});
+    where = at::cat({where, where.index_select(1, stay)}, 1);
+  }
+  batch.rope = model.rope(where);
+
   bool is_cut = false;
   const auto cut = [&] {
     is_cut = true;
-    out = at_rows(out, kept, whole);
-    batch.rope = {at_rows(batch.rope.cos, kept, whole), at_rows(batch.rope.sin, kept, whole)};
-    batch.sequences[0].count = kept.size(0);
-    if (!published)
-      for (int64_t l = 0; l <= limits.cut_layer; ++l) first_cache.layers[l].keep(kept);
+    out = at_rows(out, stay, whole);
+    batch.rope = {at_rows(batch.rope.cos, stay, whole), at_rows(batch.rope.sin, stay, whole)};
+    for (size_t i = 0; i < count; ++i) {
+      batch.sequences[i].count = kept[i].size(0);
+      if (published) continue;
+      for (int64_t l = 0; l <= limits.cut_layer; ++l) first_caches[i].layers[l].keep(kept[i]);
+    }
   };
-  if (prune && prompt.layers == limits.cut_layer + 1) cut();
-  for (int64_t layer = prompt.layers; layer < layers; ++layer) {
-    out = (is_cut ? left : all).added(out, layer, 0);
-    if (published) out = left.added(out, layer, batch.sequences[0].count);
+  if (prune && begun == limits.cut_layer + 1) cut();
+  for (int64_t layer = begun; layer < layers; ++layer) {
+    int64_t first = 0;
+    for (size_t i = 0; i < batch.sequences.size(); first += batch.sequences[i++].count)
+      out = (is_cut || i >= count ? left : all)[i % count].added(out, layer, first);
     out = run_layer(decoder, layer, out, batch, limits.recompute);
-    if (published) first_cache.layers[layer] = LayerCache();  // nobody reads it any more
+    if (published)  // nobody reads it any more
+      for (KvCache& cache : first_caches) cache.layers[layer] = LayerCache();
     if (prune && layer == limits.cut_layer) cut();
   }
-  const int64_t last = prune ? kept.size(0) : whole;
-  return {decoder.logits(out.narrow(0, last - 1, 1))[0], published ? kept_cache : first_cache};
+
+  std::vector<int64_t> last;
+  int64_t end = 0;
+  for (size_t i = 0; i < count; ++i) last.push_back((end += batch.sequences[i].count) - 1);
+  const at::Tensor logits = decoder.logits(out.index_select(0, index_tensor(last, device)));
+  std::vector<PromptPass> passes;
+  for (size_t i = 0; i < count; ++i)
+    passes.push_back({logits[static_cast<int64_t>(i)], published ? kept_caches[i] : first_caches[i]});
+  return passes;
 }
 
-GroupLogits group_logits(const Vlm& model, const StartedPrompt& start, const Group& group,
-                         const GroupLimits& limits, LogProb logprob, bool prune) {
+std::vector<GroupLogits> group_logits(const Vlm& model, std::span<const StartedPrompt> prompts,
+                                      std::span<const Group> groups, const GroupLimits& limits,
+                                      LogProb logprob, bool prune) {
   const Decoder& decoder = model.decoder();
   const at::Device device = decoder.options().device();
-  const Prompt& prompt = group.prompt;
-  const PromptPass pass = run_prompt(model, start, group, limits, logprob, prune);
-  GroupLogits logits{pass.first, std::vector<at::Tensor>(group.completions.size())};
+  const std::vector<PromptPass> passes = run_prompts(model, prompts, groups, limits, logprob, prune);
+  std::vector<GroupLogits> logits;
 
-  // The completions behind it, each up to the token before its last one.
-  std::vector<KvCache> caches(group.completions.size(), pass.cache);
+  // The completions behind them, each up to the token before its last one.
+  std::vector<std::vector<KvCache>> caches;
   RaggedBatch tails;
-  std::vector<int64_t> ids, next;
-  std::vector<size_t> asked;
-  for (size_t i = 0; i < caches.size(); ++i) {
-    const int64_t count = counting_tokens(group, i, limits) - 1;
-    if (count == 0) continue;
-    asked.push_back(i);
-    tails.sequences.push_back({&caches[i], count});
-    for (int64_t t = 0; t < count; ++t) {
-      ids.push_back(group.completions[i][t]);
-      next.push_back(prompt.next_position + t);
+  std::vector<int64_t> ids;
+  std::vector<at::Tensor> places;
+  std::vector<std::pair<size_t, size_t>> asked;  // group and completion
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const Group& group = groups[g];
+    const Prompt& prompt = group.prompt;
+    logits.push_back({passes[g].first, std::vector<at::Tensor>(group.completions.size())});
+    std::vector<KvCache>& own = caches.emplace_back(group.completions.size(), passes[g].cache);
+    for (size_t i = 0; i < own.size(); ++i) {
+      const int64_t count = counting_tokens(group, i, limits) - 1;
+      if (count == 0) continue;
+      asked.emplace_back(g, i);
+      tails.sequences.push_back({&own[i], count});
+      ids.insert(ids.end(), group.completions[i].begin(), group.completions[i].begin() + count);
+      places.push_back(at::arange(prompt.next_position, prompt.next_position + count, at::kLong)
+                           .expand({prompt.position_ids.size(0), count}));
     }
   }
   if (asked.empty()) return logits;
-  const int64_t components = prompt.position_ids.size(0);
-  tails.rope = model.rope(index_tensor(next, device).unsqueeze(0).expand({components, -1}).contiguous());
+  tails.rope = model.rope(to_device(at::cat(places, 1), device));
   at::Tensor tail = decoder.embed(index_tensor(ids, device));
   for (int64_t layer = 0; layer < decoder.config().layers; ++layer)
     tail = run_layer(decoder, layer, tail, tails, limits.recompute);
   const at::Tensor behind = decoder.logits(tail);
   int64_t row = 0;
   for (size_t i = 0; i < asked.size(); ++i) {
-    logits.behind[asked[i]] = behind.narrow(0, row, tails.sequences[i].count);
+    const auto [group, completion] = asked[i];
+    logits[group].behind[completion] = behind.narrow(0, row, tails.sequences[i].count);
     row += tails.sequences[i].count;
   }
   return logits;
 }
 
-std::vector<at::Tensor> completion_logps(const Vlm& model, const StartedPrompt& prompt, const Group& group,
-                                         const GroupLimits& limits, LogProb logprob, bool prune,
-                                         bool alike_once) {
-  Group distinct{group.prompt, group.kept, {}, {}};
-  std::map<std::vector<int64_t>, size_t> places;
-  std::vector<size_t> place;  // of each completion among the distinct ones
-  for (const std::vector<int64_t>& ids : group.completions) {
-    const auto [known, fresh] = places.try_emplace(ids);
-    if (fresh || !alike_once) {
-      known->second = distinct.completions.size();
-      distinct.completions.push_back(ids);
+std::vector<std::vector<at::Tensor>> completion_logps(const Vlm& model,
+                                                      std::span<const StartedPrompt> prompts,
+                                                      std::span<const Group> groups,
+                                                      const GroupLimits& limits, LogProb logprob, bool prune,
+                                                      bool alike_once) {
+  std::vector<Group> distinct;
+  std::vector<std::vector<size_t>> place(
+      groups.size());  // of each completion among its group's distinct ones
+  for (size_t g = 0; g < groups.size(); ++g) {
+    distinct.push_back({groups[g].prompt, groups[g].kept, {}, {}});
+    Group& group = distinct.back();
+    std::map<std::vector<int64_t>, size_t> places;
+    for (const std::vector<int64_t>& ids : groups[g].completions) {
+      const auto [known, fresh] = places.try_emplace(ids);
+      if (fresh || !alike_once) {
+        known->second = group.completions.size();
+        group.completions.push_back(ids);
+      }
+      place[g].push_back(known->second);
     }
-    place.push_back(known->second);
   }
 
-  const GroupLogits logits = group_logits(model, prompt, distinct, limits, logprob, prune);
-  std::vector<at::Tensor> each, out;
-  for (size_t i = 0; i < distinct.completions.size(); ++i) {
-    at::Tensor all = logits.first.unsqueeze(0);
-    if (logits.behind[i].defined()) all = at::cat({all, logits.behind[i]});
-    std::vector<int64_t> ids = distinct.completions[i];
-    ids.resize(all.size(0));
-    each.push_back(all.log_softmax(1).gather(1, index_tensor(ids, all.device()).unsqueeze(1)).squeeze(1));
+  const std::vector<GroupLogits> logits = group_logits(model, prompts, distinct, limits, logprob, prune);
+  std::vector<std::vector<at::Tensor>> out(groups.size());
+  for (size_t g = 0; g < groups.size(); ++g) {
+    std::vector<at::Tensor> each;
+    for (size_t i = 0; i < distinct[g].completions.size(); ++i) {
+      at::Tensor all = logits[g].first.unsqueeze(0);
+      if (logits[g].behind[i].defined()) all = at::cat({all, logits[g].behind[i]});
+      std::vector<int64_t> ids = distinct[g].completions[i];
+      ids.resize(all.size(0));
+      each.push_back(all.log_softmax(1).gather(1, index_tensor(ids, all.device()).unsqueeze(1)).squeeze(1));
+    }
+    for (const size_t i : place[g]) out[g].push_back(each[i]);
   }
-  for (const size_t i : place) out.push_back(each[i]);
   return out;
 }
 
-GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const StartedPrompt& prompt, const Group& group,
-                     const GroupLimits& limits, const GroupOptions& options) {
-  const size_t count = group.completions.size();
-  check(count > 1 && group.scores.size() == count, "training: a group has ", count, " completions and ",
-        group.scores.size(), " scores; expected the same number, two or more");
-  for (const auto& ids : group.completions) check(!ids.empty(), "training: a completion is empty");
-
-  std::vector<at::Tensor> base;
+std::vector<GroupLoss> group_losses(Vlm& model, const LoraAdapter& adapter,
+                                    std::span<const StartedPrompt> prompts, std::span<const Group> groups,
+                                    const GroupLimits& limits, const GroupOptions& options) {
+  for (const Group& group : groups) {
+    const size_t count = group.completions.size();
+    check(count > 1 && group.scores.size() == count, "training: a group has ", count, " completions and ",
+          group.scores.size(), " scores; expected the same number, two or more");
+    for (const auto& ids : group.completions) check(!ids.empty(), "training: a completion is empty");
+  }
+  std::vector<std::vector<at::Tensor>> base;
   {
     const at::NoGradGuard no_grad;
     LoraAdapter::detach(model.mutable_decoder());
-    base = completion_logps(model, prompt, group, limits, options.logprob, /*prune=*/false,
+    base = completion_logps(model, prompts, groups, limits, options.logprob, /*prune=*/false,
                             /*alike_once=*/true);
     adapter.attach(model.mutable_decoder());
   }
-  const std::vector<at::Tensor> now =
-      completion_logps(model, prompt, group, limits, options.logprob, /*prune=*/true,
+  const std::vector<std::vector<at::Tensor>> now =
+      completion_logps(model, prompts, groups, limits, options.logprob, /*prune=*/true,
                        /*alike_once=*/adapter.dropout() == 0);
 
-  GroupLoss loss;
-  loss.advantages = advantages(group.scores);
-  std::vector<at::Tensor> rewards, distances;
-  for (size_t i = 0; i < count; ++i) {
-    const at::Tensor &lp = now[i], &ref = base[i], off = ref - lp;
-    rewards.push_back((-(lp - lp.detach()).exp() * loss.advantages[i]).mean());
-    distances.push_back((off.exp() - off - 1).mean());
-    loss.logps.push_back(lp.detach());
-    loss.ref_logps.push_back(ref);
+  std::vector<GroupLoss> losses;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    GroupLoss& loss = losses.emplace_back();
+    loss.advantages = advantages(groups[g].scores);
+    // Of each token its weight in the mean over the completions of the means over their tokens.
+    std::vector<double> weights, gains;
+    for (size_t i = 0; i < now[g].size(); ++i) {
+      const int64_t length = now[g][i].size(0);
+      weights.insert(weights.end(), length, 1.0 / static_cast<double>(length * std::ssize(now[g])));
+      gains.insert(gains.end(), length, weights.back() * loss.advantages[i]);
+      loss.logps.push_back(now[g][i].detach());
+    }
+    loss.ref_logps = base[g];
+    const at::Tensor lp = at::cat(now[g]), off = at::cat(base[g]) - lp;
+    const auto of_tokens = [&](const std::vector<double>& all) {
+      return to_device(at::tensor(all, at::kFloat), lp.device());
+    };
+    const at::Tensor reward = -options.reward_weight * ((lp - lp.detach()).exp() * of_tokens(gains)).sum(),
+                     kd = options.kd_weight * ((off.exp() - off - 1) * of_tokens(weights)).sum();
+    loss.total = reward + kd;
+    loss.reward = reward.detach();
+    loss.kd = kd.detach();
   }
-  const at::Tensor reward = options.reward_weight * at::stack(rewards).mean(),
-                   kd = options.kd_weight * at::stack(distances).mean();
-  loss.total = reward + kd;
-  loss.reward = reward.detach();
-  loss.kd = kd.detach();
-  return loss;
+  return losses;
 }
 
 }  // namespace glimpse

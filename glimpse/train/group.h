@@ -69,25 +69,30 @@ struct PromptPass {
   at::Tensor first;  ///< [V] float32: logits of the first token
   KvCache cache;     ///< what completions go on from
 };
-/// `prompt`: the group's, not beyond the cut. With `prune` the first token is seen by a prompt whose dropped
-/// tokens leave after the cut; else all of it stays. Gradients are recorded where they are on.
-PromptPass run_prompt(const Vlm& model, const StartedPrompt& prompt, const Group& group,
-                      const GroupLimits& limits, LogProb logprob, bool prune);
+/// Runs the prompts of several groups as one ragged batch. `prompts`: of each group its own, all equally far
+/// and not beyond the cut. With `prune` the first token is seen by a prompt whose dropped tokens leave after
+/// the cut; else all of it stays. Gradients are recorded where they are on.
+std::vector<PromptPass> run_prompts(const Vlm& model, std::span<const StartedPrompt> prompts,
+                                    std::span<const Group> groups, const GroupLimits& limits, LogProb logprob,
+                                    bool prune);
 
 /// What such a model thinks of a group, in float32.
 struct GroupLogits {
   at::Tensor first;                ///< [V]: of the first token
   std::vector<at::Tensor> behind;  ///< of each completion [counting tokens - 1, V]: of the tokens after it
 };
-/// As run_prompt(), which runs once for all completions.
-GroupLogits group_logits(const Vlm& model, const StartedPrompt& prompt, const Group& group,
-                         const GroupLimits& limits, LogProb logprob, bool prune);
+/// As run_prompts(), behind which the completions of all groups are one ragged batch, too.
+std::vector<GroupLogits> group_logits(const Vlm& model, std::span<const StartedPrompt> prompts,
+                                      std::span<const Group> groups, const GroupLimits& limits,
+                                      LogProb logprob, bool prune);
 
-/// Of each completion its counting tokens' log-probabilities [n] float32. With `alike_once` equal completions
-/// run once, as dropout, which has a mask for each, does not allow.
-std::vector<at::Tensor> completion_logps(const Vlm& model, const StartedPrompt& prompt, const Group& group,
-                                         const GroupLimits& limits, LogProb logprob, bool prune,
-                                         bool alike_once);
+/// Of each group's completions their counting tokens' log-probabilities [n] float32. With `alike_once` equal
+/// completions of a group run once, as dropout, which has a mask for each, does not allow.
+std::vector<std::vector<at::Tensor>> completion_logps(const Vlm& model,
+                                                      std::span<const StartedPrompt> prompts,
+                                                      std::span<const Group> groups,
+                                                      const GroupLimits& limits, LogProb logprob, bool prune,
+                                                      bool alike_once);
 
 /// Loss of a group, attached to the adapter's leaves, and its parts: detached float32 scalars.
 struct GroupLoss {
@@ -95,9 +100,10 @@ struct GroupLoss {
   std::vector<at::Tensor> logps, ref_logps;  ///< of each completion [counting tokens], detached
   std::vector<double> advantages;
 };
-/// The adapter must be attached to the model's decoder; it is taken off and put on again for the base model's
-/// probabilities.
-GroupLoss group_loss(Vlm& model, const LoraAdapter& adapter, const StartedPrompt& prompt, const Group& group,
-                     const GroupLimits& limits, const GroupOptions& options);
+/// Of groups that run together, so that their graphs are one. The adapter must be attached to the model's
+/// decoder; it is taken off and put on again for the base model's probabilities.
+std::vector<GroupLoss> group_losses(Vlm& model, const LoraAdapter& adapter,
+                                    std::span<const StartedPrompt> prompts, std::span<const Group> groups,
+                                    const GroupLimits& limits, const GroupOptions& options);
 
 }  // namespace glimpse

@@ -60,13 +60,14 @@ void roll_out(const Vlm& model, std::span<Group> groups, std::span<const Started
   const DropoutGuard dropout(options.dropout);
   std::vector<std::vector<Completion>> completions(groups.size());
   std::vector<Branch> live;
+  const std::vector<PromptPass> passes =
+      run_prompts(model, prompts, groups, limits, LogProb::sampled, /*prune=*/true);
   for (size_t i = 0; i < groups.size(); ++i) {
     Group& group = groups[i];
-    const PromptPass pass = run_prompt(model, prompts[i], group, limits, LogProb::sampled, /*prune=*/true);
     Branch all;
     all.sequence.prompt.position_ids = group.prompt.position_ids;
     all.sequence.next_position = group.prompt.next_position;
-    all.sequence.cache = pass.cache;
+    all.sequence.cache = passes[i].cache;
     group.completions.assign(static_cast<size_t>(options.completions), {});
     completions[i].reserve(group.completions.size());
     for (std::vector<int64_t>& ids : group.completions) {
@@ -77,7 +78,8 @@ void roll_out(const Vlm& model, std::span<Group> groups, std::span<const Started
       sampling.top_k = options.top_k;
       all.completions.push_back(&completions[i].emplace_back(ids, first, Sampler(sampling)));
     }
-    std::ranges::move(grow(all, all.candidates(pass.first).cpu(), options.dropout), std::back_inserter(live));
+    std::ranges::move(grow(all, all.candidates(passes[i].first).cpu(), options.dropout),
+                      std::back_inserter(live));
   }
   while (!live.empty()) {
     std::vector<Sequence*> sequences;

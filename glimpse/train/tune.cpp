@@ -146,37 +146,47 @@ void TrainableAdapter::learn_from_scores(std::span<const Example> examples, cons
   RolloutOptions drawn = options_.rollout;
   drawn.dropout = adapter_.dropout() != 0;
   roll_out(model_, groups, prompts, seeds, limits_, drawn);
+  for (size_t i = 0; i < groups.size(); ++i) score(examples[i], groups[i]);
+  const std::vector<GroupLoss> losses =
+      group_losses(model_, adapter_, prompts, groups, limits_, group_options_);
+  std::vector<Learned> learned;
   for (size_t i = 0; i < groups.size(); ++i) {
-    score(examples[i], groups[i]);
-    const GroupLoss loss = group_loss(model_, adapter_, prompts[i], groups[i], limits_, group_options_);
+    const GroupLoss& loss = losses[i];
     const Spread scores = spread(groups[i].scores);
     double length = 0;
     for (const auto& ids : groups[i].completions) length += static_cast<double>(ids.size());
-    const Learned learned = {
-        loss.total,
-        values({loss.kd.item<double>(), loss.reward.item<double>(), scores.mean, scores.deviation,
-                length / static_cast<double>(groups[i].completions.size()), kept_share(groups[i])}),
-        {}};
-    take({&learned, 1});
+    learned.push_back(
+        {loss.total,
+         values({loss.kd.item<double>(), loss.reward.item<double>(), scores.mean, scores.deviation,
+                 length / static_cast<double>(groups[i].completions.size()), kept_share(groups[i])}),
+         {}});
   }
+  take(learned);
 }
 
-Learned TrainableAdapter::learn_from_answer(const Example& example) {
-  Group group = group_of(example);
-  group.completions = {example.answer};
-  const at::Tensor loss =
-      -completion_logps(model_, started(example), group, limits_, group_options_.logprob, /*prune=*/true,
-                        /*alike_once=*/false)[0]
-           .mean();
-  return {loss, values({loss.item<double>(), kept_share(group)}), {}};
+void TrainableAdapter::learn_from_answers(std::span<const Example> examples, const Take& take) {
+  std::vector<Group> groups;
+  std::vector<StartedPrompt> prompts;
+  for (const Example& example : examples) {
+    groups.push_back(group_of(example));
+    groups.back().completions = {example.answer};
+    prompts.push_back(started(example));
+  }
+  const std::vector<std::vector<at::Tensor>> logps = completion_logps(
+      model_, prompts, groups, limits_, group_options_.logprob, /*prune=*/true, /*alike_once=*/false);
+  std::vector<Learned> learned;
+  for (size_t i = 0; i < groups.size(); ++i) {
+    const at::Tensor loss = -logps[i][0].mean();
+    learned.push_back({loss, values({loss.item<double>(), kept_share(groups[i])}), {}});
+  }
+  take(learned);
 }
 
 void TrainableAdapter::learn(std::span<const Example> examples, const LossOptions&, const Take& take) {
-  if (options_.stage == "rl") return learn_from_scores(examples, take);
-  for (const Example& example : examples) {
-    const Learned learned = learn_from_answer(example);
-    take({&learned, 1});
-  }
+  if (options_.stage == "rl")
+    learn_from_scores(examples, take);
+  else
+    learn_from_answers(examples, take);
 }
 
 void TrainableAdapter::save(const std::filesystem::path& dir, at::ScalarType) const {

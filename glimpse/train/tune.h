@@ -41,7 +41,7 @@ class TrainableAdapter : public Trainable {
   const std::vector<int64_t>& predicted(const Example& example);
   void score(const Example& example, Group& group);
   void learn_from_scores(std::span<const Example> examples, const Take& take);
-  Learned learn_from_answer(const Example& example);
+  void learn_from_answers(std::span<const Example> examples, const Take& take);
 
   Vlm& model_;
   const TuneOptions options_;

@@ -69,11 +69,11 @@ struct Setup {
     const Group group = group_of(golden, *model);
     GroupLimits limits = limits_of(golden);
     limits.recompute = recompute;
-    return group_loss(*model, adapter, embedded(group), group, limits, options);
+    return group_losses(*model, adapter, embedded(group), {&group, 1}, limits, options)[0];
   }
-  EmbeddedPrompt embedded(const Group& group) const {
+  std::vector<StartedPrompt> embedded(const Group& group) const {
     const at::NoGradGuard no_grad;
-    return embed_prompt(*model, group.prompt, {});
+    return {embed_prompt(*model, group.prompt, {})};
   }
 };
 
@@ -105,13 +105,16 @@ void run_case(const GoldenCase& golden) {
 
   {
     const at::NoGradGuard no_grad;
-    const EmbeddedPrompt prompt = setup.embedded(group);
-    const GroupLogits on = group_logits(*setup.model, prompt, group, limits, LogProb::published, true);
+    const auto logits = [&](bool prune) {
+      return group_logits(*setup.model, setup.embedded(group), {&group, 1}, limits, LogProb::published,
+                          prune)[0];
+    };
+    const GroupLogits on = logits(true);
     CHECK(difference(on.first, golden["first_logits"]) < kLogits);
     if (golden.has("completion0_logits"))
       CHECK(difference(on.behind[0], golden["completion0_logits"]) < kLogits);
     LoraAdapter::detach(setup.model->mutable_decoder());
-    const GroupLogits off = group_logits(*setup.model, prompt, group, limits, LogProb::published, false);
+    const GroupLogits off = logits(false);
     CHECK(difference(off.first, golden["ref_first_logits"]) < kLogits);
     setup.adapter.attach(setup.model->mutable_decoder());
   }
@@ -235,10 +238,11 @@ TEST_CASE("answers that are there twice") {
     group.scores.push_back(group.scores[i]);
   }
   const GroupLimits limits = limits_of(golden);
-  const EmbeddedPrompt prompt = setup.embedded(group);
-  const GroupLoss loss = group_loss(*setup.model, setup.adapter, prompt, group, limits, {});
+  const std::vector<StartedPrompt> prompts = setup.embedded(group);
+  const GroupLoss loss = group_losses(*setup.model, setup.adapter, prompts, {&group, 1}, limits, {})[0];
   const auto each = [&](LogProb logprob, bool prune) {
-    return completion_logps(*setup.model, prompt, group, limits, logprob, prune, /*alike_once=*/false);
+    return completion_logps(*setup.model, prompts, {&group, 1}, limits, logprob, prune,
+                            /*alike_once=*/false)[0];
   };
   const std::vector<at::Tensor> all = each(LogProb::published, true);
   REQUIRE(loss.logps.size() == 2 * count);

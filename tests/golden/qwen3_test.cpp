@@ -78,8 +78,9 @@ TEST_CASE(
   const at::NoGradGuard no_grad;
   const Setup cut("glimpse/g01_image.json");
   const auto first = [](const Setup& setup, int64_t layer) {
-    const EmbeddedPrompt prompt = embed_prompt(*setup.model, setup.group.prompt, {});
-    return run_prompt(*setup.model, prompt, setup.group, {layer, {}, 640}, LogProb::sampled, /*prune=*/true)
+    const std::vector<StartedPrompt> prompts = {embed_prompt(*setup.model, setup.group.prompt, {})};
+    return run_prompts(*setup.model, prompts, {&setup.group, 1}, {layer, {}, 640}, LogProb::sampled,
+                       /*prune=*/true)[0]
         .first;
   };
   CHECK(difference(first(cut, 4), cut.golden["first_logits"]) < 5e-4 * test::fp32_slack());
@@ -89,9 +90,10 @@ TEST_CASE(
   for (const char* name : {"cut0/c01_image.json", "cut0/c02_video.json"}) {
     const Setup absent(name);
     INFO(name);
-    const EmbeddedPrompt prompt = embed_prompt(*absent.model, absent.group.prompt, {});
+    const std::vector<StartedPrompt> prompts = {embed_prompt(*absent.model, absent.group.prompt, {})};
     const at::Tensor behind =
-        group_logits(*absent.model, prompt, absent.group, {4, {}, 640}, LogProb::published, true).behind[0];
+        group_logits(*absent.model, prompts, {&absent.group, 1}, {4, {}, 640}, LogProb::published, true)[0]
+            .behind[0];
     const at::Tensor top = std::get<0>(behind.topk(2, 1));
     CHECK(difference(top, absent.golden["step_top2"].narrow(0, 1, top.size(0))) < 5e-4 * test::fp32_slack());
   }

@@ -14,7 +14,7 @@ using namespace glimpse::test;
 
 namespace {
 
-// The built-in model with an adapter that makes it unsure, and one prompt pruned to a few tokens.
+// The built-in model with an adapter that makes it unsure, and a prompt pruned to a few tokens.
 struct Setup {
   std::unique_ptr<Vlm> model;
   std::optional<LoraAdapter> adapter;
@@ -34,9 +34,13 @@ struct Setup {
     for (auto& [name, leaf] : adapter->parameters())
       if (name.find("lora_B") != name.npos) at::Tensor(leaf).normal_(0, 0.3);
     adapter->attach(model->mutable_decoder());
-    const auto row = tiny_rows("rows.jsonl").at(0);
+    add_prompt(0, {46, 47, 62, 63});
+  }
+  void add_prompt(size_t number, const std::vector<int64_t>& kept) {
+    const at::NoGradGuard no_grad;
+    const auto row = tiny_rows("rows.jsonl").at(number);
     Prompt prompt = model->prompt({user(row["question"], 1)}, {row_image(row)}, {});
-    groups.push_back({prompt, {46, 47, 62, 63}, {}, {}});
+    groups.push_back({prompt, kept, {}, {}});
     prompts.push_back(embed_prompt(*model, prompt, {}));
   }
   std::vector<std::vector<int64_t>> draw(uint64_t generator, RolloutOptions options, int64_t seed = 5) {
@@ -44,6 +48,18 @@ struct Setup {
     options.max_new_tokens = 12;
     roll_out(*model, groups, prompts, std::vector<int64_t>{seed}, limits, options);
     return groups[0].completions;
+  }
+  std::vector<GroupLoss> losses(std::span<const StartedPrompt> of, std::span<const Group> whose,
+                                LogProb logprob) {
+    return group_losses(*model, *adapter, of, whose, limits, {.logprob = logprob});
+  }
+  std::map<std::string, at::Tensor> taken_gradients() const {
+    std::map<std::string, at::Tensor> gradients;
+    for (const auto& [name, leaf] : adapter->parameters()) {
+      gradients[name] = leaf.grad().clone();
+      leaf.mutable_grad() = at::Tensor();
+    }
+    return gradients;
   }
 };
 
@@ -75,7 +91,8 @@ TEST_CASE("the adapter's dropout acts while answers are drawn, and not where it 
   const at::NoGradGuard no_grad;
   Group& group = setup.groups[0];
   const auto first = [&] {
-    return run_prompt(*setup.model, setup.prompts[0], group, setup.limits, LogProb::sampled, true).first;
+    return run_prompts(*setup.model, setup.prompts, {&group, 1}, setup.limits, LogProb::sampled, true)[0]
+        .first;
   };
   CHECK(at::equal(first(), first()));
 }
@@ -103,13 +120,9 @@ TEST_CASE("what no branch touches runs once for adapter and base model") {
     std::map<std::string, at::Tensor> gradients;
   };
   const auto result = [&](const StartedPrompt& prompt) {
-    const GroupOptions options{.logprob = LogProb::sampled};
-    Result out{group_loss(*setup.model, *setup.adapter, prompt, group, setup.limits, options), {}};
+    Result out{setup.losses({&prompt, 1}, {&group, 1}, LogProb::sampled)[0], {}};
     out.loss.total.backward();
-    for (const auto& [name, leaf] : setup.adapter->parameters()) {
-      out.gradients[name] = leaf.grad().clone();
-      leaf.mutable_grad() = at::Tensor();
-    }
+    out.gradients = setup.taken_gradients();
     return out;
   };
   const Result whole = result(embedded);
@@ -126,5 +139,41 @@ TEST_CASE("what no branch touches runs once for adapter and base model") {
     for (const auto& [name, gradient] : shared.gradients)
       CHECK(difference(gradient, whole.gradients.at(name)) < 1e-4 * gradient.norm().item<double>() + 1e-7);
     CHECK(setup.draw(1, {}) == drawn);
+  }
+}
+
+// Of different lengths, cut to different lengths, one of them with an answer that ends at once.
+TEST_CASE("prompts that run together are as each alone") {
+  Setup setup(0);
+  setup.add_prompt(4, {3, 9});
+  setup.add_prompt(8, {0, 5, 6, 20, 21, 30, 31});
+  const std::vector<int64_t> seeds = {5, 77, 900};
+  roll_out(*setup.model, setup.groups, setup.prompts, seeds, setup.limits, {.max_new_tokens = 12});
+  for (size_t i = 0; i < seeds.size(); ++i) {
+    Group alone{setup.groups[i].prompt, setup.groups[i].kept, {}, {}};
+    roll_out(*setup.model, {&alone, 1}, {&setup.prompts[i], 1}, {&seeds[i], 1}, setup.limits,
+             {.max_new_tokens = 12});
+    CHECK(alone.completions == setup.groups[i].completions);
+    setup.groups[i].scores = {1, 0, 0.5, 0};
+  }
+  setup.groups[1].completions[2] = {setup.limits.ends[0]};
+  for (const LogProb logprob : {LogProb::published, LogProb::sampled}) {
+    const std::vector<GroupLoss> together = setup.losses(setup.prompts, setup.groups, logprob);
+    at::Tensor total = at::zeros_like(together[0].total);
+    for (const GroupLoss& loss : together) total = total + loss.total;
+    total.backward();
+    const auto gradients = setup.taken_gradients();
+    for (size_t i = 0; i < seeds.size(); ++i) {
+      INFO("prompt " << i);
+      const GroupLoss alone = setup.losses({&setup.prompts[i], 1}, {&setup.groups[i], 1}, logprob)[0];
+      CHECK(together[i].total.item<float>() == doctest::Approx(alone.total.item<float>()).epsilon(1e-4));
+      for (size_t c = 0; c < alone.logps.size(); ++c) {
+        CHECK(difference(together[i].logps[c], alone.logps[c]) < 1e-4);
+        CHECK(difference(together[i].ref_logps[c], alone.ref_logps[c]) < 1e-4);
+      }
+      alone.total.backward();  // adds to those before
+    }
+    for (const auto& [name, gradient] : setup.taken_gradients())
+      CHECK(difference(gradient, gradients.at(name)) < 1e-3 * gradient.norm().item<double>() + 1e-7);
   }
 }
