@@ -1,7 +1,8 @@
 """The parts of tools/train_tiny_plus that read rows.
 
 usage: python score_plus.py whole ROWS.jsonl > WHOLE.jsonl    the same rows, with the whole picture as their box
-       python score_plus.py table OUT                         Markdown table of OUT/scores, means over test sets and seeds
+       python score_plus.py means OUT >> MEANS.jsonl          of each way, pruning and seed in OUT/scores the means over the test sets
+       python score_plus.py table OUT|MEANS.jsonl...          Markdown table of all these, means over the seeds
 """
 from __future__ import annotations
 
@@ -37,39 +38,45 @@ def scores(rows: list[dict], answers: list[dict]) -> dict[str, float]:
     return {**{kind: fmean(hits) for kind, hits in right.items()}, "gone": gone, "iou": both / either}
 
 
-def table(out: Path) -> None:
+def means(out: Path) -> list[dict]:
+    """Of what was scored on all test sets."""
     rows = {test: lines(out / f"test-{test}/rows.jsonl") for test in "123"}
-    found = defaultdict(dict)  # way and method -> seed -> mean over the test sets
     per_test = defaultdict(list)
-    for file in (out / "scores").glob("*.jsonl"):
+    for file in sorted((out / "scores").glob("*.jsonl")):
         name, method, test = file.stem.rsplit("-", 2)
         seed = re.search(r"-(\d+)(?=-stage-1$|$)", name)
         way = name.replace(seed[0], "", 1) if seed else name
         per_test[way, method, seed[1] if seed else ""].append(scores(rows[test], lines(file)))
-    for (way, method, seed), of_tests in per_test.items():
-        if len(of_tests) == len(rows):
-            found[way, method][seed] = {key: fmean(each[key] for each in of_tests) for key in of_tests[0]}
+    return [{"way": way, "pruning": method, "seed": seed} | {key: round(fmean(each[key] for each in of_tests), 5) for key in of_tests[0]}
+            for (way, method, seed), of_tests in per_test.items() if len(of_tests) == len(rows)]
+
+
+def table(all_means: list[dict]) -> None:
+    found = defaultdict(dict)  # way and pruning -> seed -> means
+    for one in all_means:
+        found[one["way"], one["pruning"]][one["seed"]] = one
     order = ["base", *(way + stage for way in ("rl", "sft", "no-kd", "unpruned", "every-layer") for stage in ("-stage-1", ""))]
     print("| way | pruning | seeds | count | all | read, sentences | other kinds | gone | IoU |\n|---|---|---|---|---|---|---|---|---|")
     for way, method in sorted(found, key=lambda each: (order.index(each[0]), each[1] != "none")):
         seeds = list(found[way, method].values())
 
-        def cell(value, form="{:.3f}"):
-            each = [value(one) for one in seeds]
-            return form.format(fmean(each)) + (f" ± {form.format(stdev(each))}" if len(each) > 1 else "")
+        def cell(*keys):
+            each = [fmean(one[key] for key in keys) for one in seeds if all(key in one for key in keys)]
+            return (f"{fmean(each):.3f}" + (f" ± {stdev(each):.3f}" if len(each) > 1 else "")) if each else ""
 
         others = [kind for kind in KINDS if kind not in ("count", "read")]
-        print("|", " | ".join([way, method, str(len(seeds)), cell(lambda one: one["count"]), cell(lambda one: one["all"]), cell(lambda one: one["sentence"]),
-                               cell(lambda one: fmean(one[kind] for kind in others)), cell(lambda one: one["gone"]),
-                               cell(lambda one: one["iou"])]), "|")
+        print("|", " | ".join([way, method, str(len(seeds)), cell("count"), cell("all"), cell("sentence"), cell(*others), cell("gone"), cell("iou")]), "|")
 
 
 def main() -> None:
-    command, place = sys.argv[1:]
+    command, *places = sys.argv[1:]
     if command == "table":
-        table(Path(place))
+        table([one for place in map(Path, places) for one in (means(place) if place.is_dir() else lines(place))])
+    elif command == "means":
+        for one in means(Path(places[0])):
+            print(json.dumps(one))
     else:
-        for row in lines(Path(place)):
+        for row in lines(Path(places[0])):
             print(json.dumps({**row, "bboxs": [[0, 0, row["width"], row["height"]]]}))
 
 
