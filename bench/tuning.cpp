@@ -91,10 +91,13 @@ class Tuning {
     roll_out(*model_, groups, prompts, seeds, limits_, rollout_);
     for (Group& group : groups)
       for (int64_t c = 0; c < work_.completions; ++c) group.scores.push_back(score(c));
-    at::Tensor total = at::zeros({});
-    for (const GroupLoss& loss : group_losses(*model_, adapter_, prompts, groups, limits_, {}))
-      total = total + loss.total;
-    total.backward();
+    in_parts(groups, [&](size_t first, size_t count) {
+      at::Tensor total = at::zeros({});
+      for (const GroupLoss& loss :
+           group_losses(*model_, adapter_, {&prompts[first], count}, {&groups[first], count}, limits_, {}))
+        total = total + loss.total;
+      total.backward();
+    });
   }
 
   void each_alone() {

@@ -138,8 +138,13 @@ at::Tensor Decoder::attend(int64_t l, const at::Tensor& n, const RaggedBatch& ba
 at::Tensor Decoder::layer(int64_t l, at::Tensor x, const RaggedBatch& batch) const {
   const Layer& layer = layers_[l];
   const at::Tensor n = rms_norm(x, layer.input_layernorm, config_.rms_norm_eps);
-  const at::Tensor attended = layer.o_proj(attend(l, n, batch));
-  const at::Tensor m = add_rms_norm(x, attended, layer.post_attention_layernorm, config_.rms_norm_eps);
+  at::Tensor mixed = attend(l, n, batch);
+  if (batch.asked.defined()) {
+    mixed = mixed.index_select(0, batch.asked);
+    x = x.index_select(0, batch.asked);
+  }
+  const at::Tensor m =
+      add_rms_norm(x, layer.o_proj(mixed), layer.post_attention_layernorm, config_.rms_norm_eps);
   const auto [gate, up] = linears(m, layer.gate_proj, layer.up_proj);
   const at::Tensor down = layer.down_proj(silu_mul(gate, up));
   return at::GradMode::is_enabled() ? x + down : x.add_(down);

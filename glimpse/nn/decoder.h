@@ -49,6 +49,7 @@ struct RaggedBatch {
   std::vector<SequenceRows> sequences;
   Rope rope;                                    ///< tables of every row
   std::optional<cuda::DecodeTable> table = {};  ///< of a decoding step whose caches have made room already
+  at::Tensor asked = {};                        ///< [n] int64: the layer gives these rows alone; else all
 };
 
 /// What a family's blocks do to queries and keys [R, H, d] before the rotary embedding (Qwen3: norms).
@@ -77,7 +78,7 @@ class Decoder {
   /// ids [T] int64 -> [T, D].
   at::Tensor embed(const at::Tensor& ids) const;
   /// Runs layer l on x [R, D]: appends every sequence's keys and values to its cache, returns the layer's
-  /// output (without gradients in x's memory). nn/forward.h runs them one after the other.
+  /// output (without gradients and for all rows in x's memory). nn/forward.h runs them one after the other.
   at::Tensor layer(int64_t l, at::Tensor x, const RaggedBatch& batch) const;
   /// How layer l would let the last of x's rows [T, D] attend to all of them: softmax, mean over heads, [T]
   /// float32. Without `rope`, neither query nor keys are rotated.

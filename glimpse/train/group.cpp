@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <set>
 
 #include "glimpse/base/check.h"
 #include "glimpse/nn/index_tensor.h"
@@ -33,8 +34,24 @@ std::vector<int64_t> kept_places(const Group& group) {
   return places;
 }
 
+// Those with gradients: of the pruned prompt and its completions, equal ones once.
+int64_t rows_of(const Group& group) {
+  int64_t rows = pruned_length(group);
+  for (const auto& ids : std::set(group.completions.begin(), group.completions.end()))
+    rows += std::ssize(ids);
+  return rows;
+}
+
 at::Tensor at_rows(const at::Tensor& table, const at::Tensor& index, int64_t behind) {
   return at::cat({table.index_select(0, index), table.narrow(0, behind, table.size(0) - behind)});
+}
+
+// Of the first `count` sequences.
+std::vector<int64_t> last_rows(const RaggedBatch& batch, size_t count) {
+  std::vector<int64_t> last;
+  int64_t end = 0;
+  for (size_t i = 0; i < count; ++i) last.push_back((end += batch.sequences[i].count) - 1);
+  return last;
 }
 
 at::Tensor run_layer(const Decoder& decoder, int64_t layer, const at::Tensor& x, const RaggedBatch& batch,
@@ -61,6 +78,15 @@ int64_t counting_tokens(const Group& group, size_t completion, const GroupLimits
 
 int64_t pruned_length(const Group& group) {
   return std::ssize(group.prompt.ids) - std::ssize(group.prompt.visual_rows) + std::ssize(group.kept);
+}
+
+void in_parts(std::span<const Group> groups, const std::function<void(size_t first, size_t count)>& run) {
+  constexpr int64_t most_rows = 512;
+  for (size_t first = 0, end = 0; first < groups.size(); first = end) {
+    int64_t rows = rows_of(groups[end++]);
+    while (end < groups.size() && (rows += rows_of(groups[end])) <= most_rows) ++end;
+    run(first, end - first);
+  }
 }
 
 Spread spread(std::span<const double> scores) {
@@ -103,7 +129,7 @@ std::vector<PromptPass> run_prompts(const Vlm& model, std::span<const StartedPro
   const at::Device device = decoder.options().device();
   const int64_t layers = decoder.config().layers, begun = prompts[0].layers;
   const bool published = logprob == LogProb::published;
-  invariant(prompts.size() == groups.size(), "a prompt for each group");
+  invariant(prompts.size() == groups.size() && begun < layers, "a prompt for each group, not at its end");
   invariant(begun <= (published ? 0 : limits.cut_layer + 1), "prompts that are not beyond the cut");
 
   // The prompts, whole up to the cut, whose last rows say the first tokens; and as the published distribution
@@ -138,7 +164,7 @@ std::vector<PromptPass> run_prompts(const Vlm& model, std::span<const StartedPro
   bool is_cut = false;
   const auto cut = [&] {
     is_cut = true;
-    out = at_rows(out, stay, whole);
+    if (!batch.asked.defined()) out = at_rows(out, stay, whole);
     batch.rope = {at_rows(batch.rope.cos, stay, whole), at_rows(batch.rope.sin, stay, whole)};
     for (size_t i = 0; i < count; ++i) {
       batch.sequences[i].count = kept[i].size(0);
@@ -151,16 +177,13 @@ std::vector<PromptPass> run_prompts(const Vlm& model, std::span<const StartedPro
     int64_t first = 0;
     for (size_t i = 0; i < batch.sequences.size(); first += batch.sequences[i++].count)
       out = (is_cut || i >= count ? left : all)[i % count].added(out, layer, first);
+    if (layer + 1 == layers) batch.asked = index_tensor(last_rows(batch, count), device);
     out = run_layer(decoder, layer, out, batch, limits.recompute);
     if (published)  // nobody reads it any more
       for (KvCache& cache : first_caches) cache.layers[layer] = LayerCache();
     if (prune && layer == limits.cut_layer) cut();
   }
-
-  std::vector<int64_t> last;
-  int64_t end = 0;
-  for (size_t i = 0; i < count; ++i) last.push_back((end += batch.sequences[i].count) - 1);
-  const at::Tensor logits = decoder.logits(out.index_select(0, index_tensor(last, device)));
+  const at::Tensor logits = decoder.logits(out);
   std::vector<PromptPass> passes;
   for (size_t i = 0; i < count; ++i)
     passes.push_back({logits[static_cast<int64_t>(i)], published ? kept_caches[i] : first_caches[i]});
@@ -259,7 +282,7 @@ std::vector<GroupLoss> group_losses(Vlm& model, const LoraAdapter& adapter,
     for (const auto& ids : group.completions) check(!ids.empty(), "training: a completion is empty");
   }
   std::vector<std::vector<at::Tensor>> base;
-  {
+  if (options.kd_weight != 0) {
     const at::NoGradGuard no_grad;
     LoraAdapter::detach(model.mutable_decoder());
     base = completion_logps(model, prompts, groups, limits, options.logprob, /*prune=*/false,
@@ -282,13 +305,17 @@ std::vector<GroupLoss> group_losses(Vlm& model, const LoraAdapter& adapter,
       gains.insert(gains.end(), length, weights.back() * loss.advantages[i]);
       loss.logps.push_back(now[g][i].detach());
     }
-    loss.ref_logps = base[g];
-    const at::Tensor lp = at::cat(now[g]), off = at::cat(base[g]) - lp;
+    const at::Tensor lp = at::cat(now[g]);
     const auto of_tokens = [&](const std::vector<double>& all) {
       return to_device(at::tensor(all, at::kFloat), lp.device());
     };
-    const at::Tensor reward = -options.reward_weight * ((lp - lp.detach()).exp() * of_tokens(gains)).sum(),
-                     kd = options.kd_weight * ((off.exp() - off - 1) * of_tokens(weights)).sum();
+    const at::Tensor reward = -options.reward_weight * ((lp - lp.detach()).exp() * of_tokens(gains)).sum();
+    at::Tensor kd = at::zeros_like(reward);
+    if (!base.empty()) {
+      loss.ref_logps = base[g];
+      const at::Tensor off = at::cat(base[g]) - lp;
+      kd = options.kd_weight * ((off.exp() - off - 1) * of_tokens(weights)).sum();
+    }
     loss.total = reward + kd;
     loss.reward = reward.detach();
     loss.kd = kd.detach();

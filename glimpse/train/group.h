@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "glimpse/engine/sequence.h"
 #include "glimpse/models/vlm.h"
 #include "glimpse/train/lora.h"
@@ -41,6 +43,10 @@ int64_t counting_tokens(const Group& group, size_t completion, const GroupLimits
 
 /// Rows of its prompt without the dropped tokens.
 int64_t pruned_length(const Group& group);
+
+/// Gives `run` the groups in parts whose graphs are to be held together: as many as keep matrix products
+/// busy, at least one, as more would only take memory.
+void in_parts(std::span<const Group> groups, const std::function<void(size_t first, size_t count)>& run);
 
 /// Of two scores or more; the standard deviation divided by one less than their number.
 struct Spread {
@@ -97,7 +103,8 @@ std::vector<std::vector<at::Tensor>> completion_logps(const Vlm& model,
 /// Loss of a group, attached to the adapter's leaves, and its parts: detached float32 scalars.
 struct GroupLoss {
   at::Tensor total, reward, kd;
-  std::vector<at::Tensor> logps, ref_logps;  ///< of each completion [counting tokens], detached
+  std::vector<at::Tensor> logps;      ///< of each completion [counting tokens], detached
+  std::vector<at::Tensor> ref_logps;  ///< the base model's; none with kd_weight 0, which does not ask it
   std::vector<double> advantages;
 };
 /// Of groups that run together, so that their graphs are one. The adapter must be attached to the model's

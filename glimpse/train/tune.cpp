@@ -147,21 +147,23 @@ void TrainableAdapter::learn_from_scores(std::span<const Example> examples, cons
   drawn.dropout = adapter_.dropout() != 0;
   roll_out(model_, groups, prompts, seeds, limits_, drawn);
   for (size_t i = 0; i < groups.size(); ++i) score(examples[i], groups[i]);
-  const std::vector<GroupLoss> losses =
-      group_losses(model_, adapter_, prompts, groups, limits_, group_options_);
-  std::vector<Learned> learned;
-  for (size_t i = 0; i < groups.size(); ++i) {
-    const GroupLoss& loss = losses[i];
-    const Spread scores = spread(groups[i].scores);
-    double length = 0;
-    for (const auto& ids : groups[i].completions) length += static_cast<double>(ids.size());
-    learned.push_back(
-        {loss.total,
-         values({loss.kd.item<double>(), loss.reward.item<double>(), scores.mean, scores.deviation,
-                 length / static_cast<double>(groups[i].completions.size()), kept_share(groups[i])}),
-         {}});
-  }
-  take(learned);
+  in_parts(groups, [&](size_t first, size_t count) {
+    const std::span<const Group> part(&groups[first], count);
+    std::vector<Learned> learned;
+    for (const GroupLoss& loss :
+         group_losses(model_, adapter_, {&prompts[first], count}, part, limits_, group_options_)) {
+      const Group& group = part[learned.size()];
+      const Spread scores = spread(group.scores);
+      double length = 0;
+      for (const auto& ids : group.completions) length += static_cast<double>(ids.size());
+      learned.push_back(
+          {loss.total,
+           values({loss.kd.item<double>(), loss.reward.item<double>(), scores.mean, scores.deviation,
+                   length / static_cast<double>(group.completions.size()), kept_share(group)}),
+           {}});
+    }
+    take(learned);
+  });
 }
 
 void TrainableAdapter::learn_from_answers(std::span<const Example> examples, const Take& take) {
@@ -172,14 +174,17 @@ void TrainableAdapter::learn_from_answers(std::span<const Example> examples, con
     groups.back().completions = {example.answer};
     prompts.push_back(started(example));
   }
-  const std::vector<std::vector<at::Tensor>> logps = completion_logps(
-      model_, prompts, groups, limits_, group_options_.logprob, /*prune=*/true, /*alike_once=*/false);
-  std::vector<Learned> learned;
-  for (size_t i = 0; i < groups.size(); ++i) {
-    const at::Tensor loss = -logps[i][0].mean();
-    learned.push_back({loss, values({loss.item<double>(), kept_share(groups[i])}), {}});
-  }
-  take(learned);
+  in_parts(groups, [&](size_t first, size_t count) {
+    const std::span<const Group> part(&groups[first], count);
+    std::vector<Learned> learned;
+    for (const auto& logps : completion_logps(model_, {&prompts[first], count}, part, limits_,
+                                              group_options_.logprob, /*prune=*/true, /*alike_once=*/false)) {
+      const at::Tensor loss = -logps[0].mean();
+      const Group& group = part[learned.size()];
+      learned.push_back({loss, values({loss.item<double>(), kept_share(group)}), {}});
+    }
+    take(learned);
+  });
 }
 
 void TrainableAdapter::learn(std::span<const Example> examples, const LossOptions&, const Take& take) {

@@ -157,6 +157,10 @@ TEST_CASE("prompts that run together are as each alone") {
     setup.groups[i].scores = {1, 0, 0.5, 0};
   }
   setup.groups[1].completions[2] = {setup.limits.ends[0]};
+  const GroupLoss far = group_losses(*setup.model, *setup.adapter, setup.prompts, setup.groups, setup.limits,
+                                     {.kd_weight = 0})[0];
+  CHECK(far.ref_logps.empty());  // the base model is not asked
+  CHECK(far.kd.item<float>() == 0);
   for (const LogProb logprob : {LogProb::published, LogProb::sampled}) {
     const std::vector<GroupLoss> together = setup.losses(setup.prompts, setup.groups, logprob);
     at::Tensor total = at::zeros_like(together[0].total);
@@ -167,6 +171,8 @@ TEST_CASE("prompts that run together are as each alone") {
       INFO("prompt " << i);
       const GroupLoss alone = setup.losses({&setup.prompts[i], 1}, {&setup.groups[i], 1}, logprob)[0];
       CHECK(together[i].total.item<float>() == doctest::Approx(alone.total.item<float>()).epsilon(1e-4));
+      if (i == 0)
+        CHECK(far.reward.item<float>() == doctest::Approx(alone.reward.item<float>()).epsilon(1e-3));
       for (size_t c = 0; c < alone.logps.size(); ++c) {
         CHECK(difference(together[i].logps[c], alone.logps[c]) < 1e-4);
         CHECK(difference(together[i].ref_logps[c], alone.ref_logps[c]) < 1e-4);
