@@ -34,9 +34,9 @@ std::vector<int64_t> kept_places(const Group& group) {
   return places;
 }
 
-// Those with gradients: of the pruned prompt and its completions, equal ones once.
+// Of the whole prompt and its completions, equal ones once.
 int64_t rows_of(const Group& group) {
-  int64_t rows = pruned_length(group);
+  int64_t rows = std::ssize(group.prompt.ids);
   for (const auto& ids : std::set(group.completions.begin(), group.completions.end()))
     rows += std::ssize(ids);
   return rows;
@@ -81,7 +81,7 @@ int64_t pruned_length(const Group& group) {
 }
 
 void in_parts(std::span<const Group> groups, const std::function<void(size_t first, size_t count)>& run) {
-  constexpr int64_t most_rows = 512;
+  constexpr int64_t most_rows = 2048;
   for (size_t first = 0, end = 0; first < groups.size(); first = end) {
     int64_t rows = rows_of(groups[end++]);
     while (end < groups.size() && (rows += rows_of(groups[end])) <= most_rows) ++end;

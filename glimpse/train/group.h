@@ -44,8 +44,8 @@ int64_t counting_tokens(const Group& group, size_t completion, const GroupLimits
 /// Rows of its prompt without the dropped tokens.
 int64_t pruned_length(const Group& group);
 
-/// Gives `run` the groups in parts whose graphs are to be held together: as many as keep matrix products
-/// busy, at least one, as more would only take memory.
+/// Gives `run` the groups in parts that are to run together: as many as keep matrix products busy, at least
+/// one, as more would only take memory.
 void in_parts(std::span<const Group> groups, const std::function<void(size_t first, size_t count)>& run);
 
 /// Of two scores or more; the standard deviation divided by one less than their number.

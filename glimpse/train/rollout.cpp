@@ -60,8 +60,13 @@ void roll_out(const Vlm& model, std::span<Group> groups, std::span<const Started
   const DropoutGuard dropout(options.dropout);
   std::vector<std::vector<Completion>> completions(groups.size());
   std::vector<Branch> live;
-  const std::vector<PromptPass> passes =
-      run_prompts(model, prompts, groups, limits, LogProb::sampled, /*prune=*/true);
+  for (Group& group : groups) group.completions.clear();
+  std::vector<PromptPass> passes;
+  in_parts(groups, [&](size_t first, size_t count) {
+    std::ranges::move(run_prompts(model, prompts.subspan(first, count), groups.subspan(first, count), limits,
+                                  LogProb::sampled, /*prune=*/true),
+                      std::back_inserter(passes));
+  });
   for (size_t i = 0; i < groups.size(); ++i) {
     Group& group = groups[i];
     Branch all;
