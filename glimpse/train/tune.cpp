@@ -168,17 +168,17 @@ void TrainableAdapter::learn_from_scores(std::span<const Example> examples, cons
 
 void TrainableAdapter::learn_from_answers(std::span<const Example> examples, const Take& take) {
   std::vector<Group> groups;
-  std::vector<StartedPrompt> prompts;
   for (const Example& example : examples) {
     groups.push_back(group_of(example));
     groups.back().completions = {example.answer};
-    prompts.push_back(started(example));
   }
   in_parts(groups, [&](size_t first, size_t count) {
     const std::span<const Group> part(&groups[first], count);
+    std::vector<StartedPrompt> prompts;
+    for (const Example& example : examples.subspan(first, count)) prompts.push_back(started(example));
     std::vector<Learned> learned;
-    for (const auto& logps : completion_logps(model_, {&prompts[first], count}, part, limits_,
-                                              group_options_.logprob, /*prune=*/true, /*alike_once=*/false)) {
+    for (const auto& logps : completion_logps(model_, prompts, part, limits_, group_options_.logprob,
+                                              /*prune=*/true, /*alike_once=*/false)) {
       const at::Tensor loss = -logps[0].mean();
       const Group& group = part[learned.size()];
       learned.push_back({loss, values({loss.item<double>(), kept_share(group)}), {}});
