@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include "glimpse/engine/sampling.h"
 #include "glimpse/engine/sequence.h"
@@ -72,7 +73,7 @@ void roll_out(const Vlm& model, std::span<Group> groups, std::span<const Started
     Branch all;
     all.sequence.prompt.position_ids = group.prompt.position_ids;
     all.sequence.next_position = group.prompt.next_position;
-    all.sequence.cache = passes[i].cache;
+    all.sequence.cache = std::move(passes[i].cache);  // of which nobody else keeps hold
     group.completions.assign(static_cast<size_t>(options.completions), {});
     completions[i].reserve(group.completions.size());
     for (std::vector<int64_t>& ids : group.completions) {
