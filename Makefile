@@ -34,7 +34,7 @@ test-clients: build ## Run unmodified lmms-eval against the server; fetches what
 	@ctest --test-dir build/release --output-on-failure -R '^lmms_eval$$'
 
 .PHONY: bench
-bench: build ## Run the benchmarks (an hour on two cores, 40 GB of disk; tools/bench --quick: less); results in build/bench.json
+bench: build ## Run the benchmarks (up to an hour on two cores, 40 GB of disk; tools/bench --quick: less); results in build/bench.json
 	@tools/bench
 
 .PHONY: bench-serve
