@@ -11,8 +11,8 @@ namespace {
 
 constexpr int kMostReused = 128 << 20, kMostKept = 256 << 20;  // bytes
 
-[[maybe_unused]] const bool kReuses =
-    !std::getenv("GLIBC_TUNABLES") && mallopt(M_ARENA_MAX, 1) == 1 &&
-    mallopt(M_MMAP_THRESHOLD, kMostReused) == 1 && mallopt(M_TRIM_THRESHOLD, kMostKept) == 1;
+[[maybe_unused]] const bool kReuses = !std::getenv("GLIBC_TUNABLES") && mallopt(M_ARENA_MAX, 1) == 1 &&
+                                      mallopt(M_MMAP_THRESHOLD, kMostReused) == 1 &&
+                                      mallopt(M_TRIM_THRESHOLD, kMostKept) == 1;
 
 }  // namespace
