@@ -1,8 +1,8 @@
 // What a layer makes on its way has up to some 100 MB and is gone before the next one, which makes the same
 // again. By default glibc returns blocks of that size to the system at once, and each new one comes as
-// cleared pages, one fault for 4 KiB: 6 to 8 % of an answer with weights of 8 bits (docs/results.md). Here
-// they stay in the heap for the next layer, in one arena, as those of other threads are too small for them.
-// The free end of the heap is still given back. What the user has set stays.
+// cleared pages, one fault for 4 KiB (docs/results.md has what that takes). Here they stay in the heap for
+// the next layer, in one arena, as those of other threads are too small for them. The free end of the heap is
+// still given back. Who sets GLIBC_TUNABLES gets what that says.
 #include <malloc.h>
 
 #include <cstdlib>
