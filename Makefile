@@ -42,7 +42,7 @@ bench-serve: build ## Load the server with pruning and without (half an hour on 
 	@tools/bench_serve
 
 .PHONY: bench-peers
-bench-peers: build ## Time prefill, decoding and whole answers beside llama.cpp, OpenVINO and transformers; fetches them (40 GB, two and a half hours on two cores)
+bench-peers: build ## Time prefill, decoding and whole answers beside llama.cpp, OpenVINO and transformers; fetches them (50 GB, two and a half hours on two cores)
 	@tools/bench_peers --rounds 2
 	@tools/bench_peers --answers --visual 1024 --rounds 2
 	@tools/bench_peers --answers --visual 4096 --rounds 1 --json build/bench_answers_4096.json

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """The language model or the encoder of a Qwen2.5-VL checkpoint's shapes as a GGUF file with random weights, for timing llama.cpp.
 
-Usage: make_gguf.py --config CONFIG.json --bits bf16|int8|int4|q4_k_m --out FILE [--tokenizer MODEL]
-       make_gguf.py --config CONFIG.json --mmproj --out FILE
+Usage: make_gguf.py --model DIR --bits bf16|int8|int4|q4_k_m --out FILE
+       make_gguf.py --model DIR --mmproj --out FILE
+
+DIR is a checkpoint's, of which config.json, tokenizer and chat template are read (make_checkpoint.py --tokenizer writes one).
 
 int8 is Q8_0 throughout, int4 is Q4_0 with embeddings and head in Q6_K, as llama.cpp's own quantisation leaves them;
 q4_k_m is Q4_K with Q6_K for the head and, in about half of the layers, for attn_v and ffn_down, as in its Q4_K_M; the encoder has F16.
-Streamed: a block of random numbers is repeated, so little memory is needed. Without --tokenizer the vocabulary is empty words and the
-network reads text only; with the folder of a model (make_checkpoint.py --tokenizer writes one) it can be asked about pictures.
+Streamed: a block of random numbers is repeated, so little memory is needed.
 """
 import argparse
 import json
@@ -77,26 +78,13 @@ def vision_tensors(config):
     return out | {"v.post_ln.weight": ((d,), Type.F32)}
 
 
-def add_words(writer, size):
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
-    writer.add_token_list((letters + [f"<{i}>" for i in range(size)])[:size])
-    writer.add_token_types([gguf.TokenType.NORMAL] * size)
-    writer.add_token_merges(["! !"])
-    writer.add_eos_token_id(size - 1)
-
-
-def text_writer(out, config, tokenizer):
-    writer = gguf.GGUFWriter(out, "qwen2vl" if tokenizer else "qwen2")
+def text_writer(out, config, model):
+    writer = gguf.GGUFWriter(out, "qwen2vl")
     add_text_sizes(writer, config)
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    if tokenizer:
-        writer.add_rope_dimension_sections(config["rope_scaling"]["mrope_section"] + [0])
-        add_tokenizer(writer, tokenizer, config)
-    else:
-        add_words(writer, config["vocab_size"])
+    writer.add_rope_dimension_sections(config["rope_scaling"]["mrope_section"] + [0])
+    add_tokenizer(writer, model, config)
     return writer
 
 
@@ -140,18 +128,17 @@ def write_tensors(writer, listed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
     part = parser.add_mutually_exclusive_group(required=True)
     part.add_argument("--bits", choices=MATRICES, help="write the language model")
     part.add_argument("--mmproj", action="store_true", help="write the encoder")
-    parser.add_argument("--tokenizer", type=Path, help="folder of a model whose tokenizer and chat template the language model gets")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    config = json.loads(options.config.read_text())
+    config = json.loads((options.model / "config.json").read_text())
     if options.mmproj:
         write_tensors(vision_writer(options.out, config), vision_tensors(config))
     else:
-        write_tensors(text_writer(options.out, config, options.tokenizer), text_tensors(config, *MATRICES[options.bits]))
+        write_tensors(text_writer(options.out, config, options.model), text_tensors(config, *MATRICES[options.bits]))
 
 
 if __name__ == "__main__":
