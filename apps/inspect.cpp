@@ -5,7 +5,6 @@
 
 #include "flags.h"
 #include "glimpse/engine/memory_need.h"
-#include "glimpse/image/qwen_image.h"
 #include "glimpse/io/quantization.h"
 #include "glimpse/models/config.h"
 #include "glimpse/models/video_settings.h"
@@ -100,10 +99,9 @@ nlohmann::json minute_of_video(const MemoryNeed& need, const VideoOptions& optio
 }
 
 /// The most visual tokens that the checkpoint has a picture made into, where that depends on the picture.
-int64_t most_tokens(const Vlm& model, const ModelSource& source, const MemoryNeed& need) {
-  const nlohmann::json settings = source.settings("preprocessor_config.json");
-  if (settings.is_null() || model.has_class_token()) return INT64_MAX;
-  return QwenImageOptions::from_json(settings).max_pixels / need.token_pixels();
+int64_t most_tokens(const Vlm& model, const MemoryNeed& need) {
+  const auto range = model.pixel_range({});
+  return range ? range->most / need.token_pixels() : INT64_MAX;
 }
 
 /// What the model will need of this machine's memory, of whose images the largest.
@@ -205,8 +203,8 @@ int run(InspectFlags& flags, Interrupt& interrupt) {
       {"parts", parts_of(open_weights(*source))}};
   if (need) need->vision = vision_shape(source->config(), source->path());
   if (need)
-    out["memory"] = memory_of(*need, engine->model().max_positions(),
-                              most_tokens(engine->model(), *source, *need), fixed_tokens_of(engine->model()));
+    out["memory"] = memory_of(*need, engine->model().max_positions(), most_tokens(engine->model(), *need),
+                              fixed_tokens_of(engine->model()));
   if (need && engine->model().takes_videos())
     out["memory"]["minute_of_video"] = minute_of_video(*need, video_defaults(*source));
   const nlohmann::json config = source->config();

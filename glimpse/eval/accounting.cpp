@@ -64,8 +64,8 @@ double Accounting::overhead(const Pruner& pruner, const Cut& cut, const Answer& 
   double sum = pruner.operations(cut, sizes);
   if (cut.ahead != Cut::Ahead::none) sum += look_ahead_flops(decoder_, rows);
   if (taps.guide) {
-    const double end = cut.layer + 1;
-    sum += end * (layer_flops(decoder_, rows + 1) - layer_flops(decoder_, rows));
+    for (int64_t layer = 0; layer <= cut.layer; ++layer)
+      sum += layer_flops(decoder_, layer, rows + 1) - layer_flops(decoder_, layer, rows);
     sum += static_cast<double>(taps.attention_layers.size()) * 2 * q * (rows + 1);
   }
   if (cut.layer == 0 && vision_)
@@ -118,14 +118,15 @@ AnswerFlops Accounting::of(const Answer& answer, const PrunerChain& pruners) con
     }
     sizes.living = kept;
   }
-  for (const int64_t count : rows) out.prefill += layer_flops(decoder_, static_cast<double>(count));
+  for (int64_t layer = 0; layer < layers; ++layer)
+    out.prefill += layer_flops(decoder_, layer, static_cast<double>(rows[layer]));
   out.prefill += head_flops(decoder_);
   // The end token is not among the ids, but took a step to come.
   const auto ids = static_cast<int64_t>(answer.ids.size());
   const int64_t decoded = answer.finish_reason == "stop" ? ids : std::max<int64_t>(ids - 1, 0);
   for (int64_t token = 1; token <= decoded; ++token) {
-    for (const int64_t length : cached)
-      out.decode += step_flops(decoder_, static_cast<double>(length + token));
+    for (int64_t layer = 0; layer < layers; ++layer)
+      out.decode += step_flops(decoder_, layer, static_cast<double>(cached[layer] + token));
     out.decode += head_flops(decoder_);
   }
   return out;

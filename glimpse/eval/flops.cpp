@@ -51,8 +51,11 @@ double layer_weights(const DecoderConfig& c) {
   return c.hidden_size * (2 * q + 2 * kv + 3.0 * c.intermediate_size);
 }
 
-double layer_flops(const DecoderConfig& c, double rows) {
-  return 2 * rows * layer_weights(c) + 4.0 * c.heads * c.head_dim * rows * (rows + 1) / 2;
+double layer_flops(const DecoderConfig& c, int64_t l, double rows) {
+  const auto window = static_cast<double>(c.window(l));
+  const double unseen = window > 0 ? std::max(rows - window, 0.0) : 0;  // by the last row
+  const double pairs = (rows * (rows + 1) - unseen * (unseen + 1)) / 2;
+  return 2 * rows * layer_weights(c) + 4.0 * c.heads * c.head_dim * pairs;
 }
 
 double head_flops(const DecoderConfig& c) {
@@ -60,11 +63,14 @@ double head_flops(const DecoderConfig& c) {
 }
 
 double prefill_flops(const DecoderConfig& c, double rows) {
-  return c.layers * layer_flops(c, rows) + head_flops(c);
+  double sum = head_flops(c);
+  for (int64_t l = 0; l < c.layers; ++l) sum += layer_flops(c, l, rows);
+  return sum;
 }
 
-double step_flops(const DecoderConfig& c, double length) {
-  return 2 * layer_weights(c) + 4.0 * c.heads * c.head_dim * length;
+double step_flops(const DecoderConfig& c, int64_t l, double length) {
+  const auto window = static_cast<double>(c.window(l));
+  return 2 * layer_weights(c) + 4.0 * c.heads * c.head_dim * (window > 0 ? std::min(length, window) : length);
 }
 
 double look_ahead_flops(const DecoderConfig& c, double rows) {
@@ -73,9 +79,10 @@ double look_ahead_flops(const DecoderConfig& c, double rows) {
 }
 
 double pruned_prefill_flops(const DecoderConfig& c, const VipConfig& vip, double rows, double visual,
-                            double left, double cut) {
-  return (cut + 1) * layer_flops(c, rows + 1) + vip.operations(visual) +
-         (c.layers - cut - 1) * layer_flops(c, left) + head_flops(c);
+                            double left, int64_t cut) {
+  double sum = vip.operations(visual) + head_flops(c);
+  for (int64_t l = 0; l < c.layers; ++l) sum += layer_flops(c, l, l <= cut ? rows + 1 : left);
+  return sum;
 }
 
 double kv_row_bytes(const DecoderConfig& c) {

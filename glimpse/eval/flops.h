@@ -31,19 +31,20 @@ double text_flops(const TextTower& tower, double rows);
 
 /// Numbers in the linear weights of one decoder layer.
 double layer_weights(const DecoderConfig& c);
-/// One layer on the `rows` first rows of a sequence; causal attention has rows (rows + 1) / 2 pairs.
-double layer_flops(const DecoderConfig& c, double rows);
+/// Layer `l` on the `rows` first rows of a sequence; causal attention has rows (rows + 1) / 2 pairs, fewer
+/// with a window.
+double layer_flops(const DecoderConfig& c, int64_t l, double rows);
 double head_flops(const DecoderConfig& c);
 /// Language model on `rows` embedded rows, logits of the last one.
 double prefill_flops(const DecoderConfig& c, double rows);
-/// One more row after a cache of `length` rows in one layer, the new one included.
-double step_flops(const DecoderConfig& c, double length);
+/// One more row after a cache of `length` rows in layer `l`, the new one included.
+double step_flops(const DecoderConfig& c, int64_t l, double length);
 /// How one layer would let the last of `rows` rows attend to all of them: its keys, one query, the logits.
 double look_ahead_flops(const DecoderConfig& c, double rows);
 
 /// Prefill that has the guide token up to layer `cut` (included) and `left` rows after it.
 double pruned_prefill_flops(const DecoderConfig& c, const VipConfig& vip, double rows, double visual,
-                            double left, double cut);
+                            double left, int64_t cut);
 
 /// Bytes of keys and values of one row in all layers (bf16).
 double kv_row_bytes(const DecoderConfig& c);

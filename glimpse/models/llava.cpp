@@ -179,11 +179,16 @@ const Tokenizer& Llava::tokenizer() const {
   return *tokenizer_;
 }
 
-Prompt Llava::prompt(const std::vector<Message>& messages, const std::vector<Medium>& media,
-                     const ImageBounds& bounds) const {
+std::optional<PixelRange> Llava::pixel_range(const ImageBounds& bounds) const {
   check(!bounds.min_pixels && !bounds.max_pixels && !bounds.reference(),
         "image bounds: this model's encoder sees ", visual_.image_size(), " x ", visual_.image_size(),
         " pixels at a time; leave out min-pixels, max-pixels and the reference preprocessing");
+  return std::nullopt;
+}
+
+Prompt Llava::prompt(const std::vector<Message>& messages, const std::vector<Medium>& media,
+                     const ImageBounds& bounds) const {
+  pixel_range(bounds);
   check(media.empty() || image_options_, dir_.string(), no_preprocessor);
   std::vector<Patches> patches;
   patches.reserve(media.size());

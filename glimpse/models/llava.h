@@ -39,6 +39,7 @@ class Llava : public Vlm {
   int64_t shallow_block() const override { return 5 * visual_.depth() / 24; }  // 5 in CLIP-L's 24 (VScan)
   bool has_class_token() const override { return true; }
   int64_t max_positions() const override { return rope_.context(); }
+  std::optional<PixelRange> pixel_range(const ImageBounds& bounds) const override;
 
   Prompt prompt(const std::vector<Message>& messages, const std::vector<Medium>& media,
                 const ImageBounds& bounds) const override;

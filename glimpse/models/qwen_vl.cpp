@@ -129,9 +129,7 @@ bool QwenVl::takes_videos() const {
          tokenizer_->token_id("<|video_pad|>") == mrope_.video_token;
 }
 
-Prompt QwenVl::prompt(const std::vector<Message>& messages, const std::vector<Medium>& media,
-                      const ImageBounds& bounds) const {
-  check(media.empty() || image_options_, dir_.string(), no_preprocessor);
+QwenImageOptions QwenVl::image_options(const ImageBounds& bounds) const {
   check(defaults_.evaluated || !bounds.reference(),
         "image bounds: the published evaluation knows no model of this kind; leave out the reference "
         "preprocessing");
@@ -141,6 +139,19 @@ Prompt QwenVl::prompt(const std::vector<Message>& messages, const std::vector<Me
   if (bounds.max_pixels) options.max_pixels = *bounds.max_pixels;
   check(options.min_pixels > 0 && options.min_pixels <= options.max_pixels, "image bounds: min-pixels ",
         options.min_pixels, " must be positive and at most max-pixels ", options.max_pixels);
+  return options;
+}
+
+std::optional<PixelRange> QwenVl::pixel_range(const ImageBounds& bounds) const {
+  const QwenImageOptions options = image_options(bounds);
+  if (!image_options_) return std::nullopt;
+  return PixelRange{options.min_pixels, options.max_pixels};
+}
+
+Prompt QwenVl::prompt(const std::vector<Message>& messages, const std::vector<Medium>& media,
+                      const ImageBounds& bounds) const {
+  check(media.empty() || image_options_, dir_.string(), no_preprocessor);
+  const QwenImageOptions options = image_options(bounds);
   std::vector<Patches> patches;
   for (const Medium& medium : media)
     patches.push_back(is_video(medium) ? qwen_patches(std::get<Video>(medium), *video_options_)

@@ -33,6 +33,7 @@ class QwenVl : public Vlm {
   const Tokenizer& tokenizer() const override;
   bool has_class_token() const override { return false; }
   int64_t max_positions() const override { return rope_.context(); }
+  std::optional<PixelRange> pixel_range(const ImageBounds& bounds) const override;
   bool takes_videos() const override;
 
  protected:
@@ -63,6 +64,9 @@ class QwenVl : public Vlm {
   Decoder decoder_;
 
  private:
+  /// How pictures are prepared within `bounds`. Throws Error for bounds that cannot be had.
+  QwenImageOptions image_options(const ImageBounds& bounds) const;
+
   const Defaults defaults_;
   const QwenChat chat_;
   std::unique_ptr<Tokenizer> tokenizer_;  // null for checkpoints without one (golden data)

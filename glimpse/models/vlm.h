@@ -39,6 +39,11 @@ struct TextTower {
   int64_t width = 0;  ///< P, of the shared space
 };
 
+/// How many pixels a picture may be made to have.
+struct PixelRange {
+  int64_t least = 0, most = 0;
+};
+
 /// A vision-language model family: what differs between families, and nothing else.
 class Vlm {
  public:
@@ -90,6 +95,9 @@ class Vlm {
   virtual int64_t shallow_block() const = 0;
   virtual bool has_class_token() const = 0;
   virtual int64_t max_positions() const = 0;
+  /// What pictures are brought into within `bounds`; nothing where the encoder sees all at sizes of its own,
+  /// or the checkpoint does not say how they are prepared. Throws Error for bounds that cannot be had.
+  virtual std::optional<PixelRange> pixel_range(const ImageBounds& bounds) const = 0;
   /// Whether messages may show videos: the family knows them, and this checkpoint has what they need.
   virtual bool takes_videos() const { return false; }
 

@@ -103,7 +103,7 @@ at::Tensor Decoder::attend(int64_t l, const at::Tensor& n, const RaggedBatch& ba
   q = apply_rope(q, batch.rope);
   k = apply_rope(k, batch.rope);
 
-  const int64_t window = config_.windows.empty() ? 0 : config_.windows[l];
+  const int64_t window = config_.window(l);
   // Prompts from their first rows on attend among the rows at hand, all in one call where there is one for
   // them.
   Segments segments;

@@ -24,6 +24,8 @@ struct DecoderConfig {
   bool tied_head = false;             ///< lm_head is the embedding matrix
   std::vector<int64_t> windows = {};  ///< of each layer how many rows one sees, itself the last; 0: all.
                                       ///< Empty: all everywhere. Rows that were pruned are not among them
+
+  int64_t window(int64_t layer) const { return windows.empty() ? 0 : windows[layer]; }
 };
 
 /// Attention that is asked for: the scaled logits [H, keys] float32 of one of a sequence's rows over the keys

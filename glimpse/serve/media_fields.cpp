@@ -104,8 +104,11 @@ void read_given(const json& body, const Served& served, ChatCall& call) {
                                     std::pair("max_pixels", call.request.bounds.max_pixels)})
     if (pixels.value_or(0) > kMostPixels)
       wrong(concat(where, ".", key), concat("at most ", kMostPixels, " pixels are allowed"));
-  if (const auto& [least, most, kind] = call.request.bounds; least && most && *least > *most)
-    wrong(concat(where, ".min_pixels"), concat(*least, " is more than max_pixels ", *most));
+  const auto& [least, most, preprocessing] = call.request.bounds;
+  in_field(concat(where, least  ? ".min_pixels"
+                         : most ? ".max_pixels"
+                                : ".preprocessing"),
+           [&] { served.engine->model().pixel_range(call.request.bounds); });
   read_video_settings(from, concat(where, "."), served, call);
   call.video.min_pixels = call.request.bounds.min_pixels;
   call.video.max_pixels = call.request.bounds.max_pixels;

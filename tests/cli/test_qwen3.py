@@ -92,6 +92,15 @@ class Qwen3(CliTest):
     def test_inspect(self):
         text = self.ok("inspect", "-m", self.qwen3())
         self.assertIn("7 layers, hidden 48", text)
+        # A preprocessor_config.json that leaves out the bounds has Qwen3-VL's, 4096 x 4096 pixels at most.
+        config, preprocessor = (json.loads((GOLDEN / "base" / name).read_text()) for name in ("config.json", "preprocessor_config.json"))
+        config["text_config"]["max_position_embeddings"] = 32768
+        del preprocessor["size"]
+        for name, changed in (("config.json", config), ("preprocessor_config.json", preprocessor)):
+            (self.qwen3() / name).unlink()
+            (self.qwen3() / name).write_text(json.dumps(changed))
+        memory = json.loads(self.ok("inspect", "--json", "-m", self.qwen3()))["memory"]
+        self.assertEqual(memory["largest_image"], {"visual_tokens": 16384, "limit": "max_pixels", "side_pixels": 4096})
 
     def test_weights(self):
         plain = self.ask_qwen3(*FP32, "-n", "8")

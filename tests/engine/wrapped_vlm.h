@@ -40,6 +40,9 @@ class WrappedVlm : public Vlm {
   int64_t shallow_block() const override { return inner_.shallow_block(); }
   bool has_class_token() const override { return inner_.has_class_token(); }
   int64_t max_positions() const override { return inner_.max_positions(); }
+  std::optional<PixelRange> pixel_range(const ImageBounds& bounds) const override {
+    return inner_.pixel_range(bounds);
+  }
 
  private:
   class Ready : public Encoding {

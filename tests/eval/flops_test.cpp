@@ -66,6 +66,32 @@ TEST_CASE("operations of whole answers, for every method") {
     }
 }
 
+TEST_CASE("layers with a sliding window") {
+  if (!test::test_device().is_cpu()) return;
+  const test::BrokenModel folder;
+  folder.edit_json("config.json", [](nlohmann::json& c) {
+    c["use_sliding_window"] = true;
+    c["sliding_window"] = 12;
+    c["max_window_layers"] = 1;
+  });
+  const auto engine = Engine::load(
+      {.model = folder.dir(), .new_modules = {(test::tiny_dir() / "new_modules").string()}, .dtype = "fp32"});
+  const Accounting sliding(*engine, *open_model_dir(folder.dir()));
+  for (const char* method : {"none", "glimpse", "random(keep=0.5,layer=-1)+glimpse"}) {
+    CAPTURE(method);
+    const Request request = row_request(3, method);
+    FlopCount count;
+    const Answer answer = engine->ask(request);
+    const auto counted = static_cast<double>(count.take());
+    const PrunerChain chain = make_pruners(method, engine->pruner_context());
+    const AnswerFlops formula = sliding.of(answer, chain);
+    check_near(counted - *formula.vision, formula.total() - *formula.vision, 2e-3);
+    const AnswerFlops all = accounting().of(answer, chain);
+    CHECK(formula.prefill < all.prefill);
+    CHECK(formula.decode < all.decode);
+  }
+}
+
 TEST_CASE("operations stage by stage") {
   const Request request = row_request(5, "none");
   const Engine& engine = tiny_engine();
