@@ -6,6 +6,7 @@
 #include "glimpse/engine/prefill.h"
 #include "glimpse/engine/session.h"
 #include "golden/inputs.h"
+#include "sliding_model.h"
 
 #undef CHECK
 #include <doctest/doctest.h>
@@ -75,12 +76,7 @@ TEST_CASE("further questions about an image: the same answers, scores to 1e-5") 
 
 TEST_CASE("layers with a sliding window: prefixes and batches change nothing") {
   if (!test::test_device().is_cpu()) return;
-  const test::BrokenModel folder;
-  folder.edit_json("config.json", [](nlohmann::json& c) {
-    c["use_sliding_window"] = true;
-    c["sliding_window"] = 12;
-    c["max_window_layers"] = 1;
-  });
+  const test::SlidingModel folder;
   const auto caching = caching_engine(256, folder.dir()), plain = caching_engine(0, folder.dir());
   std::vector<Request> requests;
   bool differs = false;

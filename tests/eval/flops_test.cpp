@@ -6,6 +6,7 @@
 #include "glimpse/nn/flop_count.h"
 #include "golden/inputs.h"
 #include "io/scratch.h"
+#include "sliding_model.h"
 
 using namespace glimpse;
 using test::row_request;
@@ -68,12 +69,7 @@ TEST_CASE("operations of whole answers, for every method") {
 
 TEST_CASE("layers with a sliding window") {
   if (!test::test_device().is_cpu()) return;
-  const test::BrokenModel folder;
-  folder.edit_json("config.json", [](nlohmann::json& c) {
-    c["use_sliding_window"] = true;
-    c["sliding_window"] = 12;
-    c["max_window_layers"] = 1;
-  });
+  const test::SlidingModel folder;
   const auto engine = Engine::load(
       {.model = folder.dir(), .new_modules = {(test::tiny_dir() / "new_modules").string()}, .dtype = "fp32"});
   const Accounting sliding(*engine, *open_model_dir(folder.dir()));
